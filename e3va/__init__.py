@@ -1,0 +1,25 @@
+"""E³VA: memory-efficient fine-tuning of Swin backbones along an adapter highway.
+
+The core, which needs torch alone. ``e3va.detectron2`` is the Detectron2 host.
+"""
+
+from .adapter import Adapter
+from .backbone import E3VABackbone
+from .errors import UserError
+from .highway import Highway
+from .presets import PRESETS, SwinPreset
+from .trunk import Stage, SwinTrunk, TrunkNotFrozenError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Adapter",
+    "E3VABackbone",
+    "Highway",
+    "Stage",
+    "SwinPreset",
+    "SwinTrunk",
+    "TrunkNotFrozenError",
+    "UserError",
+]

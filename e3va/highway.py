@@ -1,0 +1,150 @@
+"""The highway: where the adapters' outputs add up beside the trunk.
+
+It consumes the trunk's stages one after another and knows nothing of how they are made; gradients
+run along it alone (arXiv 2306.09729, section 3.2).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import Adapter
+from .errors import UserError
+from .trunk import PatchMerging, Stage
+
+DOWNSAMPLE_FORMS = ("offset", "direct")
+
+
+class HighwayStage(nn.Module):
+    """The trained modules of one stage: two adapters for each block, and the pyramid norm.
+
+    Args:
+        dim: channels C_s.
+        depth: blocks L_s.
+        make_adapter: ``dim -> module`` that maps (tap [B, T, C], H, W) to [B, T, C]; None builds
+            no adapters (a ``frozen`` backbone).
+        out_norm: whether this stage is a pyramid level and so has a norm.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        make_adapter: Callable[[int], nn.Module] | None,
+        out_norm: bool,
+    ):
+        super().__init__()
+        count = depth if make_adapter else 0
+        self.msa = nn.ModuleList(make_adapter(dim) for _ in range(count))
+        self.mlp = nn.ModuleList(make_adapter(dim) for _ in range(count))
+        # Not called "norm": the classification norm of published Swin files ends in "norm.weight"
+        # and Detectron2 matches names by their endings when asked to.
+        self.out_norm = nn.LayerNorm(dim) if out_norm else None
+
+    def forward(self, stage: Stage, h: Tensor | None) -> Tensor | None:
+        """``h + Σ_l [A^msa_l(a_l) + A^mlp_l(m_l)]`` [B, T, C]; None stands for zero.
+
+        The sum is at least float32, also under autocast: it is small beside the residual stream
+        that it is added to.
+        """
+        for adapters, taps in ((self.msa, stage.msa), (self.mlp, stage.mlp)):
+            for adapter, tap in zip(adapters, taps, strict=bool(adapters)):
+                offset = adapter(tap, stage.height, stage.width)
+                h = _at_least_float32(offset) if h is None else _at_least_float32(h) + offset
+        return h
+
+
+class Highway(nn.Module):
+    """Parallel highway over the stages of a trunk.
+
+    In stage s, with the taps a (``msa``) and m (``mlp``) of its blocks::
+
+        h_s        = h_s^in + Σ_l [A^msa_{s,l}(a_{s,l}) + A^mlp_{s,l}(m_{s,l})],   h_0^in = 0
+        out_s      = LN_s(x_s + h_s)
+        h_{s+1}^in = PM_s(x_s + h_s) − PM_s(x_s)      downsample="offset"
+                   = PM_s(h_s)                        downsample="direct", the paper's figure
+
+    PM_s is the trunk's own frozen patch merging: the highway uses it and holds no copy.
+
+    Args:
+        dims: channels C_s of the trunk's stages.
+        depths: blocks L_s of the trunk's stages.
+        out_stages: the stages that are pyramid levels, ascending.
+        make_adapter: ``dim -> module`` (tap [B, T, C], H, W) → [B, T, C]; None for none at all.
+        downsample: ``"offset"`` or ``"direct"``.
+
+    Raises:
+        UserError: an unknown ``downsample``, or ``out_stages`` that the trunk does not have.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        *,
+        out_stages: Sequence[int] = (0, 1, 2, 3),
+        make_adapter: Callable[[int], nn.Module] | None = Adapter,
+        downsample: str = "offset",
+    ):
+        super().__init__()
+        if downsample not in DOWNSAMPLE_FORMS:
+            raise UserError(f"downsample {downsample!r}: expected one of {DOWNSAMPLE_FORMS}")
+        out_stages = tuple(out_stages)
+        if not out_stages or any(s not in range(len(dims)) for s in out_stages):
+            raise UserError(f"out_stages {out_stages}: expected some of {tuple(range(len(dims)))}")
+        self.downsample = downsample
+        self.out_stages = out_stages
+        # Stages after the last pyramid level would train nothing: they are not built.
+        self.stages = nn.ModuleList(
+            HighwayStage(dims[s], depths[s], make_adapter, s in out_stages)
+            for s in range(max(out_stages) + 1)
+        )
+
+    def advance(
+        self, stage: Stage, h_in: Tensor | None, patch_merging: PatchMerging | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Consume one stage.
+
+        Args:
+            stage: the trunk's stage s.
+            h_in: ``h_s^in`` [B, T_s, C_s], None for zero.
+            patch_merging: PM_s, None after the last stage.
+
+        Returns:
+            ``out_s`` [B, C_s, H_s, W_s] (None if stage s is no pyramid level) and ``h_{s+1}^in``
+            [B, T_{s+1}, C_{s+1}] (None for zero). With these two in hand any number of highways
+            can share one pass of a trunk.
+        """
+        own = self.stages[stage.index]
+        h = own(stage, h_in)
+        joined = stage.out if h is None else stage.out + h
+        out = None
+        if own.out_norm is not None:
+            out = own.out_norm(joined).transpose(1, 2)
+            out = out.unflatten(2, (stage.height, stage.width)).contiguous()
+        if h is None or stage.index + 1 == len(self.stages) or patch_merging is None:
+            return out, None
+        if self.downsample == "direct":
+            return out, patch_merging(h, stage.height, stage.width)
+        return out, patch_merging.difference(joined, stage.out, stage.height, stage.width)
+
+    def forward(
+        self, stages: Iterable[Stage], patch_mergings: Sequence[PatchMerging | None]
+    ) -> list[Tensor]:
+        """Consume a trunk's stages as they come.
+
+        Returns:
+            ``out_s`` [B, C_s, H_s, W_s] for each s of ``out_stages``, in ascending order.
+        """
+        outputs, h = [], None
+        for stage in stages:
+            out, h = self.advance(stage, h, patch_mergings[stage.index])
+            if out is not None:
+                outputs.append(out)
+            del stage  # or its taps would live on while the trunk computes the next stage
+        return outputs
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

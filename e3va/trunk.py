@@ -1,0 +1,356 @@
+"""The trunk: a Swin Transformer that runs forward once, without autograd, and lends out its taps.
+
+Module names are those of the official Swin repository, so that published weights load as they are.
+Where implementations of Swin differ on maps that windows do not tile, this one follows the official
+detection code and Detectron2: a map is padded on the right and below with zeros after the first
+norm, then shifted, and the shift stays on when a single window covers the map.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UserError
+from .presets import SwinPreset, get_preset
+
+PATCH = 4  # pixels; all published Swins
+TAPS = ("residual", "sublayer")
+
+
+class TrunkNotFrozenError(RuntimeError):
+    """A frozen trunk's parameter requires grad, has a gradient, or sits in an optimizer."""
+
+
+@dataclass
+class Stage:
+    """What a highway reads of one stage s of the trunk. No tensor requires grad (frozen trunk).
+
+    Attributes:
+        index: s.
+        msa: one tap [B, T_s, C_s] for each block, from its window attention.
+        mlp: one tap [B, T_s, C_s] for each block, from its MLP.
+        out: x_s [B, T_s, C_s], the residual stream after the last block.
+        merged: PM_s(x_s) [B, T_{s+1}, C_{s+1}]; None after the last stage.
+        height, width: H_s and W_s in tokens, T_s = H_s · W_s.
+    """
+
+    index: int
+    msa: list[Tensor]
+    mlp: list[Tensor]
+    out: Tensor
+    merged: Tensor | None
+    height: int
+    width: int
+
+
+class PatchEmbed(nn.Module):
+    """Images [B, 3, H, W] to tokens [B, ceil(H/4), ceil(W/4), C]: padding, convolution, norm."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=PATCH, stride=PATCH)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % PATCH, 0, -height % PATCH))
+        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows, with relative position bias (section 3.2)."""
+
+    def __init__(self, dim: int, num_heads: int, window: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.window = window
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window - 1) ** 2, num_heads)
+        )
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        # Derived from the window alone, so it is no part of the state.
+        self.register_buffer("position_index", relative_position_index(window), persistent=False)
+
+    def bias(self) -> Tensor:
+        """The relative position bias [heads, N, N] of the N = window² tokens of a window."""
+        tokens = self.window**2
+        table = self.relative_position_bias_table[self.position_index]
+        return table.view(tokens, tokens, self.num_heads).permute(2, 0, 1)
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend within [B, nW, N, C]; ``mask`` [nW, N, N] is added to the attention's logits."""
+        batch, count, tokens, dim = windows.shape
+        qkv = self.qkv(windows).view(batch * count, tokens, 3, self.num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        bias = self.bias().to(query.dtype)[None]
+        if mask is not None:
+            bias = bias + mask.to(query.dtype)[:, None]
+            bias = bias.repeat(batch, 1, 1, 1)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return self.proj(out.transpose(1, 2).reshape(batch, count, tokens, dim))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwinBlock(nn.Module):
+    """One Swin block: (shifted) window attention, then an MLP, each added to the residual stream.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        window: window side in tokens.
+        shift: cyclic shift in tokens, 0 or window // 2.
+        mlp_ratio: hidden width of the MLP over C.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window: int, shift: int, mlp_ratio: float):
+        super().__init__()
+        self.window = window
+        self.shift = shift
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def window_attention(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The (S)W-MSA sublayer on [B, H, W, C], same shape out."""
+        height, width = x.shape[1:3]
+        side = self.window
+        x = F.pad(self.norm1(x), (0, 0, 0, -width % side, 0, -height % side))
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
+        padded = x.shape[1:3]
+        x = from_windows(self.attn(to_windows(x, side), mask if self.shift else None), padded, side)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), dims=(1, 2))
+        return x[:, :height, :width]
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Run on the residual stream [B, H, W, C].
+
+        Returns:
+            the attention's output, the stream after it, the MLP's output, the stream after that;
+            all [B, H, W, C].
+        """
+        attended = self.window_attention(x, mask)
+        after_msa = x + attended
+        projected = self.mlp(self.norm2(after_msa))
+        return attended, after_msa, projected, after_msa + projected
+
+
+class PatchMerging(nn.Module):
+    """Downsampling by two: each 2×2 tokens are joined, normalised and reduced to 2C channels."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """[B, H·W, C] → [B, ceil(H/2)·ceil(W/2), 2C]; odd maps are padded with zeros."""
+        return self.reduction(self._join(x, height, width))
+
+    def difference(self, x: Tensor, base: Tensor, height: int, width: int) -> Tensor:
+        """``self(x) − self(base)``, with the subtraction before the linear reduction.
+
+        In half precision the two results would agree in most of their digits, and their difference
+        would be rounding noise; here it is exactly zero for equal inputs in any precision.
+        """
+        return self.reduction(self._join(x, height, width) - self._join(base, height, width))
+
+    def _join(self, x: Tensor, height: int, width: int) -> Tensor:
+        x = x.unflatten(1, (height, width))
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return self.norm(torch.cat(corners, dim=-1).flatten(1, 2))
+
+
+class SwinStage(nn.Module):
+    """The blocks of one stage, shifted windows in every second, and its patch merging."""
+
+    def __init__(self, preset: SwinPreset, index: int):
+        super().__init__()
+        dim, heads = preset.dims[index], preset.num_heads[index]
+        self.window = preset.window
+        self.shift = preset.window // 2
+        self.blocks = nn.ModuleList(
+            SwinBlock(dim, heads, preset.window, self.shift * (block % 2), preset.mlp_ratio)
+            for block in range(preset.depths[index])
+        )
+        last = index + 1 == len(preset.depths)
+        self.downsample = None if last else PatchMerging(dim)
+
+    def forward(self, x: Tensor, index: int, taps: str | None) -> Stage:
+        """Run the stage on [B, H, W, C]; see :meth:`SwinTrunk.stages` for ``taps``."""
+        height, width = x.shape[1:3]
+        mask = shift_mask(height, width, self.window, self.shift, x.device)
+        msa, mlp = [], []
+        for block in self.blocks:
+            attended, after_msa, projected, x = block(x, mask)
+            if taps is not None:
+                residual = taps == "residual"
+                msa.append((after_msa if residual else attended).flatten(1, 2))
+                mlp.append((x if residual else projected).flatten(1, 2))
+        out = x.flatten(1, 2)
+        merged = self.downsample(out, height, width) if self.downsample is not None else None
+        return Stage(index, msa, mlp, out, merged, height, width)
+
+
+class SwinTrunk(nn.Module):
+    """A Swin Transformer that turns images into stages, one after another.
+
+    Frozen (the default), it runs without autograd, its parameters never require grad, and it stays
+    in evaluation mode whatever ``train()`` says. ``frozen=False`` makes it an ordinary trainable
+    Swin, the ``full`` fine-tuning that the highway is compared with. It has neither dropout nor
+    stochastic depth: a frozen trunk never uses them.
+
+    Args:
+        preset: a name of :data:`e3va.presets.PRESETS`, or a geometry.
+        frozen: whether the trunk is outside autograd.
+
+    Raises:
+        UserError: no such preset.
+    """
+
+    def __init__(self, preset: str | SwinPreset = "swin_t", *, frozen: bool = True):
+        super().__init__()
+        self.preset = get_preset(preset)
+        self.frozen = frozen
+        self.patch_embed = PatchEmbed(self.preset.embed_dim)
+        self.absolute_pos_embed = None
+        if self.preset.absolute_position:
+            side = self.preset.pretrain_size // PATCH
+            grid = torch.zeros(1, self.preset.embed_dim, side, side)
+            self.absolute_pos_embed = nn.Parameter(grid)
+            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+        self.layers = nn.ModuleList(
+            SwinStage(self.preset, index) for index in range(len(self.preset.depths))
+        )
+        self.apply(_init_linear)
+        if frozen:
+            self.requires_grad_(False)
+            self.eval()
+
+    @property
+    def patch_mergings(self) -> list[PatchMerging | None]:
+        """PM_s of each stage; None for the last."""
+        return [layer.downsample for layer in self.layers]
+
+    def train(self, mode: bool = True) -> "SwinTrunk":
+        """Set the training mode; a frozen trunk stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+    def stages(
+        self, images: Tensor, taps: str | None = "residual", count: int | None = None
+    ) -> Iterator[Stage]:
+        """Run forward, giving each stage as soon as it is computed.
+
+        Args:
+            images: [B, 3, H, W], normalised as the trunk's pretraining was; any H, W ≥ 1.
+            taps: ``"residual"``, the residual stream after each sublayer has been added;
+                ``"sublayer"``, the sublayers' outputs before; None, no taps at all.
+            count: how many stages to run, all by default.
+
+        Raises:
+            UserError: an unknown ``taps``, or images of another shape.
+        """
+        if taps is not None and taps not in TAPS:
+            raise UserError(f"taps {taps!r}: expected one of {TAPS}, or None")
+        if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
+            raise UserError(f"images of shape {list(images.shape)}: expected [B, 3, H, W]")
+        x = self._run(self._embed, images)
+        for index, layer in enumerate(self.layers[:count]):
+            stage = self._run(layer, x, index, taps)
+            if stage.merged is not None:
+                x = stage.merged.unflatten(1, (-(-stage.height // 2), -(-stage.width // 2)))
+            yield stage
+            del stage  # the consumer decides what lives on
+
+    def _run(self, function, *args):
+        # Not around the generator: a grad mode set across a yield would leak into the consumer.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return function(*args)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        x = self.patch_embed(images)
+        if self.absolute_pos_embed is not None:
+            grid = F.interpolate(self.absolute_pos_embed, size=x.shape[1:3], mode="bicubic")
+            x = x + grid.permute(0, 2, 3, 1)
+        return x
+
+    def check_frozen(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Prove that no parameter of the trunk can change.
+
+        Raises:
+            TrunkNotFrozenError: one requires grad, has a ``.grad``, or sits in ``optimizer``.
+        """
+        optimized = set()
+        if optimizer is not None:
+            optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                raise TrunkNotFrozenError(f"trunk parameter {name} requires grad")
+            if parameter.grad is not None:
+                raise TrunkNotFrozenError(f"trunk parameter {name} got a gradient")
+            if id(parameter) in optimized:
+                raise TrunkNotFrozenError(f"trunk parameter {name} is in the optimizer")
+
+
+def to_windows(x: Tensor, side: int) -> Tensor:
+    """[B, H, W, C] with sides that ``side`` divides → [B, nW, side², C], windows in row order."""
+    x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))
+    return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
+
+
+def from_windows(windows: Tensor, size: tuple[int, int], side: int) -> Tensor:
+    """The inverse of :func:`to_windows` for a map of ``size`` (H, W)."""
+    rows, columns = size[0] // side, size[1] // side
+    x = windows.unflatten(2, (side, side)).unflatten(1, (rows, columns))
+    return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
+
+
+def relative_position_index(window: int) -> Tensor:
+    """Row of the bias table for each pair of tokens of a window, flattened to [N · N], int64."""
+    position = torch.stack(
+        torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    ).flatten(1)
+    offset = position[:, :, None] - position[:, None, :] + window - 1
+    return (offset[0] * (2 * window - 1) + offset[1]).flatten()
+
+
+def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """The mask [nW, N, N] of shifted windows: 0 between tokens that are neighbours in the image,
+    −100 (Swin's own value) between those that the cyclic shift brought together."""
+
+    def regions(size: int) -> Tensor:
+        padded = math.ceil(size / window) * window
+        index = torch.arange(padded, device=device)
+        return (index >= padded - window).int() + (index >= padded - shift).int()
+
+    region = regions(height)[:, None] * 3 + regions(width)[None, :]
+    region = to_windows(region[None, :, :, None], window)[0, :, :, 0]
+    differs = region[:, :, None] != region[:, None, :]
+    return torch.zeros(differs.shape, device=device).masked_fill_(differs, -100.0)
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
