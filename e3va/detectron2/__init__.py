@@ -1,0 +1,39 @@
+"""The Detectron2 host: E³VA backbones in its registry, and training and inference over its parts.
+
+Importing it registers ``build_e3va_swin_backbone``, ``build_e3va_swin_fpn_backbone`` and
+``build_retinanet_e3va_swin_fpn_backbone`` in Detectron2's ``BACKBONE_REGISTRY``.
+
+Raises:
+    UserError: Detectron2 is not installed.
+"""
+
+import warnings
+
+from ..optional import require
+
+require("detectron2", "e3va.detectron2")
+
+with warnings.catch_warnings():
+    # torch's, about what Detectron2 does while it is imported; no user of ours can act on them.
+    warnings.simplefilter("ignore", FutureWarning)
+    from .backbone import (
+        E3VASwin,
+        build_e3va_swin_backbone,
+        build_e3va_swin_fpn_backbone,
+        build_retinanet_e3va_swin_fpn_backbone,
+    )
+    from .config import add_e3va_config, apply_overrides, load_config
+    from .predictor import LazyPredictor
+    from .trainer import HighwayTrainer
+
+__all__ = [
+    "E3VASwin",
+    "HighwayTrainer",
+    "LazyPredictor",
+    "add_e3va_config",
+    "apply_overrides",
+    "build_e3va_swin_backbone",
+    "build_e3va_swin_fpn_backbone",
+    "build_retinanet_e3va_swin_fpn_backbone",
+    "load_config",
+]

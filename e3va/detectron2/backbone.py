@@ -1,0 +1,130 @@
+"""E³VA-wrapped Swin backbones as Detectron2 knows backbones."""
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import nn
+
+from ..backbone import LEVELS, E3VABackbone
+from ..errors import UserError
+from ..trunk import PATCH, SwinTrunk
+
+
+class E3VASwin(E3VABackbone, Backbone):
+    """:class:`e3va.E3VABackbone` with Detectron2's backbone contract; the arguments are the same.
+
+    For LazyConfig, ``L(E3VASwin)(preset="swin_t")``. Its trunk is frozen when it is built, so any
+    training loop can train it.
+    """
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each pyramid level."""
+        dims = self.trunk.preset.dims
+        return {
+            name: ShapeSpec(channels=dims[level], stride=PATCH * 2**level)
+            for level, name in enumerate(LEVELS)
+            if name in self.out_features
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        """The largest stride: at such sizes every level is exactly the image's size / stride.
+
+        Other sizes work too (levels are then rounded up); what joins levels, as FPN does, needs it.
+        """
+        return max(shape.stride for shape in self.output_shape().values())
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """See :class:`detectron2.modeling.Backbone`; there is no need of square images."""
+        return {"size_divisibility": self.size_divisibility}
+
+
+def model_parts(model: nn.Module) -> dict[str, nn.Module | None]:
+    """The parts of a Detectron2 model by which parameters and memory are reported.
+
+    ``neck`` is None if the backbone has none.
+
+    Raises:
+        UserError: the model has no backbone with a trunk.
+    """
+    trunk = find_backbone(model)
+    neck = [m for m in model.backbone.children() if m is not trunk]
+    heads = [m for name, m in model.named_children() if name != "backbone"]
+    return {
+        "trunk": trunk.trunk,
+        "highway": trunk.highway,
+        "neck": nn.ModuleList(neck) if neck and model.backbone is not trunk else None,
+        "heads": nn.ModuleList(heads),
+    }
+
+
+def find_backbone(model: nn.Module) -> E3VASwin:
+    """The E³VA backbone inside a model.
+
+    Raises:
+        UserError: there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, E3VASwin):
+            return module
+    raise UserError(
+        f"the model ({type(model).__name__}) has no E³VA backbone: expected "
+        "model.backbone.bottom_up=L(E3VASwin)(...), or Detectron2's own training script for others"
+    )
+
+
+def find_trunk_module(model: nn.Module) -> SwinTrunk:
+    """The trunk inside a model; see :func:`find_backbone`."""
+    return find_backbone(model).trunk
+
+
+@BACKBONE_REGISTRY.register()
+def build_e3va_swin_backbone(cfg, input_shape: ShapeSpec) -> E3VASwin:
+    """Build the bare backbone from ``cfg.MODEL.E3VA``, see :func:`add_e3va_config`."""
+    return _build_bottom_up(cfg, input_shape, cfg.MODEL.E3VA.OUT_FEATURES)
+
+
+def _build_bottom_up(cfg, input_shape: ShapeSpec, out_features: list[str]) -> E3VASwin:
+    if input_shape.channels != 3:
+        raise UserError(f"{input_shape.channels} image channels: a Swin trunk expects 3")
+    settings = cfg.MODEL.E3VA
+    return E3VASwin(
+        settings.PRESET,
+        method=settings.METHOD,
+        rank=settings.RANK,
+        reduction=settings.REDUCTION,
+        taps=settings.TAPS,
+        downsample=settings.DOWNSAMPLE,
+        out_features=out_features,
+    )
+
+
+def _build_fpn(cfg, input_shape: ShapeSpec, make_top_block) -> FPN:
+    # The levels that FPN does not read would have norms that never get a gradient.
+    bottom_up = _build_bottom_up(cfg, input_shape, cfg.MODEL.FPN.IN_FEATURES)
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=make_top_block(bottom_up),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_e3va_swin_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """With FPN and a pooled p6, as Mask R-CNN and Cascade R-CNN take it."""
+    return _build_fpn(cfg, input_shape, lambda bottom_up: LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_e3va_swin_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """With FPN and convolutional p6 and p7 on top of the backbone's p3, as RetinaNet takes it."""
+
+    def top_block(bottom_up: E3VASwin) -> LastLevelP6P7:
+        channels = bottom_up.output_shape()["p3"].channels
+        return LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature="p3")
+
+    return _build_fpn(cfg, input_shape, top_block)

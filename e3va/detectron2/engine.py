@@ -1,0 +1,200 @@
+"""Train and evaluate a LazyConfig: what the project's training script runs."""
+
+import logging
+import os
+import sys
+from argparse import Namespace
+
+import torch
+from detectron2.config import instantiate
+from detectron2.engine import default_argument_parser, default_setup, hooks, launch
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ..errors import UserError
+from .checkpoint import HighwayCheckpointer
+from .config import find_config, load_config
+from .data import class_names
+from .hooks import MetricPrinter, PeakMemory, TrainedPartsReport
+from .trainer import HighwayTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def main(description: str) -> None:
+    """The command line of ``projects/E3VA/lazyconfig_train_net.py``; the flags are Detectron2's."""
+    run(default_argument_parser(epilog=description).parse_args())
+
+
+def run(args: Namespace) -> None:
+    """Train, or evaluate with ``--eval-only``, as Detectron2's parsed flags say.
+
+    A user's mistake is printed as one line on stderr; the process then exits with status 1.
+    """
+    try:
+        args.config_file = str(find_config(args.config_file))
+        cfg = prepare(load_config(args.config_file, args.opts), args)
+        launch(
+            _work,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(cfg, args),
+        )
+    except UserError as error:
+        sys.exit(f"error: {error.line}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command with --resume goes on from the last checkpoint")
+
+
+def prepare(cfg: DictConfig, args: Namespace) -> DictConfig:
+    """Check what can be checked before anything is built, and fill in what the data say.
+
+    Raises:
+        UserError: a device that is not there, more processes than GPUs, a missing data path.
+    """
+    for key in ("model", "train", "optimizer", "dataloader"):
+        if key not in cfg:
+            raise UserError(f"the config has no {key!r}: expected a training config such as COCO/…")
+    check_device(cfg.train.device)
+    gpus = torch.cuda.device_count()
+    if str(cfg.train.device).startswith("cuda") and args.num_gpus > gpus:
+        raise UserError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
+    if "data" in cfg:
+        resolve_classes(cfg)
+    return cfg
+
+
+def check_device(device: str) -> None:
+    """Check that torch can use the device.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UserError(f"device {device!r}: expected cpu, cuda or cuda:N") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"train.device={device}, but torch {torch.__version__} finds no CUDA device here: "
+            "add train.device=cpu, or check the driver and the torch build"
+        )
+
+
+def resolve_classes(cfg: DictConfig) -> None:
+    """Write the class names and their number into a config that reads them from annotations, so
+    that the saved config is complete without them."""
+    if cfg.data.classes is None:
+        cfg.data.classes = class_names(cfg.data.train.json)
+    cfg.model.roi_heads.num_classes = len(cfg.data.classes)
+
+
+def _work(cfg: DictConfig, args: Namespace) -> None:
+    try:
+        default_setup(cfg, args)
+        _log_to_console_too()
+        if args.eval_only:
+            model = instantiate(cfg.model).to(cfg.train.device)
+            HighwayCheckpointer(model).load(_weights_to_evaluate(cfg))
+            evaluate(cfg, model)
+        else:
+            train(cfg, resume=args.resume)
+    except UserError as error:
+        if comm.get_world_size() == 1:
+            raise
+        sys.exit(f"error: {error.line}")
+
+
+def _log_to_console_too() -> None:
+    # Detectron2 sets up its own loggers alone; ours join them.
+    ours, theirs = logging.getLogger("e3va"), logging.getLogger("detectron2")
+    ours.handlers, ours.propagate = theirs.handlers, False
+    ours.setLevel(logging.INFO)
+
+
+def _weights_to_evaluate(cfg: DictConfig) -> str:
+    if not cfg.train.init_checkpoint:
+        raise UserError(
+            "--eval-only without weights: add train.init_checkpoint=PATH of a trained checkpoint"
+        )
+    return cfg.train.init_checkpoint
+
+
+def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
+    """Evaluate on the test data and print the results; None if the config names no test data."""
+    if "evaluator" not in cfg.dataloader or ("data" in cfg and not cfg.data.val.json):
+        logger.info("No validation data given: no evaluation")
+        return None
+    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    with torch.no_grad():
+        results = inference_on_dataset(model, loader, evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]:
+    """Build model, optimizer, loader, hooks and checkpointer from a config."""
+    train_cfg = cfg.train
+    model = instantiate(cfg.model).to(train_cfg.device)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    del cfg.optimizer.params.model
+    loader = instantiate(cfg.dataloader.train)
+    ddp = OmegaConf.to_container(train_cfg.ddp)
+    if torch.device(train_cfg.device).type != "cuda":
+        ddp["device_ids"] = None
+    model = create_ddp_model(model, **ddp)
+    trainer = HighwayTrainer(
+        model,
+        loader,
+        optimizer,
+        precision=train_cfg.amp.dtype if train_cfg.amp.enabled else "fp32",
+        accumulate=train_cfg.accumulate,
+        clip_norm=train_cfg.clip_norm,
+        seed=train_cfg.seed,
+    )
+    checkpointer = HighwayCheckpointer(model, train_cfg.output_dir, trainer=trainer)
+    is_main = comm.is_main_process()
+    trainer.register_hooks(
+        [
+            TrainedPartsReport() if is_main else None,
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            PeakMemory(),
+            hooks.PeriodicCheckpointer(checkpointer, **train_cfg.checkpointer) if is_main else None,
+            hooks.EvalHook(train_cfg.eval_period, lambda: evaluate(cfg, model)),
+            hooks.PeriodicWriter(_writers(train_cfg), period=train_cfg.log_period)
+            if is_main
+            else None,
+        ]
+    )
+    return trainer, checkpointer
+
+
+def _writers(train_cfg: DictConfig) -> list:
+    folder = train_cfg.output_dir
+    return [
+        MetricPrinter(train_cfg.max_iter),
+        JSONWriter(os.path.join(folder, "metrics.json")),
+        TensorboardXWriter(folder),
+    ]
+
+
+def train(cfg: DictConfig, resume: bool = False) -> HighwayTrainer:
+    """Train from ``train.init_checkpoint``, or go on from the last checkpoint of the output."""
+    trainer, checkpointer = build_trainer(cfg)
+    resume = resume and checkpointer.has_checkpoint()
+    if not resume and not cfg.train.init_checkpoint:
+        logger.warning(
+            "No pretrained weights (train.init_checkpoint is empty): the frozen trunk is random"
+        )
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    trainer.train(trainer.iter + 1 if resume else 0, cfg.train.max_iter)
+    return trainer

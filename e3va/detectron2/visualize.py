@@ -1,0 +1,122 @@
+"""Draw predictions for images, folders and globs into a folder."""
+
+import argparse
+import glob
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from ..checkpoint import atomic_open
+from ..errors import UserError
+from .predictor import LazyPredictor
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def find_images(inputs: Iterable[str]) -> list[Path]:
+    """The image files that paths, folders (not their subfolders) and globs name, in their order.
+
+    Raises:
+        UserError: one of them names no image.
+    """
+    found: dict[Path, None] = {}
+    for entry in inputs:
+        path = Path(entry).expanduser()
+        if path.is_dir():
+            images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.is_file():
+            images = [path]
+        else:
+            images = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        if not images:
+            raise UserError(
+                f"{entry!r} names no image: expected an image file, a folder with images "
+                f"({', '.join(sorted(IMAGE_SUFFIXES))}), or a glob that matches some"
+            )
+        found.update(dict.fromkeys(images))
+    return list(found)
+
+
+def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
+    """Draw boxes, masks, class names and scores.
+
+    Args:
+        image: [H, W, 3] uint8, BGR.
+        instances: predictions in the image's coordinates.
+        metadata: has ``thing_classes``, else class numbers are drawn.
+
+    Returns:
+        [H, W, 3] uint8, RGB.
+    """
+    visualizer = Visualizer(image[:, :, ::-1], metadata, instance_mode=ColorMode.IMAGE)
+    return visualizer.draw_instance_predictions(instances.to("cpu")).get_image()
+
+
+def predict_folder(
+    predictor: LazyPredictor, images: list[Path], output: Path, threshold: float
+) -> int:
+    """Predict and draw each image into ``output`` as PNG; show progress.
+
+    Returns:
+        how many images could not be read; a line on stderr names each.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    failed, taken = 0, set()
+    for path in tqdm(images, unit="image", disable=None):
+        try:
+            image = read_image(str(path), format="BGR")
+        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+            reason = " ".join(str(error).split())[:160]
+            tqdm.write(f"error: image {path} cannot be read: {reason}", file=sys.stderr)
+            failed += 1
+            continue
+        instances = predictor(np.ascontiguousarray(image))["instances"]
+        kept = instances[instances.scores >= threshold]
+        target = output / _free_name(path, taken)
+        with atomic_open(target) as file:
+            Image.fromarray(draw(image, kept, predictor.metadata)).save(file, format="PNG")
+        tqdm.write(f"{path}: {len(kept)} objects -> {target}")
+    return failed
+
+
+def _free_name(path: Path, taken: set[str]) -> str:
+    name = f"{path.stem}.png"
+    while name in taken:  # the same file name in another folder
+        path = path.parent
+        name = f"{path.name or len(taken)}_{name}"
+    taken.add(name)
+    return name
+
+
+def main(description: str) -> None:
+    """The command line of ``projects/E3VA/demo.py``."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="config.yaml of an output folder, ...")
+    parser.add_argument("--weights", help="a checkpoint (default: the config's init_checkpoint)")
+    parser.add_argument("--input", nargs="+", required=True, help="images, folders, globs")
+    parser.add_argument("--output", required=True, help="folder for the pictures")
+    parser.add_argument("--confidence-threshold", type=float, default=0.5, help="default: 0.5")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the config's)")
+    parser.add_argument("--opts", nargs="*", default=[], help="key=value of the config")
+    args = parser.parse_args()
+    try:
+        images = find_images(args.input)
+        output = Path(args.output).expanduser()
+        if output.exists() and not output.is_dir():
+            raise UserError(f"--output {output} is a file: expected a folder")
+        predictor = LazyPredictor(args.config_file, args.weights, args.opts, args.device)
+        failed = predict_folder(predictor, images, output, args.confidence_threshold)
+    except UserError as error:
+        sys.exit(f"error: {error.line}")
+    print(f"{len(images) - failed} of {len(images)} images drawn into {output}")
+    sys.exit(1 if failed else 0)
