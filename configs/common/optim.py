@@ -1,0 +1,18 @@
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.solver.build import get_default_optimizer_params
+
+from e3va.detectron2.optim import highway_lr_factor
+
+# AdamW with the rate and decay of Swin's detection training (arXiv 2103.14030, appendix A2.2).
+optimizer = L(torch.optim.AdamW)(
+    params=L(get_default_optimizer_params)(
+        # params.model is set by the training script.
+        base_lr="${..lr}",
+        weight_decay_norm=0.0,
+        lr_factor_func=L(highway_lr_factor)(adapters=4.0),
+    ),
+    lr=1e-4,
+    betas=(0.9, 0.999),
+    weight_decay=0.05,
+)

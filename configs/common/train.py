@@ -1,0 +1,21 @@
+# Detectron2's keys of "train", and those that the E³VA trainer adds (marked; others ignore them).
+import torch
+
+train = dict(
+    output_dir="./output",
+    # A pretrained Swin (official key names), or a checkpoint of a whole model.
+    init_checkpoint="",
+    max_iter=90000,
+    # Mixed precision. Added: dtype, "bf16" or "fp16"; on CUDA and on CPU.
+    amp=dict(enabled=False, dtype="bf16"),
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+    checkpointer=dict(period=5000, max_to_keep=5),
+    eval_period=5000,
+    log_period=20,
+    device="cuda" if torch.cuda.is_available() else "cpu",
+    seed=0,
+    # Added: parts that each batch is divided into, to fit a smaller card; the batch stays the same.
+    accumulate=1,
+    # Added: largest 2-norm of the gradient; 0 for no limit.
+    clip_norm=0.0,
+)

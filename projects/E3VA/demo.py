@@ -1,0 +1,20 @@
+#!/usr/bin/env python
+"""Draw a trained model's predictions for images, folders and globs.
+
+    demo.py --config-file output/config.yaml --weights output/model_final.pth \\
+        --input photo.jpg folder 'more/*.png' --output drawn
+"""
+
+import sys
+
+try:
+    from e3va import UserError
+except ModuleNotFoundError:
+    sys.exit("error: e3va is not installed for this Python: pip install -e PATH-OF-ITS-CHECKOUT")
+try:
+    from e3va.detectron2.visualize import main
+except UserError as error:
+    sys.exit(f"error: {error.line}")
+
+if __name__ == "__main__":
+    main(__doc__)
