@@ -52,8 +52,8 @@ def find_config(name: str | os.PathLike) -> Path:
     for path in (Path(name), CONFIG_ROOT / name):
         if path.is_file():
             return path
-    known = sorted(str(path.relative_to(CONFIG_ROOT)) for path in CONFIG_ROOT.glob("[!c]*/*.py"))
-    known += sorted(str(path.relative_to(CONFIG_ROOT)) for path in CONFIG_ROOT.glob("custom/*.py"))
+    files = (path.relative_to(CONFIG_ROOT) for path in CONFIG_ROOT.rglob("*.py"))
+    known = sorted(str(path) for path in files if path.parts[0] != "common")
     nearest = difflib.get_close_matches(str(name), known, n=2, cutoff=0.4)
     raise UserError(
         f"no config file {str(name)!r}: expected a path or one of the project's configs, "

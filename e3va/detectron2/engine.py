@@ -132,8 +132,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
         logger.info("No validation data given: no evaluation")
         return None
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    with torch.no_grad():
-        results = inference_on_dataset(model, loader, evaluator)
+    results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results
