@@ -1,0 +1,55 @@
+"""A detector small enough to train in a test."""
+
+import pytest
+
+from e3va.detectron2 import load_config
+from e3va.detectron2.engine import resolve_classes
+
+# A Cascade Mask R-CNN whose trunk, necks and heads are a few hundred thousand parameters.
+SMALL = [
+    "model.backbone.bottom_up.preset=swin_nano",
+    "model.backbone.bottom_up.rank=4",
+    "model.backbone.out_channels=16",
+    "model.proposal_generator.head.in_channels=16",
+    "model.proposal_generator.post_nms_topk=[30,30]",
+    "model.roi_heads.batch_size_per_image=16",
+    "model.roi_heads.mask_head.input_shape.channels=16",
+    "model.roi_heads.mask_head.conv_dims=[16,16]",
+    "data.train.short_edge=[64,80]",
+    "data.val.short_edge=64",
+    "dataloader.train.num_workers=0",
+    "dataloader.test.num_workers=0",
+    "train.device=cpu",
+    "train.log_period=1",
+    "train.eval_period=0",
+    "optimizer.lr=1e-3",
+]
+SMALL += [
+    f"model.roi_heads.{key}"
+    for stage in range(3)
+    for key in (
+        f"box_heads.{stage}.input_shape.channels=16",
+        f"box_heads.{stage}.fc_dims=[32]",
+        f"box_predictors.{stage}.input_shape.channels=32",
+        f"box_predictors.{stage}.test_score_thresh=0.01",
+    )
+]
+
+
+@pytest.fixture
+def small_overrides(drawn, tmp_path) -> list[str]:
+    """Overrides of the custom config for a small model on drawn data."""
+    return [
+        *SMALL,
+        *(f"data.{split}.json={drawn.json}" for split in ("train", "val")),
+        *(f"data.{split}.images={drawn.images}" for split in ("train", "val")),
+        f"train.output_dir={tmp_path / 'output'}",
+    ]
+
+
+@pytest.fixture
+def small_config(small_overrides):
+    """The custom config with :func:`small_overrides`, class names filled in."""
+    cfg = load_config("custom/cascade_mask_rcnn_e3va_swin_t.py", small_overrides)
+    resolve_classes(cfg)
+    return cfg

@@ -1,0 +1,171 @@
+"""The backbones as Detectron2 knows them: registry, contract, and every config file."""
+
+import pytest
+import torch
+from detectron2.config import LazyCall, get_cfg, instantiate
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, SwinTransformer, build_backbone, build_model
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from e3va import UserError
+from e3va.detectron2 import E3VASwin, add_e3va_config, load_config
+from e3va.detectron2.backbone import find_backbone, model_parts
+from e3va.detectron2.config import CONFIG_ROOT
+from e3va.measure import count_parameters
+from e3va.presets import PRESETS
+
+LAZY_FILES = sorted(
+    str(path.relative_to(CONFIG_ROOT))
+    for path in CONFIG_ROOT.rglob("*.py")
+    if path.relative_to(CONFIG_ROOT).parts[0] != "common"
+)
+SIZES = "tsbl"
+
+
+def yacs(name="build_e3va_swin_backbone", preset="swin_nano"):
+    cfg = get_cfg()
+    add_e3va_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = name
+    cfg.MODEL.E3VA.PRESET = preset
+    cfg.MODEL.FPN.IN_FEATURES = ["p0", "p1", "p2", "p3"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    return cfg
+
+
+def check_shapes(backbone, side=64):
+    features = backbone(torch.rand(2, 3, side, 2 * side))
+    declared = backbone.output_shape()
+    assert features.keys() == declared.keys()
+    for name, value in features.items():
+        stride = declared[name].stride
+        channels = declared[name].channels
+        assert value.shape == (2, channels, side // stride, 2 * side // stride), name
+
+
+def test_bare_backbone_declares_what_it_gives():
+    backbone = build_backbone(yacs())
+    assert isinstance(backbone, E3VASwin)
+    check_shapes(backbone)
+    strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
+    assert strides == {"p0": 4, "p1": 8, "p2": 16, "p3": 32}
+    assert backbone.size_divisibility == 32
+    assert backbone.padding_constraints == {"size_divisibility": 32}
+
+
+def test_fewer_levels_need_less_padding():
+    cfg = yacs()
+    cfg.MODEL.E3VA.OUT_FEATURES = ["p0", "p2"]
+    backbone = build_backbone(cfg)
+    check_shapes(backbone)
+    assert backbone.size_divisibility == 16
+
+
+def test_images_are_padded_to_the_divisibility():
+    backbone = build_backbone(yacs())
+    images = ImageList.from_tensors(
+        [torch.rand(3, 33, 70), torch.rand(3, 40, 65)],
+        backbone.size_divisibility,
+        padding_constraints=backbone.padding_constraints,
+    )
+    assert images.tensor.shape == (2, 3, 64, 96)
+
+
+def test_fpn_gives_p2_to_p6():
+    backbone = build_backbone(yacs("build_e3va_swin_fpn_backbone"))
+    check_shapes(backbone)
+    strides = [shape.stride for shape in backbone.output_shape().values()]
+    assert strides == [4, 8, 16, 32, 64] and backbone.size_divisibility == 32
+
+
+def test_retinanet_trains_every_parameter_that_it_says_it_trains():
+    cfg = yacs("build_retinanet_e3va_swin_fpn_backbone")
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.FPN.IN_FEATURES = ["p1", "p2", "p3"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 256
+    cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    cfg.MODEL.RETINANET.NUM_CONVS = 1
+    model = build_model(cfg).train()
+    assert [s.stride for s in model.backbone.output_shape().values()] == [8, 16, 32, 64, 128]
+    instances = Instances((64, 96))
+    instances.gt_boxes = Boxes(torch.tensor([[5.0, 5.0, 50.0, 60.0]]))
+    instances.gt_classes = torch.tensor([2])
+    with EventStorage():
+        losses = model([{"image": torch.rand(3, 64, 96), "instances": instances}])
+    sum(losses.values()).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    assert not any(p.requires_grad for p in find_backbone(model).trunk.parameters())
+
+
+def test_registry_refuses_what_a_swin_cannot_take():
+    build = BACKBONE_REGISTRY.get("build_e3va_swin_backbone")
+    with pytest.raises(UserError, match="4 image channels"):
+        build(yacs(), ShapeSpec(channels=4))
+    with pytest.raises(UserError, match="no E³VA backbone"):
+        find_backbone(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("name", LAZY_FILES)
+def test_every_config_builds_and_trains_little_of_its_backbone(name):
+    cfg = load_config(name)
+    if "data" in cfg:
+        cfg.model.roi_heads.num_classes = 3
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    rows = {row.part: row for row in count_parameters(model, model_parts(model))}
+    assert rows["trunk"].trained == 0 and "other" not in rows
+    for part in ("highway", "neck", "heads"):
+        assert rows[part].share == 1
+    backbone = rows["trunk"].total + rows["highway"].total
+    assert round(100 * rows["highway"].trained / backbone, 1) <= 1.5
+    expected = PRESETS[f"swin_{name.split('swin_')[1][0]}"]
+    assert model.backbone.bottom_up.trunk.preset == expected
+    convolutions = [head.conv_norm_relus for head in model.roi_heads.box_head]
+    assert [len(c) for c in convolutions] == ([4] * 3 if "4conv1fc" in name else [0] * 3)
+    assert cfg.train.max_iter == {"1x": 90000, "3x": 270000}.get(name[-5:-3], 1000)
+    assert cfg.model.input_format == cfg.dataloader.train.mapper.image_format == "RGB"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_yacs_twin_has_the_same_parameters(size):
+    cfg = get_cfg()
+    add_e3va_config(cfg)
+    cfg.merge_from_file(str(CONFIG_ROOT / f"COCO/cascade_mask_rcnn_e3va_swin_{size}.yaml"))
+    cfg.MODEL.DEVICE = "meta"
+    lazy = load_config(f"COCO/cascade_mask_rcnn_e3va_swin_{size}_1x.py")
+    with torch.device("meta"):
+        twins = [build_model(cfg), instantiate(lazy.model)]
+    shapes = [{k: v.shape for k, v in model.state_dict().items()} for model in twins]
+    assert shapes[0] == shapes[1]
+    trained = [{k for k, v in model.named_parameters() if v.requires_grad} for model in twins]
+    assert trained[0] == trained[1]
+
+
+def test_new_e3va_detector_answers_as_detectron2s_swin_detector(small_config):
+    """Adapters start at zero: with equal weights, the two detectors are one function."""
+    model = instantiate(small_config.model).eval()
+    theirs = small_config.copy()
+    nano = PRESETS["swin_nano"]
+    theirs.model.backbone.bottom_up = LazyCall(SwinTransformer)(
+        embed_dim=nano.embed_dim,
+        depths=list(nano.depths),
+        num_heads=list(nano.num_heads),
+        window_size=nano.window,
+        drop_path_rate=0.0,
+        out_indices=[0, 1, 2, 3],
+    )
+    theirs.model.backbone.in_features = ["p0", "p1", "p2", "p3"]
+    other = instantiate(theirs.model).eval()
+    state = {k.replace("bottom_up.trunk.", "bottom_up."): v for k, v in model.state_dict().items()}
+    missing = other.load_state_dict(state, strict=False).missing_keys
+    names = ("relative_position_index", ".norm0.", ".norm1.", ".norm2.", ".norm3.")
+    assert all(any(name in key for name in names) for key in missing)  # norms start at 1 and 0
+    image = {"image": torch.rand(3, 70, 90) * 255, "height": 70, "width": 90}
+    with torch.no_grad():
+        ours, reference = (m([image])[0]["instances"] for m in (model, other))
+    assert len(ours) > 0
+    torch.testing.assert_close(ours.scores, reference.scores)
+    torch.testing.assert_close(ours.pred_boxes.tensor, reference.pred_boxes.tensor)

@@ -1,0 +1,158 @@
+"""Config files are found by name, and overrides are checked."""
+
+import pytest
+from detectron2.config import LazyCall, instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from e3va import UserError
+from e3va.detectron2 import apply_overrides, load_config
+from e3va.detectron2.config import CONFIG_ROOT, find_config, parse_value
+
+NAME = "custom/cascade_mask_rcnn_e3va_swin_t.py"
+
+
+def test_found_by_name_and_by_path(tmp_path, monkeypatch):
+    assert find_config(NAME) == CONFIG_ROOT / NAME
+    assert find_config(str(CONFIG_ROOT / NAME)) == CONFIG_ROOT / NAME
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("train = dict(max_iter=7)\n")
+    assert load_config("mine.py").train.max_iter == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [
+        ("custom/cascade_mask_rcnn_e3va_swin_x.py", "custom/cascade_mask_rcnn_e3va_swin_"),
+        ("cascade_mask_rcnn_e3va_swin_t_1x.py", "COCO/cascade_mask_rcnn_e3va_swin_t_1x.py"),
+        ("", "COCO/"),
+    ],
+)
+def test_unknown_config_names_the_nearest(given, nearest):
+    with pytest.raises(UserError, match=f"no config file {given!r}.*nearest: {nearest}"):
+        find_config(given)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("7", 7),
+        ("-7", -7),
+        ("1e-4", 1e-4),
+        ("2.", 2.0),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("None", None),
+        ("[320, 400]", [320, 400]),
+        ("(1, 2)", [1, 2]),
+        ("{a: 1}", {"a": 1}),
+        ("[p1,p2]", ["p1", "p2"]),
+        ("'7'", "7"),
+        ("/data/train.json", "/data/train.json"),
+        ("a=b.json", "a=b.json"),
+        ("swin_t", "swin_t"),
+        ("C: [x", "C: [x"),
+        ("2026-11-23", "2026-11-23"),
+        ("", None),
+    ],
+)
+def test_values_are_literals_or_text(text, value):
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)
+
+
+def test_overrides_reach_leaves_lists_and_unlisted_arguments():
+    cfg = load_config(
+        NAME,
+        [
+            "train.amp.dtype=fp16",
+            "model.roi_heads.box_predictors.1.test_score_thresh=0.3",
+            "data.train.short_edge=[100,120]",
+            "model.backbone.square_pad=64",
+            "dataloader.test.batch_size=3",
+            "data.train.json=/a=b c.json",
+        ],
+    )
+    assert cfg.train.amp.dtype == "fp16"
+    thresholds = [p.test_score_thresh for p in cfg.model.roi_heads.box_predictors]
+    assert thresholds == [0.05, 0.3, 0.05]
+    resize = cfg.dataloader.train.mapper.augmentations[0]
+    assert list(resize.short_edge_length) == [100, 120]
+    assert cfg.model.backbone.square_pad == 64  # an argument of FPN that the config does not list
+    assert cfg.dataloader.test.batch_size == 3
+    assert cfg.dataloader.train.dataset.json_file == "/a=b c.json"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.max_itr=5", "no config key 'train.max_itr': nearest: 'train.max_iter'"),
+        ("trian.max_iter=5", "nearest: 'train'"),
+        ("model.backbone.bottom_up.rnak=5", "nearest: 'model.backbone.bottom_up.rank'"),
+        ("train.max_iter.x=5", "no config key 'train.max_iter.x'"),
+        ("model.roi_heads.box_heads.7.fc_dims=[1]", "no config key"),
+        ("train.max_iter", "expected key=value"),
+        ("=5", "expected key=value"),
+    ],
+)
+def test_wrong_overrides_are_one_clear_line(override, message):
+    with pytest.raises(UserError) as caught:
+        load_config(NAME, [override])
+    assert message in str(caught.value) and "\n" not in caught.value.line
+
+
+def test_empty_dicts_are_there_to_be_filled():
+    cfg = OmegaConf.create({"a": {}}, flags={"allow_objects": True})
+    assert apply_overrides(cfg, ["a.b.c=1"]).a.b.c == 1
+
+
+def test_the_given_config_is_left_as_it_is():
+    cfg = load_config(NAME)
+    changed = load_config(cfg, ["train.max_iter=5"])
+    assert (cfg.train.max_iter, changed.train.max_iter) == (1000, 5)
+
+
+def test_files_that_are_no_lazy_config_are_one_clear_line(tmp_path):
+    (tmp_path / "broken.py").write_text("train = dict(\n")
+    with pytest.raises(UserError, match="broken.py cannot be read as a LazyConfig file"):
+        load_config(tmp_path / "broken.py")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UserError, match="notes.txt cannot be read as a LazyConfig file"):
+        load_config(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="is a yacs config"):
+        load_config("COCO/cascade_mask_rcnn_e3va_swin_t.yaml")
+
+
+def test_learning_rate_of_the_adapters_alone_is_multiplied():
+    from e3va.detectron2 import E3VASwin
+
+    cfg = load_config(NAME)
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.bottom_up = E3VASwin("swin_nano")
+    model.head = nn.Linear(2, 2)
+    cfg.optimizer.params.model = model
+    groups = instantiate(cfg.optimizer).param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    highway = model.backbone.bottom_up.highway
+    norms = {id(p) for stage in highway.stages for p in stage.out_norm.parameters()}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            assert id(parameter) not in rates
+        elif id(parameter) in norms:
+            assert (rates[id(parameter)], decays[id(parameter)]) == (1e-4, 0.0)
+        elif any(parameter is p for p in model.head.parameters()):
+            assert (rates[id(parameter)], decays[id(parameter)]) == (1e-4, 0.05)
+        else:
+            assert (rates[id(parameter)], decays[id(parameter)]) == (4e-4, 0.05)
+
+
+def test_lazy_call_arguments_are_seen_through_text_targets():
+    """A config read back from YAML has its targets as text."""
+    cfg = OmegaConf.create({"layer": {"_target_": "torch.nn.Linear", "in_features": 2}})
+    assert apply_overrides(cfg, ["layer.out_features=3"]).layer.out_features == 3
+    lazy = OmegaConf.create({"layer": LazyCall(nn.Linear)(in_features=2)})
+    with pytest.raises(UserError, match="nearest: 'layer.out_features'"):
+        apply_overrides(lazy, ["layer.out_featurs=3"])

@@ -1,0 +1,181 @@
+"""A run that was stopped, even killed, and resumed is the uninterrupted run."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from e3va import UserError
+from e3va.detectron2 import engine
+from e3va.detectron2.loader import BatchStream, TrainLoader
+
+STOPPED_AT, LENGTH = 3, 6
+
+
+class Stop(Exception):
+    """Interrupts a run between two steps."""
+
+
+def train(config, folder, *, steps=LENGTH, stop_at=None, resume=False, workers=0):
+    cfg = config.copy()
+    cfg.train.output_dir = str(folder)
+    cfg.train.max_iter = steps
+    cfg.train.checkpointer.period = STOPPED_AT
+    cfg.dataloader.train.num_workers = workers
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(5)
+    trainer, checkpointer = engine.build_trainer(cfg)
+    if stop_at is not None:
+        step = trainer.before_step
+
+        def before_step():
+            if trainer.iter == stop_at:
+                raise Stop
+            step()
+
+        trainer.before_step = before_step
+    checkpointer.resume_or_load("", resume=resume)
+    trainer.train(trainer.iter + 1 if resume else 0, steps)
+    return trainer
+
+
+def state(trainer):
+    optimizer = trainer.optimizer.state_dict()["state"]
+    tensors = dict(trainer.model.state_dict())
+    for index, values in optimizer.items():
+        tensors.update({f"optimizer.{index}.{key}": value for key, value in values.items()})
+    return tensors
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_run_ends_with_the_same_bits(small_config, tmp_path, workers):
+    whole = state(train(small_config, tmp_path / "whole"))
+    # One step past the checkpoint is lost and must be done again, the same.
+    with pytest.raises(Stop):
+        train(small_config, tmp_path / "parts", stop_at=STOPPED_AT + 1, workers=workers)
+    resumed = state(train(small_config, tmp_path / "parts", resume=True, workers=workers))
+    assert whole.keys() == resumed.keys()
+    differing = [key for key in whole if not torch.equal(whole[key], resumed[key])]
+    assert differing == []
+
+
+def test_another_seed_gives_another_run(small_config, tmp_path):
+    first = state(train(small_config, tmp_path / "a", steps=2))
+    other = small_config.copy()
+    other.train.seed = 1
+    second = state(train(other, tmp_path / "b", steps=2))
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+
+
+def test_killed_while_saving_resumes_from_the_checkpoint_before(small_overrides, tmp_path):
+    """SIGKILL with half of the second checkpoint written."""
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        import torch
+        from e3va.detectron2 import engine, load_config
+
+        save, saved = torch.save, []
+
+        def save_then_die(data, file):
+            saved.append(file)
+            if len(saved) == 2 and "--resume" not in sys.argv:
+                save(data, file)
+                file.flush()
+                os.truncate(file.fileno(), os.path.getsize(file.name) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(data, file)
+
+        torch.save = save_then_die
+        cfg = load_config("custom/cascade_mask_rcnn_e3va_swin_t.py", sys.argv[1].split("|"))
+        engine.resolve_classes(cfg)
+        os.makedirs(cfg.train.output_dir, exist_ok=True)
+        trainer = engine.train(cfg, resume="--resume" in sys.argv)
+        print("started at", trainer.start_iter)
+        """
+    )
+    overrides = "|".join([*small_overrides, "train.max_iter=3", "train.checkpointer.period=1"])
+    command = [sys.executable, "-c", script, overrides]
+    killed = subprocess.run(command, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    folder = tmp_path / "output"
+    assert (folder / "last_checkpoint").read_text() == "model_0000000.pth"
+    assert len(list(folder.glob(".*.tmp"))) == 1
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "started at 1" in resumed.stdout
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    assert list(folder.glob(".*.tmp")) == []
+    torch.load(folder / "model_final.pth", weights_only=True)
+
+
+def test_missing_or_broken_last_checkpoint_is_one_clear_line(small_config, tmp_path):
+    folder = tmp_path / "output"
+    train(small_config, folder, steps=1)
+    broken = folder / "model_final.pth"
+    os.truncate(broken, 1000)
+    with pytest.raises(UserError, match="model_final.pth cannot be read"):
+        train(small_config, folder, resume=True)
+    broken.unlink()
+    with pytest.raises(UserError, match="last_checkpoint names .*model_final.pth, which is not"):
+        train(small_config, folder, resume=True)
+
+
+def take(stream, count):
+    iterator = iter(stream)
+    return [next(iterator) for _ in range(count)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    wide=st.lists(st.booleans(), min_size=1, max_size=9),
+    batch_size=st.integers(1, 4),
+    seed=st.integers(0, 2**31),
+    start=st.integers(0, 12),
+)
+def test_stream_that_starts_later_is_the_tail_of_the_whole_stream(wide, batch_size, seed, start):
+    whole = take(BatchStream(wide, batch_size, seed), start + 4)
+    assert take(BatchStream(wide, batch_size, seed, start), 4) == whole[start:]
+    for batch in whole:
+        assert len(batch) == batch_size
+        assert len({wide[index] for _, index in batch}) == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(size=st.integers(1, 7), seed=st.integers(0, 99))
+def test_every_epoch_is_a_permutation(size, seed):
+    places = [
+        pair for batch in take(BatchStream([True] * size, 1, seed), 3 * size) for pair in batch
+    ]
+    assert [place for place, _ in places] == list(range(3 * size))
+    for epoch in range(3):
+        indices = [index for _, index in places[epoch * size : (epoch + 1) * size]]
+        assert sorted(indices) == list(range(size))
+
+
+def test_processes_share_the_stream_without_overlap(monkeypatch):
+    """Three simulated processes together see each place once."""
+    from e3va.detectron2 import loader
+
+    seen = []
+    monkeypatch.setattr(loader.comm, "get_world_size", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr(loader.comm, "get_rank", lambda rank=rank: rank)
+        seen += [place for batch in take(BatchStream([True] * 5, 2, 0), 5) for place, _ in batch]
+    assert sorted(seen) == list(range(30))
+
+
+def test_loader_refuses_what_it_cannot_do():
+    record = {"width": 2, "height": 1}
+    with pytest.raises(UserError, match="total_batch_size=0"):
+        TrainLoader([record], dict, 0)
+    with pytest.raises(UserError, match="train.seed=-1"):
+        TrainLoader([record], dict, 1, seed=-1)
+    with pytest.raises(UserError, match="empty"):
+        TrainLoader([], dict, 1)

@@ -1,0 +1,208 @@
+"""The project's scripts, run as a user runs them, and what they say to mistakes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import SimpleTrainer, default_argument_parser, hooks
+from PIL import Image
+
+from e3va import SwinTrunk
+from e3va.checkpoint import save_atomically
+from e3va.detectron2 import engine
+from e3va.detectron2.config import CONFIG_ROOT
+
+PROJECT = Path(__file__).resolve().parents[2] / "projects" / "E3VA"
+CONFIG = "custom/cascade_mask_rcnn_e3va_swin_t.py"
+
+
+def script(name, *arguments, folder=PROJECT):
+    command = [sys.executable, str(folder / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+
+def test_train_resume_evaluate_and_draw_from_a_copied_project(small_overrides, drawn, tmp_path):
+    """The project's folder, copied elsewhere as into a Detectron2 checkout."""
+    folder = tmp_path / "projects" / "E3VA"
+    shutil.copytree(PROJECT, folder)
+    output = tmp_path / "output"
+    train = ["lazyconfig_train_net.py", "--config-file", CONFIG]
+    first = script(*train, *small_overrides, "train.max_iter=2", folder=folder)
+    assert first.returncode == 0, first.stderr
+    for text in ("What trains", "One step on 2 images keeps", "max_mem", "copypaste: Task: segm"):
+        assert text in first.stdout + first.stderr
+    more = script(*train, "--resume", *small_overrides, "train.max_iter=3", folder=folder)
+    assert more.returncode == 0, more.stderr
+    iterations = [
+        record["iteration"]
+        for record in map(json.loads, (output / "metrics.json").read_text().splitlines())
+        if "total_loss" in record
+    ]
+    assert sorted(set(iterations)) == [0, 1, 2]
+
+    weights = f"train.init_checkpoint={output / 'model_final.pth'}"
+    evaluated = script(*train, "--eval-only", *small_overrides, weights, folder=folder)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "copypaste: Task: bbox" in evaluated.stdout + evaluated.stderr
+
+    (tmp_path / "broken.jpg").write_text("no image")
+    drawn_run = script(
+        "demo.py",
+        *("--config-file", output / "config.yaml", "--weights", output / "model_final.pth"),
+        *("--input", drawn.images, f"{drawn.images}/1*.png", tmp_path / "broken.jpg"),
+        *("--output", tmp_path / "drawn_out", "--confidence-threshold", "0.01"),
+        folder=folder,
+    )
+    assert drawn_run.returncode == 1  # one image could not be read; the others are drawn
+    assert f"error: image {tmp_path / 'broken.jpg'} cannot be read" in drawn_run.stderr
+    assert "6 of 7 images drawn" in drawn_run.stdout
+    pictures = sorted((tmp_path / "drawn_out").iterdir())
+    assert [p.name for p in pictures] == [f"{k}.png" for k in range(1, 7)]
+    for picture in pictures:
+        Image.open(picture).verify()
+
+
+def test_detectron2s_own_loop_trains_the_same_config(small_config, tmp_path):
+    """The pieces of Detectron2's unchanged training script, without this project's trainer."""
+    cfg = small_config
+    model = instantiate(cfg.model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    trainer = SimpleTrainer(model, instantiate(cfg.dataloader.train), optimizer)
+    checkpointer = DetectionCheckpointer(model, str(tmp_path), trainer=trainer)
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
+        ]
+    )
+    trainer.train(0, 2)
+    after = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(".highway." in name for name in changed)
+    assert not any(".trunk." in name for name in changed)
+
+
+@pytest.mark.skipif(
+    "DETECTRON2_CHECKOUT" not in os.environ,
+    reason="DETECTRON2_CHECKOUT does not name a Detectron2 checkout (its tools are not installed)",
+)
+def test_detectron2s_own_script_trains_the_same_config(small_overrides, tmp_path):
+    tools = Path(os.environ["DETECTRON2_CHECKOUT"]) / "tools"
+    config = ("--config-file", CONFIG_ROOT / CONFIG)
+    run = script(
+        "lazyconfig_train_net.py", *config, *small_overrides, "train.max_iter=2", folder=tools
+    )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+def test_saved_config_is_complete(small_overrides, drawn, tmp_path):
+    run(small_overrides, "train.max_iter=1")
+    cfg = LazyConfig.load(str(tmp_path / "output" / "config.yaml"))
+    assert list(cfg.data.classes) == ["red", "blue"]
+    assert cfg.model.roi_heads.num_classes == 2
+
+
+def run(overrides, *more, config=CONFIG, flags=()):
+    """The training script's main, in this process."""
+    args = default_argument_parser().parse_args(
+        ["--config-file", config, *flags, *overrides, *more, "train.eval_period=0"]
+    )
+    engine.run(args)
+
+
+def mistake(overrides, *more, **settings) -> str:
+    """The line that a mistake prints; the exit status is then 1."""
+    with pytest.raises(SystemExit) as caught:
+        run(overrides, *more, **settings)
+    line = caught.value.code  # text: Python prints it on stderr and exits with 1
+    assert isinstance(line, str) and line.startswith("error: ") and "\n" not in line
+    return line
+
+
+def test_mistakes_in_the_config(small_overrides):
+    assert "no config file 'COCO/nothing.py'" in mistake(small_overrides, config="COCO/nothing.py")
+    line = mistake(small_overrides, "train.max_itr=3")
+    assert "no config key 'train.max_itr': nearest: 'train.max_iter'" in line
+    assert "precision 'fp8'" in mistake(
+        small_overrides, "train.amp.enabled=true", "train.amp.dtype=fp8"
+    )
+    assert "rank 0" in mistake(small_overrides, "model.backbone.bottom_up.rank=0")
+    assert "no Swin preset 'swin_x'" in mistake(
+        small_overrides, "model.backbone.bottom_up.preset=swin_x"
+    )
+    assert "--eval-only without weights" in mistake(small_overrides, flags=["--eval-only"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_where_there_is_none(small_overrides):
+    line = mistake(small_overrides, "train.device=cuda")
+    assert "train.device=cuda, but torch" in line and "add train.device=cpu" in line
+
+
+def test_mistakes_in_the_annotation_file(small_overrides, drawn):
+    absent = mistake(small_overrides, "data.train.json=/nowhere/train.json")
+    assert "no annotation file /nowhere/train.json" in absent
+    assert "data.train.json is not given" in mistake(small_overrides, "data.train.json=")
+
+    def saying(**change):
+        drawn.json.write_text(json.dumps({**drawn.data, **change}))
+        return mistake(small_overrides, "train.max_iter=1")
+
+    without = {k: v for k, v in drawn.data.items() if k != "categories"}
+    drawn.json.write_text(json.dumps(without))
+    assert "has no 'categories'" in mistake(small_overrides)
+    assert "no usable annotation to train on" in saying(annotations=[])
+    image = {**drawn.data["images"][0], "file_name": "gone.jpg"}
+    assert "1 of 6 images" in saying(images=[image, *drawn.data["images"][1:]])
+    drawn.json.write_text("{ not json")
+    assert "is not JSON" in mistake(small_overrides)
+
+
+def test_an_image_that_does_not_decode(small_overrides, drawn):
+    for path in drawn.images.iterdir():
+        path.write_bytes(path.read_bytes()[:500])
+    line = mistake(small_overrides, "train.max_iter=1")
+    assert "cannot be read" in line and str(drawn.images) in line
+    workers = mistake(small_overrides, "train.max_iter=1", "dataloader.train.num_workers=1")
+    assert "cannot be read" in workers and "Traceback" not in workers
+
+
+def test_boxes_outside_their_image_are_dropped_with_a_count(small_overrides, drawn, tmp_path):
+    drawn.data["annotations"][0]["bbox"] = [-50, -50, 20, 20]
+    drawn.data["annotations"][1]["bbox"][2] = 0
+    drawn.save()
+    run(small_overrides, "train.max_iter=1")
+    log = (tmp_path / "output" / "log.txt").read_text()
+    assert "dropped 2 annotations: 2 with a box of no area inside the image" in log
+
+
+def test_wrong_weights(small_overrides, tmp_path):
+    path = tmp_path / "weights.pth"
+    save_atomically({"model": SwinTrunk("swin_t").state_dict()}, path)
+    given = f"train.init_checkpoint={path}"
+    assert "holds the Swin swin_t" in mistake(small_overrides, given)
+    save_atomically({"model": {"roi_heads.weight": torch.zeros(3)}}, path)
+    assert "lacks the trunk" in mistake(small_overrides, given)
+
+
+def test_a_mistake_on_the_command_line_exits_with_1_and_no_traceback(small_overrides):
+    wrong = script(
+        "lazyconfig_train_net.py", "--config-file", CONFIG, *small_overrides, "train.sede=1"
+    )
+    assert wrong.returncode == 1
+    assert "Traceback" not in wrong.stderr
+    assert wrong.stderr.splitlines()[-1].startswith("error: no config key 'train.sede'")
+    demo = script("demo.py", "--config-file", CONFIG, "--input", "gone.jpg", "--output", "x")
+    assert demo.returncode == 1 and "Traceback" not in demo.stderr
+    assert demo.stderr.splitlines()[-1].startswith("error: 'gone.jpg' names no image")

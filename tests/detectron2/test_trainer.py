@@ -1,0 +1,255 @@
+"""The trainer freezes and proves the trunk, and its settings do what they say."""
+
+import json
+import logging
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from e3va import TrunkNotFrozenError, UserError
+from e3va.detectron2 import E3VASwin, HighwayTrainer, engine
+from e3va.detectron2.backbone import model_parts
+from e3va.detectron2.trainer import split_batch
+from e3va.measure import MIB
+
+
+class MeanModel(nn.Module):
+    """A model whose loss is a mean over its images, so that the exact answer is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = E3VASwin("swin_nano", rank=2)
+        for name, parameter in self.backbone.highway.named_parameters():
+            if name.endswith("u2.weight"):  # zero at the start: hides the other factors' gradients
+                nn.init.normal_(parameter, std=0.1)
+        self.head = nn.Linear(128, 1)
+
+    def forward(self, batch):
+        features = self.backbone(torch.stack([image for image, _ in batch]))["p3"]
+        scores = self.head(features.mean(dim=(2, 3)))[:, 0]
+        targets = torch.stack([target for _, target in batch])
+        return {"loss_square": (scores - targets).square().mean(), "loss_size": scores.abs().mean()}
+
+
+def toy(count=5, optimizer=torch.optim.SGD, lr=0.1, **settings):
+    torch.manual_seed(1)
+    model = MeanModel().double()
+    batch = [(torch.rand(3, 32, 32).double(), torch.rand(()).double()) for _ in range(count)]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return HighwayTrainer(model, [batch] * 9, optimizer(parameters, lr=lr), **settings)
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5, 9])
+def test_accumulation_equals_the_large_batch(parts):
+    whole, divided = toy(), toy(accumulate=parts)
+    for trainer in (whole, divided):
+        trainer.train(0, 3)
+    expected = weights(whole)
+    for name, value in weights(divided).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-11)
+
+
+def test_accumulation_keeps_one_part_in_memory_at_a_time():
+    sizes = []
+    trainer = toy(count=4, accumulate=2)
+    forward = trainer.model.forward
+    trainer.model.forward = lambda batch: sizes.append(len(batch)) or forward(batch)
+    trainer.train(0, 1)
+    assert sizes == [2, 2]
+
+
+@pytest.mark.parametrize(("length", "parts"), [(5, 2), (7, 3), (2, 9), (1, 1)])
+def test_parts_are_even_complete_and_in_order(length, parts):
+    batch = list(range(length))
+    divided = split_batch(batch, parts)
+    assert [item for part in divided for item in part] == batch
+    sizes = [len(part) for part in divided]
+    assert len(divided) == min(parts, length) and max(sizes) - min(sizes) <= 1
+
+
+def test_clipping_limits_the_step():
+    """With plain SGD at rate 1 the step is the gradient."""
+    free, clipped = toy(lr=1.0), toy(lr=1.0, clip_norm=1e-3)
+    steps = []
+    for trainer in (free, clipped):
+        before = weights(trainer)
+        trainer.train(0, 1)
+        steps.append({k: v - before[k] for k, v in weights(trainer).items()})
+    norms = [sum(v.square().sum() for v in step.values()).sqrt().item() for step in steps]
+    assert norms[0] > 1e-2
+    assert norms[1] == pytest.approx(1e-3, rel=1e-3)
+    logged = clipped.storage.history("grad_norm").latest()
+    assert logged == pytest.approx(norms[0], rel=1e-6)
+
+
+def test_trunk_keeps_its_bytes_and_the_highway_learns(small_config, tmp_path):
+    small_config.train.max_iter = 3
+    (tmp_path / "output").mkdir()
+    trainer, _ = engine.build_trainer(small_config)
+    before = weights(trainer)
+    trainer.train(0, 3)
+    after = weights(trainer)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not [name for name in changed if ".trunk." in name]
+    adapters = {name for name in before if ".highway." in name and ".u2." in name}
+    assert adapters and adapters <= changed
+    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert not optimized & {id(p) for p in trainer.trunk.parameters()}
+    assert not trainer.trunk.training and trainer.model.training
+
+
+def test_a_trunk_parameter_in_the_optimizer_is_refused():
+    trainer = toy()
+    trainer.optimizer.add_param_group({"params": [trainer.trunk.patch_embed.proj.weight]})
+    with pytest.raises(TrunkNotFrozenError, match="patch_embed.proj.weight is in the optimizer"):
+        trainer.train(0, 1)
+
+
+def test_a_trunk_parameter_that_requires_grad_is_refused():
+    trainer = toy()
+    trainer.trunk.layers[1].blocks[0].mlp.fc1.bias.requires_grad_(True)
+    with pytest.raises(TrunkNotFrozenError, match="layers.1.blocks.0.mlp.fc1.bias requires grad"):
+        trainer.train(0, 1)
+
+
+def test_a_gradient_that_reaches_the_trunk_during_training_is_refused():
+    trainer = toy()
+    step = trainer.before_step
+
+    def thaw():
+        step()
+        if trainer.iter == 1:
+            weight = trainer.trunk.layers[0].downsample.reduction.weight
+            weight.grad = torch.zeros_like(weight)
+
+    trainer.before_step = thaw
+    with pytest.raises(TrunkNotFrozenError, match="layers.0.downsample.reduction.weight got a"):
+        trainer.train(0, 3)
+    assert trainer.iter == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_precision_trains_on_cpu(small_config, tmp_path, precision):
+    cfg = small_config
+    cfg.train.amp.enabled = precision != "fp32"
+    cfg.train.amp.dtype = precision if precision != "fp32" else "bf16"
+    cfg.optimizer.lr = 2e-3
+    (tmp_path / "output").mkdir()
+    trainer, _ = engine.build_trainer(cfg)
+    trainer.train(0, 12)
+    assert trainer.scaler.is_enabled() == (precision == "fp16")
+    losses = [value for value, _ in trainer.storage.history("total_loss").values()]
+    assert all(torch.isfinite(torch.tensor(losses)))
+    assert sum(losses[-3:]) < sum(losses[:3])
+    dtypes = {p.dtype for p in trainer.model.parameters()}
+    assert dtypes == {torch.float32}
+
+
+def test_autocast_reaches_the_model():
+    seen = []
+    trainer = toy(precision="bf16")
+    forward = trainer.model.forward
+
+    def spy(batch):
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return forward(batch)
+
+    trainer.model.forward = spy
+    trainer.model.float()
+    trainer.data_loader = [
+        [(image.float(), target.float()) for image, target in b] for b in trainer.data_loader
+    ]
+    trainer.train(0, 1)
+    assert seen == [(True, torch.bfloat16)]
+
+
+def test_loss_scale_is_saved_and_restored():
+    first, second = toy(precision="fp16"), toy(precision="fp16")
+    for trainer in (first, second):
+        trainer.model.float()
+        trainer.optimizer.param_groups[0]["params"] = trainer.trained
+        trainer.data_loader = [[(i.float(), t.float()) for i, t in b] for b in trainer.data_loader]
+    first.train(0, 1)
+    first.scaler.update(2.0)
+    second.load_state_dict(first.state_dict())
+    assert second.scaler.get_scale() == 2.0 != toy(precision="fp16").scaler.get_scale()
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(UserError, match="precision 'int8': expected one of fp32, bf16, fp16"):
+        toy(precision="int8")
+    with pytest.raises(UserError, match="train.accumulate=0"):
+        toy(accumulate=0)
+
+
+def test_report_says_what_trains_and_what_a_step_keeps(small_config, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="e3va")
+    logging.getLogger("e3va").propagate = True
+    small_config.train.max_iter = 1
+    (tmp_path / "output").mkdir()
+    trainer, _ = engine.build_trainer(small_config)
+    trainer.train(0, 1)
+    text = caplog.text
+    model = trainer.model
+    for part, module in model_parts(model).items():
+        total = sum(p.numel() for p in module.parameters())
+        trained = 0 if part == "trunk" else total
+        row = next(line for line in text.splitlines() if line.startswith(part))
+        assert row.split()[1:3] == [f"{total:,}", f"{trained:,}"]
+    assert text.index("What trains") < text.index("One step on 2 images keeps")
+    reported = float(text.split("images keeps ")[1].split(" MiB")[0].replace(",", ""))
+
+    again = instantiate(small_config.model)
+    again.load_state_dict(trainer_start_state(small_config))
+    batch = next(iter(instantiate(small_config.dataloader.train)))
+    expected = independent_saved_mib(again.train(), batch, small_config.train.seed)
+    assert reported == pytest.approx(expected, abs=0.06)  # one decimal is printed
+
+
+def trainer_start_state(cfg):
+    torch.manual_seed(0)
+    return instantiate(cfg.model).state_dict()
+
+
+def independent_saved_mib(model, batch, seed):
+    """Autograd's saved tensors counted without the project's code."""
+    from e3va.detectron2.loader import seed_everything
+
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    seed_everything(seed, 0, 0)
+    with EventStorage(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        losses = model(batch)
+    assert losses
+    return sum(storage.nbytes() for storage in kept.values()) / MIB
+
+
+def test_metrics_are_logged_as_detectron2_does(small_config, tmp_path):
+    small_config.train.max_iter = 6
+    small_config.train.clip_norm = 1.0
+    (tmp_path / "output").mkdir()
+    engine.train(small_config)
+    lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+    records = [line for line in map(json.loads, lines) if "total_loss" in line]
+    first, last = records[0], records[-1]
+    for key in ("total_loss", "loss_mask", "loss_rpn_cls", "lr", "eta_seconds", "time", "max_mem"):
+        assert key in last, key
+    # Later records are medians over steps, as Detectron2 smooths them.
+    parts = [value for key, value in first.items() if key.startswith("loss_")]
+    assert first["total_loss"] == pytest.approx(sum(parts), rel=1e-5)
+    assert last["grad_norm"] > 0 and last["max_mem"] > 50
+    assert list((tmp_path / "output").glob("events.out.tfevents.*"))
