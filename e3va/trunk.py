@@ -172,6 +172,7 @@ class PatchMerging(nn.Module):
         In half precision the two results would agree in most of their digits, and their difference
         would be rounding noise; here it is exactly zero for equal inputs in any precision.
         """
+        base = base.to(x.dtype)  # or the norms of the two would round differently
         return self.reduction(self._join(x, height, width) - self._join(base, height, width))
 
     def _join(self, x: Tensor, height: int, width: int) -> Tensor:

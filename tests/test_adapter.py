@@ -1,0 +1,81 @@
+"""The adapter is the formula, starts as the zero map, and has the gradients of the formula."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from e3va import Adapter, UserError
+
+
+def formula(adapter: Adapter, z: torch.Tensor) -> torch.Tensor:
+    """U2 · U1 · GELU(D2 · D1 · z + b_d) + b_u, with matrices and the error function."""
+    d1, d2, u1, u2 = (getattr(adapter, name).weight for name in ("d1", "d2", "u1", "u2"))
+    hidden = torch.einsum("hr,rc,btc->bth", d2, d1, z) + adapter.d2.bias
+    active = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    return torch.einsum("cr,rh,bth->btc", u2, u1, active) + adapter.u2.bias
+
+
+def trained(dim=8, rank=3, reduction=2) -> Adapter:
+    adapter = Adapter(dim, rank, reduction).double()
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return adapter
+
+
+def test_new_adapter_adds_nothing_and_can_learn():
+    adapter = Adapter(32, rank=4)
+    z = torch.randn(2, 6, 32)
+    out = adapter(z, 2, 3)
+    assert torch.equal(out, torch.zeros_like(z))
+    (out - 1).square().sum().backward()
+    assert adapter.u2.weight.grad.abs().max() > 0 and adapter.u2.bias.grad.abs().max() > 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    height=st.integers(1, 4),
+    width=st.integers(1, 5),
+    hidden=st.integers(1, 5),
+    reduction=st.integers(1, 4),
+    rank=st.integers(1, 6),
+)
+def test_equals_the_formula(batch, height, width, hidden, reduction, rank):
+    dim = hidden * reduction
+    adapter = trained(dim, rank, reduction)
+    z = torch.randn(batch, height * width, dim).double()
+    torch.testing.assert_close(adapter(z, height, width), formula(adapter, z))
+    count = dim * rank + rank * hidden + hidden + hidden * rank + rank * dim + dim
+    assert sum(p.numel() for p in adapter.parameters()) == count
+
+
+def test_gradients_are_those_of_the_formula():
+    adapter = trained()
+    z = torch.randn(1, 4, 8).double().requires_grad_()
+    parameters = list(adapter.parameters())
+    assert torch.autograd.gradcheck(lambda *_: adapter(z, 2, 2), (z, *parameters))
+    weight = torch.randn(1, 4, 8).double()
+    ours = torch.autograd.grad((adapter(z, 2, 2) * weight).sum(), (z, *parameters))
+    theirs = torch.autograd.grad((formula(adapter, z) * weight).sum(), (z, *parameters))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_signal_reaches_u2_at_unit_scale_whatever_the_widths():
+    """So that the first gradient of U2 does not depend on C, r or q."""
+    for dim, rank, reduction in ((96, 16, 4), (1536, 16, 4), (1536, 64, 2), (96, 4, 8)):
+        torch.manual_seed(0)
+        adapters = [Adapter(dim, rank, reduction) for _ in range(8)]
+        z = torch.randn(64, dim)
+        inner = torch.stack([a.u1(torch.nn.functional.gelu(a.d2(a.d1(z)))) for a in adapters])
+        assert 0.3 < inner.std().item() < 1.2
+
+
+def test_sizes_that_make_no_sense_are_refused():
+    with pytest.raises(UserError, match="rank 0"):
+        Adapter(8, rank=0)
+    with pytest.raises(UserError, match="reduction 3: expected a divisor of the 8 channels"):
+        Adapter(8, reduction=3)

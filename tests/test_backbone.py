@@ -1,0 +1,173 @@
+"""The backbone keeps the promises of the method: what trains, what is kept, what comes out."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from e3va import PRESETS, E3VABackbone, UserError
+from e3va.measure import count_parameters, track_saved_bytes
+
+NANO = PRESETS["swin_nano"]
+
+
+def share(preset, **settings) -> float:
+    with torch.device("meta"):
+        backbone = E3VABackbone(preset, **settings)
+    rows = count_parameters(backbone, {})
+    return 100 * rows[0].share
+
+
+def kept(preset, size=64, **settings) -> tuple[int, int]:
+    """Bytes saved in trunk and highway."""
+    backbone = E3VABackbone(preset, **settings)
+    images = torch.rand(1, 3, size, size)
+    parts = {"trunk": backbone.trunk, "highway": backbone.highway}
+    with track_saved_bytes(backbone, parts) as saved:
+        outputs = backbone(images)
+    assert outputs
+    return saved.by_part["trunk"], saved.by_part["highway"]
+
+
+@settings(max_examples=12, deadline=None)
+@given(height=st.integers(1, 100), width=st.integers(1, 100), batch=st.integers(1, 2))
+def test_pyramid_levels_have_their_strides(height, width, batch):
+    features = E3VABackbone("swin_nano")(torch.rand(batch, 3, height, width))
+    assert list(features) == ["p0", "p1", "p2", "p3"]
+    for level, value in enumerate(features.values()):
+        stride = 4 * 2**level
+        assert value.shape == (batch, 16 * 2**level, -(-height // stride), -(-width // stride))
+        assert value.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("preset", "rank", "percent"),
+    [
+        ("swin_t", 16, 1.3),
+        ("swin_s", 16, 1.5),
+        ("swin_b", 16, 1.1),
+        ("swin_l", 16, 0.8),
+        ("swin_b_384", 16, 1.1),
+    ],
+)
+def test_trained_share(preset, rank, percent):
+    assert round(share(preset, rank=rank), 1) == percent
+
+
+def test_trained_share_of_the_papers_largest_model():
+    """The paper's "less than 1.5%"."""
+    assert round(share("swin_l", rank=32), 2) == 1.48
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_heads_that_divide_their_channels(name):
+    preset = PRESETS[name]
+    widths = {dim // heads for dim, heads in zip(preset.dims, preset.num_heads, strict=True)}
+    assert widths == {16 if name == "swin_nano" else 32}
+    expected = {"384": (12, 384), "nano": (4, 64)}.get(name.split("_")[-1], (7, 224))
+    assert (preset.window, preset.pretrain_size) == expected
+
+
+def test_methods_train_what_they_say():
+    def trained(method):
+        backbone = E3VABackbone("swin_nano", method=method)
+        return {name for name, p in backbone.named_parameters() if p.requires_grad}
+
+    norms = {f"highway.stages.{s}.out_norm.{p}" for s in range(4) for p in ("weight", "bias")}
+    assert trained("frozen") == norms
+    everything = dict(E3VABackbone("swin_nano", method="full").named_parameters())
+    assert trained("full") == set(everything) and norms < set(everything)
+    e3va = trained("e3va")
+    assert norms < e3va and not any(name.startswith("trunk.") for name in e3va)
+
+
+def test_state_names_are_the_official_ones_below_trunk():
+    state = E3VABackbone("swin_nano").state_dict()
+    assert "trunk.layers.2.blocks.1.attn.relative_position_bias_table" in state
+    assert "trunk.layers.0.downsample.reduction.weight" in state
+    assert "trunk.patch_embed.norm.bias" in state
+    assert "highway.stages.3.mlp.1.u2.weight" in state
+    assert not any("index" in name or "mask" in name for name in state)
+    assert {name.split(".")[0] for name in state} == {"trunk", "highway"}
+
+
+def test_training_leaves_the_trunks_bytes_alone():
+    backbone = E3VABackbone("swin_nano", rank=2).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        outputs = backbone(torch.rand(1, 3, 48, 48))
+        sum((out - 1).abs().mean() for out in outputs.values()).backward()
+        optimizer.step()
+        backbone.trunk.check_frozen(optimizer)
+    changed = {n for n, v in backbone.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed == {name for name in before if name.startswith("highway.")}
+
+
+def test_kept_bytes_do_not_depend_on_attention_or_mlp():
+    reference = kept(NANO)
+    assert reference[0] == 0 < reference[1]
+    assert kept(replace(NANO, mlp_ratio=8.0)) == reference
+    assert kept(replace(NANO, num_heads=(2, 4, 8, 16))) == reference
+    assert kept(replace(NANO, window=8)) == reference
+    full = kept(NANO, method="full")[0]
+    assert kept(replace(NANO, mlp_ratio=8.0), method="full")[0] > full > 3 * reference[1]
+
+
+def test_kept_bytes_grow_with_the_taps():
+    """Each further block of a stage adds the same: two taps and two adapters' rank-r tensors."""
+    sizes = [kept(replace(NANO, depths=(2, depth, 2, 2)))[1] for depth in (2, 4, 6)]
+    assert sizes[2] - sizes[1] == sizes[1] - sizes[0]
+    tokens, dim, rank, hidden = 8 * 8, 32, 16, 8
+    # D1 keeps z, D2 its input, GELU its input, U1 its input, U2 its input.
+    adapter = tokens * (dim + rank + hidden + hidden + rank) * 4
+    assert sizes[1] - sizes[0] == 2 * 2 * adapter
+
+
+@pytest.mark.parametrize("downsample", ["offset", "direct"])
+def test_half_precision_is_close_to_float32(downsample):
+    torch.manual_seed(0)
+    backbone = E3VABackbone("swin_nano", downsample=downsample)
+    for name, parameter in backbone.highway.named_parameters():
+        if name.endswith("u2.weight"):
+            torch.nn.init.normal_(parameter, std=0.05)
+    images = torch.rand(1, 3, 64, 64)
+    plain = backbone(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = backbone(images)
+    for name, value in plain.items():
+        error = (half[name].float() - value).norm() / value.norm()
+        assert 0 < error < 0.02
+
+
+def test_offset_of_zero_adapters_is_zero_in_half_precision_too():
+    """Rounding must not leak through the patch mergings as if it had been learned."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        backbone = E3VABackbone("swin_nano")
+        h = None
+        for stage in backbone.trunk.stages(torch.rand(1, 3, 64, 64)):
+            _, h = backbone.highway.advance(stage, h, backbone.trunk.patch_mergings[stage.index])
+            assert h is None or torch.count_nonzero(h) == 0
+
+
+def test_fewer_levels_run_fewer_stages():
+    backbone = E3VABackbone("swin_nano", out_features=["p1", "p0"])
+    assert list(backbone(torch.rand(1, 3, 32, 32))) == ["p0", "p1"]
+    assert len(backbone.highway.stages) == 2
+
+
+def test_wrong_settings_are_refused():
+    for settings_, message in (
+        ({"method": "lora"}, "method 'lora': expected one of"),
+        ({"taps": "all"}, "taps 'all': expected one of"),
+        ({"out_features": ["p4"]}, "out_features"),
+        ({"out_features": []}, "out_features"),
+        ({"downsample": "no"}, "downsample 'no'"),
+        ({"rank": 0}, "rank 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            E3VABackbone("swin_nano", **settings_)

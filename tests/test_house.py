@@ -1,0 +1,69 @@
+"""The order of the house: imports run downward, optional packages are asked for in one place."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from e3va import UserError
+from e3va.optional import HOW_TO_INSTALL, require
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "e3va"
+CORE = sorted(PACKAGE.glob("*.py"))
+HOSTS = ("detectron2", "torchvision")
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules that a file imports."""
+    package = ("e3va", *path.relative_to(PACKAGE).parts[:-1])
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            names.add(".".join([*base, *filter(None, [node.module])]))
+    return names
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda p: p.name)
+def test_the_core_needs_torch_alone_and_knows_no_host(path):
+    for name in imports(path):
+        top = name.split(".")[0]
+        assert top in sys.stdlib_module_names or top in ("torch", "e3va"), name
+        assert not name.startswith(("e3va.detectron2", "e3va.torchvision")), name
+
+
+def test_hosts_do_not_know_each_other():
+    for host, other in (HOSTS, HOSTS[::-1]):
+        for path in (PACKAGE / host).glob("*.py"):
+            assert not any(name.startswith(f"e3va.{other}") for name in imports(path)), path
+
+
+def test_importing_the_library_imports_torch_and_no_host():
+    script = (
+        "import sys, e3va; print([m for m in ('detectron2', 'torchvision') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_files_stay_short():
+    files = [
+        p
+        for folder in ("e3va", "configs", "projects", "tests", "benchmarks")
+        for p in (ROOT / folder).rglob("*.py")
+    ]
+    assert len(files) > 40
+    assert [p for p in files if len(p.read_text().splitlines()) > 400] == []
+
+
+def test_a_missing_package_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)  # as if it were not installed
+    with pytest.raises(UserError, match="the zoo needs safetensors.*pip install safetensors"):
+        require("safetensors", "the zoo")
+    assert "it is on no package index" in HOW_TO_INSTALL["detectron2"]
+    assert require("json", "nobody").loads("1") == 1
