@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from e3va import PRESETS, SwinPreset, SwinTrunk, TrunkNotFrozenError, UserError
+from e3va import PRESETS, Highway, SwinPreset, SwinTrunk, TrunkNotFrozenError, UserError
 from e3va.trunk import SwinBlock, shift_mask
 
 NANO = PRESETS["swin_nano"]
@@ -280,13 +280,30 @@ def test_taps_are_the_residual_stream_or_what_is_added_to_it():
 
 
 def test_taps_that_nobody_keeps_are_freed():
+    """They are gone before the next stage is computed, whoever consumes the stages."""
     trunk = SwinTrunk(NANO)
-    alive = []
-    for stage in trunk.stages(torch.rand(1, 3, 64, 64)):
+    highway = Highway(NANO.dims, NANO.depths, make_adapter=None)
+    alive, checked = [], []
+
+    def watch(taps):
+        alive.extend(weakref.ref(tap) for tap in taps)
+        assert all(reference() is not None for reference in alive[-len(taps) :])
+
+    def before_stage(*_):
+        checked.append(len(alive))
         assert not any(reference() is not None for reference in alive)
-        alive = [weakref.ref(tap) for tap in stage.msa + stage.mlp]
-        assert all(reference() is not None for reference in alive)
+
+    for layer in trunk.layers:
+        layer.register_forward_pre_hook(before_stage)
+    for stage in trunk.stages(torch.rand(1, 3, 64, 64)):
+        watch(stage.msa + stage.mlp[:-1])  # the last one is x_s itself
         del stage
+    assert checked == [0, 3, 6, 9]
+    for module in highway.stages:
+        module.register_forward_pre_hook(lambda _, args: watch(args[0].msa + args[0].mlp[:-1]))
+    with torch.no_grad():
+        highway(trunk.stages(torch.rand(1, 3, 64, 64)), trunk.patch_mergings)
+    assert checked[4:] == [12, 15, 18, 21]
 
 
 # --- frozen
