@@ -89,6 +89,23 @@ def test_clipping_limits_the_step():
     assert logged == pytest.approx(norms[0], rel=1e-6)
 
 
+def test_clipping_measures_the_gradient_and_not_its_scaled_form():
+    """Under fp16 the loss, and with it every gradient, is multiplied by a large factor."""
+    trainer = in_float32(toy(lr=1.0, clip_norm=1e-3, precision="fp16"))
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 64.0})
+    before = weights(trainer)
+    trainer.train(0, 1)
+    step = sum((v - before[k]).square().sum() for k, v in weights(trainer).items()).sqrt()
+    assert step.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def in_float32(trainer):
+    """Autocast does not touch float64."""
+    trainer.model.float()
+    trainer.data_loader = [[(i.float(), t.float()) for i, t in b] for b in trainer.data_loader]
+    return trainer
+
+
 def test_trunk_keeps_its_bytes_and_the_highway_learns(small_config, tmp_path):
     small_config.train.max_iter = 3
     (tmp_path / "output").mkdir()
@@ -162,20 +179,13 @@ def test_autocast_reaches_the_model():
         return forward(batch)
 
     trainer.model.forward = spy
-    trainer.model.float()
-    trainer.data_loader = [
-        [(image.float(), target.float()) for image, target in b] for b in trainer.data_loader
-    ]
+    in_float32(trainer)
     trainer.train(0, 1)
     assert seen == [(True, torch.bfloat16)]
 
 
 def test_loss_scale_is_saved_and_restored():
-    first, second = toy(precision="fp16"), toy(precision="fp16")
-    for trainer in (first, second):
-        trainer.model.float()
-        trainer.optimizer.param_groups[0]["params"] = trainer.trained
-        trainer.data_loader = [[(i.float(), t.float()) for i, t in b] for b in trainer.data_loader]
+    first, second = (in_float32(toy(precision="fp16")) for _ in range(2))
     first.train(0, 1)
     first.scaler.update(2.0)
     second.load_state_dict(first.state_dict())
