@@ -106,7 +106,7 @@ def _read(name: str | os.PathLike, load: Callable[[], Any]) -> dict:
 
 
 def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    return " ".join(str(error).split()).split(". ")[0][:120] or type(error).__name__
 
 
 def model_state(data: Mapping[str, Any], name: str) -> dict[str, Tensor]:

@@ -14,11 +14,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.multiprocessing import ProcessExitedException
 
 from ..errors import UserError
 from .checkpoint import HighwayCheckpointer
 from .config import find_config, load_config
-from .data import class_names
+from .data import class_names, coco_dicts
 from .hooks import MetricPrinter, PeakMemory, TrainedPartsReport
 from .trainer import HighwayTrainer
 
@@ -36,6 +37,8 @@ def run(args: Namespace) -> None:
     A user's mistake is printed as one line on stderr; the process then exits with status 1.
     """
     try:
+        if not args.config_file:
+            raise UserError("--config-file is not given: expected a path or a config's name")
         args.config_file = str(find_config(args.config_file))
         cfg = prepare(load_config(args.config_file, args.opts), args)
         launch(
@@ -48,6 +51,8 @@ def run(args: Namespace) -> None:
         )
     except UserError as error:
         sys.exit(f"error: {error.line}")
+    except ProcessExitedException as error:  # a worker process has printed its line
+        sys.exit(error.exit_code or 1)
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command with --resume goes on from the last checkpoint")
 
@@ -56,7 +61,8 @@ def prepare(cfg: DictConfig, args: Namespace) -> DictConfig:
     """Check what can be checked before anything is built, and fill in what the data say.
 
     Raises:
-        UserError: a device that is not there, more processes than GPUs, a missing data path.
+        UserError: a device that is not there, more processes than GPUs, an output folder that
+            cannot be made, a mistake in a user's own data.
     """
     for key in ("model", "train", "optimizer", "dataloader"):
         if key not in cfg:
@@ -67,6 +73,15 @@ def prepare(cfg: DictConfig, args: Namespace) -> DictConfig:
         raise UserError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
     if "data" in cfg:
         resolve_classes(cfg)
+        if cfg.data.val.json:
+            check_validation_data(cfg.data)
+    try:
+        os.makedirs(cfg.train.output_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"train.output_dir={cfg.train.output_dir} cannot be written ({error.strerror}): "
+            "expected a folder, or a name for a new one"
+        ) from None
     return cfg
 
 
@@ -93,6 +108,21 @@ def resolve_classes(cfg: DictConfig) -> None:
     if cfg.data.classes is None:
         cfg.data.classes = class_names(cfg.data.train.json)
     cfg.model.roi_heads.num_classes = len(cfg.data.classes)
+
+
+def check_validation_data(data: DictConfig) -> None:
+    """Find mistakes in the validation data before the training and not when it is done.
+
+    Raises:
+        UserError: see :func:`e3va.coco.read_coco`; or other classes than those of the training.
+    """
+    coco_dicts(data.val.json, data.val.images, training=False)
+    names = class_names(data.val.json)
+    if names != list(data.classes):
+        raise UserError(
+            f"{data.val.json} has the classes {', '.join(names)}, but the model learns "
+            f"{', '.join(data.classes)}: expected the same names in the order of their ids"
+        )
 
 
 def _work(cfg: DictConfig, args: Namespace) -> None:
@@ -189,7 +219,9 @@ def _writers(train_cfg: DictConfig) -> list:
 def train(cfg: DictConfig, resume: bool = False) -> HighwayTrainer:
     """Train from ``train.init_checkpoint``, or go on from the last checkpoint of the output."""
     trainer, checkpointer = build_trainer(cfg)
-    resume = resume and checkpointer.has_checkpoint()
+    if resume and not checkpointer.has_checkpoint():
+        logger.warning("--resume: no checkpoint in %s, so this starts anew", cfg.train.output_dir)
+        resume = False
     if not resume and not cfg.train.init_checkpoint:
         logger.warning(
             "No pretrained weights (train.init_checkpoint is empty): the frozen trunk is random"

@@ -20,6 +20,7 @@ from e3va.detectron2 import engine
 from e3va.detectron2.config import CONFIG_ROOT
 
 PROJECT = Path(__file__).resolve().parents[2] / "projects" / "E3VA"
+CHECKOUT = Path(os.environ.get("DETECTRON2_CHECKOUT", Path.home() / ".cache/e3va/detectron2"))
 CONFIG = "custom/cascade_mask_rcnn_e3va_swin_t.py"
 
 
@@ -93,14 +94,18 @@ def test_detectron2s_own_loop_trains_the_same_config(small_config, tmp_path):
 
 
 @pytest.mark.skipif(
-    "DETECTRON2_CHECKOUT" not in os.environ,
-    reason="DETECTRON2_CHECKOUT does not name a Detectron2 checkout (its tools are not installed)",
+    not CHECKOUT.is_dir(),
+    reason=f"no Detectron2 checkout in {CHECKOUT} (DETECTRON2_CHECKOUT says where); an installed "
+    "Detectron2 lacks its tools",
 )
 def test_detectron2s_own_script_trains_the_same_config(small_overrides, tmp_path):
-    tools = Path(os.environ["DETECTRON2_CHECKOUT"]) / "tools"
     config = ("--config-file", CONFIG_ROOT / CONFIG)
     run = script(
-        "lazyconfig_train_net.py", *config, *small_overrides, "train.max_iter=2", folder=tools
+        "lazyconfig_train_net.py",
+        *config,
+        *small_overrides,
+        "train.max_iter=2",
+        folder=CHECKOUT / "tools",
     )
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "output" / "model_final.pth").is_file()
@@ -132,6 +137,7 @@ def mistake(overrides, *more, **settings) -> str:
 
 def test_mistakes_in_the_config(small_overrides):
     assert "no config file 'COCO/nothing.py'" in mistake(small_overrides, config="COCO/nothing.py")
+    assert "--config-file is not given" in mistake(small_overrides, config="")
     line = mistake(small_overrides, "train.max_itr=3")
     assert "no config key 'train.max_itr': nearest: 'train.max_iter'" in line
     assert "precision 'fp8'" in mistake(
@@ -167,6 +173,23 @@ def test_mistakes_in_the_annotation_file(small_overrides, drawn):
     assert "1 of 6 images" in saying(images=[image, *drawn.data["images"][1:]])
     drawn.json.write_text("{ not json")
     assert "is not JSON" in mistake(small_overrides)
+
+
+def test_mistakes_in_the_validation_data_are_found_before_training(
+    small_overrides, drawn, tmp_path
+):
+    line = mistake(small_overrides, f"data.val.images={tmp_path}")
+    assert "6 of 6 images" in line and not (tmp_path / "output").exists()
+    other = {**drawn.data, "categories": [{"id": 3, "name": "blue"}, {"id": 7, "name": "red"}]}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    line = mistake(small_overrides, f"data.val.json={tmp_path / 'other.json'}")
+    assert "has the classes blue, red, but the model learns red, blue" in line
+
+
+def test_outputs_that_cannot_be_written(small_overrides, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    line = mistake(small_overrides, f"train.output_dir={tmp_path / 'taken'}")
+    assert f"train.output_dir={tmp_path / 'taken'} cannot be written" in line
 
 
 def test_an_image_that_does_not_decode(small_overrides, drawn):
