@@ -53,7 +53,7 @@ def main() -> None:
     run(
         "projects/E3VA/demo.py",
         *("--config-file", f"{trained}/config.yaml", "--weights", f"{trained}/model_final.pth"),
-        *("--input", f"{data}/val", "--output", f"{out}/drawn", "--confidence-threshold", "0.3"),
+        *("--input", f"{data}/val", "--output", f"{out}/drawn", "--confidence-threshold", "0.5"),
     )
     print(
         f"\nLook at {out}/saved_bytes.png and {out}/drawn.\n"

@@ -19,6 +19,7 @@ from ..errors import UserError
 from .predictor import LazyPredictor
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+READABLE = 480  # pixels of the shorter side from which labels can be read beside what they name
 
 
 def find_images(inputs: Iterable[str]) -> list[Path]:
@@ -54,9 +55,10 @@ def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndar
         metadata: has ``thing_classes``, else class numbers are drawn.
 
     Returns:
-        [H, W, 3] uint8, RGB.
+        [H', W', 3] uint8, RGB; small images are enlarged, or labels would cover them.
     """
-    visualizer = Visualizer(image[:, :, ::-1], metadata, instance_mode=ColorMode.IMAGE)
+    scale = max(1.0, READABLE / min(image.shape[:2]))
+    visualizer = Visualizer(image[:, :, ::-1], metadata, scale, ColorMode.IMAGE)
     return visualizer.draw_instance_predictions(instances.to("cpu")).get_image()
 
 
