@@ -1,7 +1,7 @@
 """The highway: where the adapters' outputs add up beside the trunk.
 
 It consumes the trunk's stages one after another and knows nothing of how they are made; gradients
-run along it alone (arXiv 2306.09729, section 3.2).
+run along it alone (arXiv 2306.09729, figure 2).
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,9 +1,12 @@
 """A detector small enough to train in a test."""
 
 import pytest
+from detectron2.config import LazyCall
+from detectron2.modeling import SwinTransformer
 
 from e3va.detectron2 import load_config
 from e3va.detectron2.engine import resolve_classes
+from e3va.presets import PRESETS
 
 # A Cascade Mask R-CNN whose trunk, necks and heads are a few hundred thousand parameters.
 SMALL = [
@@ -52,4 +55,20 @@ def small_config(small_overrides):
     """The custom config with :func:`small_overrides`, class names filled in."""
     cfg = load_config("custom/cascade_mask_rcnn_e3va_swin_t.py", small_overrides)
     resolve_classes(cfg)
+    return cfg
+
+
+@pytest.fixture
+def detectron2s_own(small_config):
+    """``small_config`` with Detectron2's own Swin in place of the E³VA backbone."""
+    cfg, nano = small_config.copy(), PRESETS["swin_nano"]
+    cfg.model.backbone.bottom_up = LazyCall(SwinTransformer)(
+        embed_dim=nano.embed_dim,
+        depths=list(nano.depths),
+        num_heads=list(nano.num_heads),
+        window_size=nano.window,
+        drop_path_rate=0.0,
+        out_indices=[0, 1, 2, 3],
+    )
+    cfg.model.backbone.in_features = ["p0", "p1", "p2", "p3"]
     return cfg

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from detectron2.config import LazyCall, get_cfg, instantiate
+from detectron2.config import get_cfg, instantiate
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, SwinTransformer, build_backbone, build_model
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -144,21 +144,10 @@ def test_yacs_twin_has_the_same_parameters(size):
     assert trained[0] == trained[1]
 
 
-def test_new_e3va_detector_answers_as_detectron2s_swin_detector(small_config):
+def test_new_e3va_detector_answers_as_detectron2s_swin_detector(small_config, detectron2s_own):
     """Adapters start at zero: with equal weights, the two detectors are one function."""
     model = instantiate(small_config.model).eval()
-    theirs = small_config.copy()
-    nano = PRESETS["swin_nano"]
-    theirs.model.backbone.bottom_up = LazyCall(SwinTransformer)(
-        embed_dim=nano.embed_dim,
-        depths=list(nano.depths),
-        num_heads=list(nano.num_heads),
-        window_size=nano.window,
-        drop_path_rate=0.0,
-        out_indices=[0, 1, 2, 3],
-    )
-    theirs.model.backbone.in_features = ["p0", "p1", "p2", "p3"]
-    other = instantiate(theirs.model).eval()
+    other = instantiate(detectron2s_own.model).eval()
     state = {k.replace("bottom_up.trunk.", "bottom_up."): v for k, v in model.state_dict().items()}
     missing = other.load_state_dict(state, strict=False).missing_keys
     names = ("relative_position_index", ".norm0.", ".norm1.", ".norm2.", ".norm3.")

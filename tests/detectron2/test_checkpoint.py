@@ -5,8 +5,7 @@ import pickle
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import LazyCall, instantiate
-from detectron2.modeling import SwinTransformer
+from detectron2.config import instantiate
 
 from e3va import SwinTrunk, UserError
 from e3va.checkpoint import save_atomically
@@ -63,19 +62,10 @@ def test_stock_checkpointer_loads_official_swin_by_its_heuristics(model, tmp_pat
     assert changed(model, before) == {name for name in before if name.startswith(prefix)}
 
 
-def test_detectron2s_own_swin_detector_gives_trunk_neck_and_heads(small_config, tmp_path):
-    theirs = small_config.copy()
-    nano = PRESETS["swin_nano"]
-    theirs.model.backbone.bottom_up = LazyCall(SwinTransformer)(
-        embed_dim=nano.embed_dim,
-        depths=list(nano.depths),
-        num_heads=list(nano.num_heads),
-        window_size=nano.window,
-        drop_path_rate=0.0,
-        out_indices=[0, 1, 2, 3],
-    )
-    theirs.model.backbone.in_features = ["p0", "p1", "p2", "p3"]
-    source = instantiate(theirs.model)
+def test_detectron2s_own_swin_detector_gives_trunk_neck_and_heads(
+    small_config, detectron2s_own, tmp_path
+):
+    source = instantiate(detectron2s_own.model)
     save_atomically({"model": source.state_dict()}, tmp_path / "theirs.pth")
     model = instantiate(small_config.model)
     HighwayCheckpointer(model).load(str(tmp_path / "theirs.pth"))
