@@ -9,7 +9,7 @@ from .errors import UserError
 class Adapter(nn.Module):
     """Dual low-rank adapter, ``A(z) = U2 · U1 · GELU(D2 · D1 · z + b_d) + b_u``.
 
-    D1: C → r, D2: r → C/q, U1: C/q → r, U2: r → C (arXiv 2306.09729, the method section). U2 and b_u
+    D1: C → r, D2: r → C/q, U1: C/q → r, U2: r → C (arXiv 2306.09729). U2 and b_u
     start at zero, so a new adapter adds nothing; the other factors start with variance 1/fan_in,
     so that the signal that reaches U2 neither vanishes nor grows with C, r or q.
 
