@@ -26,7 +26,7 @@ class TrainedPartsReport(HookBase):
     """Prints before the first step which parts of the model train and which do not."""
 
     def before_train(self) -> None:
-        """Log the table of parts, parameters and shares; warn of a random trunk."""
+        """Log the table of parts, parameters and shares."""
         model = self.trainer.model
         model = model.module if hasattr(model, "module") else model
         rows = count_parameters(model, model_parts(model))

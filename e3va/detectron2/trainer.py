@@ -24,7 +24,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class HighwayTrainer(SimpleTrainer):
-    """Trains a model along its highway; the trunk is proved frozen before and in every step.
+    """Trains a model along its highway; a frozen trunk is proved so before and in every step.
 
     Every step's random choices are seeded from ``seed`` and the iteration, so that a resumed run
     makes those of an uninterrupted one.
@@ -44,7 +44,8 @@ class HighwayTrainer(SimpleTrainer):
         seed: a whole number ≥ 0.
 
     Raises:
-        TrunkNotFrozenError: a trunk parameter requires grad, got one, or is in the optimizer.
+        TrunkNotFrozenError: a parameter of a frozen trunk requires grad, has a gradient, or is in
+            the optimizer.
         UserError: an unknown precision or accumulation.
     """
 
@@ -80,7 +81,7 @@ class HighwayTrainer(SimpleTrainer):
         self.max_iter = max_iter
         if hasattr(self.data_loader, "seek"):
             self.data_loader.seek(start_iter)
-        self.trunk.check_frozen(self.optimizer)
+        self._prove_frozen()
         # Detectron2's own loop prints a traceback for every exception, a user's mistake included.
         with EventStorage(start_iter) as self.storage:
             try:
@@ -108,10 +109,14 @@ class HighwayTrainer(SimpleTrainer):
             with self._reduce_gradients(last=number + 1 == len(parts)):
                 for name, loss in self._backward(part, weight).items():
                     losses[name] = losses.get(name, 0) + weight * loss
-        self.trunk.check_frozen(self.optimizer)
+        self._prove_frozen()
         self.after_backward()
         self._write_metrics(losses, data_time)
         self._update()
+
+    def _prove_frozen(self) -> None:
+        if self.trunk.frozen:  # method="full" asks for a trunk that is not
+            self.trunk.check_frozen(self.optimizer)
 
     def _backward(self, part: list, weight: float) -> dict[str, Tensor]:
         with self._report_first_forward(len(part)), self._autocast():

@@ -122,6 +122,19 @@ def test_trunk_keeps_its_bytes_and_the_highway_learns(small_config, tmp_path):
     assert not trainer.trunk.training and trainer.model.training
 
 
+@pytest.mark.parametrize("method", ["frozen", "full"])
+def test_the_baselines_train_what_they_say(small_config, tmp_path, method):
+    small_config.model.backbone.bottom_up.method = method
+    small_config.train.max_iter = 2
+    (tmp_path / "output").mkdir()
+    trainer, _ = engine.build_trainer(small_config)
+    before = weights(trainer)
+    trainer.train(0, 2)
+    changed = {name for name, value in weights(trainer).items() if (value != before[name]).any()}
+    assert any(".trunk." in name for name in changed) == (method == "full")
+    assert any(".out_norm." in name for name in changed)
+
+
 def test_a_trunk_parameter_in_the_optimizer_is_refused():
     trainer = toy()
     trainer.optimizer.add_param_group({"params": [trainer.trunk.patch_embed.proj.weight]})
