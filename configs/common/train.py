@@ -14,6 +14,9 @@ train = dict(
     log_period=20,
     device="cuda" if torch.cuda.is_available() else "cpu",
     seed=0,
+    cudnn_benchmark=False,
+    # "high" lets float32 products run in TF32.
+    float32_precision="",
     # Added: parts that each batch is divided into, to fit a smaller card; the batch stays the same.
     accumulate=1,
     # Added: largest 2-norm of the gradient; 0 for no limit.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
@@ -49,6 +49,22 @@ def coco_dicts(
     )
     logger.info(data.summary())
     return [_dataset_dict(image, data) for image in data.images]
+
+
+def registered_dicts(names: str, filter_empty: bool = True) -> list[dict]:
+    """Dataset dicts of a data set that Detectron2 knows by name, such as ``coco_2017_train``.
+
+    Raises:
+        UserError: its annotation file is not there.
+    """
+    try:
+        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"data set {names}: no annotation file {error.filename}; set the environment variable "
+            "DETECTRON2_DATASETS to the folder that holds it, laid out as Detectron2's datasets "
+            "page says"
+        ) from None
 
 
 def coco_evaluator(

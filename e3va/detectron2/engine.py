@@ -222,7 +222,7 @@ def train(cfg: DictConfig, resume: bool = False) -> HighwayTrainer:
     if resume and not checkpointer.has_checkpoint():
         logger.warning("--resume: no checkpoint in %s, so this starts anew", cfg.train.output_dir)
         resume = False
-    if not resume and not cfg.train.init_checkpoint:
+    if not resume and not cfg.train.init_checkpoint and trainer.trunk.frozen:
         logger.warning(
             "No pretrained weights (train.init_checkpoint is empty): the frozen trunk is random"
         )

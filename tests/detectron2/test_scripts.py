@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.engine import SimpleTrainer, default_argument_parser, hooks
 from PIL import Image
 
@@ -24,9 +25,10 @@ CHECKOUT = Path(os.environ.get("DETECTRON2_CHECKOUT", Path.home() / ".cache/e3va
 CONFIG = "custom/cascade_mask_rcnn_e3va_swin_t.py"
 
 
-def script(name, *arguments, folder=PROJECT):
+def script(name, *arguments, folder=PROJECT, environment=()):
     command = [sys.executable, str(folder / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    env = {**os.environ, **dict(environment)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
 
 
 def test_train_resume_evaluate_and_draw_from_a_copied_project(small_overrides, drawn, tmp_path):
@@ -68,6 +70,33 @@ def test_train_resume_evaluate_and_draw_from_a_copied_project(small_overrides, d
     assert [p.name for p in pictures] == [f"{k}.png" for k in range(1, 7)]
     for picture in pictures:
         Image.open(picture).verify()
+
+
+def test_coco_config_trains_and_evaluates_on_coco_layout(small_overrides, drawn, tmp_path):
+    """Drawn pictures in COCO's folders, with COCO's categories."""
+    names = [{"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES if c["isthing"]]
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        shutil.copytree(drawn.images, tmp_path / "coco" / f"{split}2017")
+        path = tmp_path / "coco" / "annotations" / f"instances_{split}2017.json"
+        path.write_text(json.dumps({"info": {}, **drawn.data, "categories": names}))
+    own = [o for o in small_overrides if not o.startswith("data.")]
+    small = [
+        f"{a}.short_edge_length={b}"
+        for a, b in (
+            ("dataloader.train.mapper.augmentations.0", "[64,80]"),
+            ("dataloader.test.mapper.augmentations.0", "64"),
+        )
+    ]
+    done = script(
+        "lazyconfig_train_net.py",
+        *("--config-file", "COCO/cascade_mask_rcnn_4conv1fc_e3va_swin_t_3x.py", *own, *small),
+        *("train.max_iter=1", "dataloader.train.total_batch_size=2"),
+        *(f"model.roi_heads.box_heads.{k}.conv_dims=[16]" for k in range(3)),
+        environment={"DETECTRON2_DATASETS": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "copypaste: Task: segm" in done.stdout + done.stderr
 
 
 def test_detectron2s_own_loop_trains_the_same_config(small_config, tmp_path):
@@ -184,6 +213,15 @@ def test_mistakes_in_the_validation_data_are_found_before_training(
     (tmp_path / "other.json").write_text(json.dumps(other))
     line = mistake(small_overrides, f"data.val.json={tmp_path / 'other.json'}")
     assert "has the classes blue, red, but the model learns red, blue" in line
+
+
+def test_coco_where_it_is_not(tmp_path):
+    line = mistake(
+        [f"train.output_dir={tmp_path}", "model.backbone.bottom_up.preset=swin_nano"],
+        "train.device=cpu",
+        config="COCO/cascade_mask_rcnn_e3va_swin_t_1x.py",
+    )
+    assert "instances_train2017.json" in line and "DETECTRON2_DATASETS" in line
 
 
 def test_outputs_that_cannot_be_written(small_overrides, tmp_path):

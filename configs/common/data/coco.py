@@ -1,17 +1,17 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
-from e3va.detectron2.data import ImageMapper
+from e3va.detectron2.data import ImageMapper, registered_dicts
 from e3va.detectron2.loader import TrainLoader
 
 dataloader = OmegaConf.create()
 
 # Multi-scale training as in Swin's detection papers: shorter side 480 to 800.
 dataloader.train = L(TrainLoader)(
-    dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
+    dataset=L(registered_dicts)(names="coco_2017_train"),
     mapper=L(ImageMapper)(
         is_train=True,
         augmentations=[
@@ -29,7 +29,7 @@ dataloader.train = L(TrainLoader)(
 )
 
 dataloader.test = L(build_detection_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
+    dataset=L(registered_dicts)(names="coco_2017_val", filter_empty=False),
     mapper=L(ImageMapper)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
