@@ -184,10 +184,11 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
         model,
         loader,
         optimizer,
-        precision=train_cfg.amp.dtype if train_cfg.amp.enabled else "fp32",
-        accumulate=train_cfg.accumulate,
-        clip_norm=train_cfg.clip_norm,
-        seed=train_cfg.seed,
+        # Configs on Detectron2's own "train" lack what configs/common/train.py adds.
+        precision=train_cfg.amp.get("dtype", "fp16") if train_cfg.amp.enabled else "fp32",
+        accumulate=train_cfg.get("accumulate", 1),
+        clip_norm=train_cfg.get("clip_norm", 0.0),
+        seed=max(train_cfg.get("seed", 0), 0),
     )
     checkpointer = HighwayCheckpointer(model, train_cfg.output_dir, trainer=trainer)
     is_main = comm.is_main_process()

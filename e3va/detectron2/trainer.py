@@ -34,7 +34,7 @@ class HighwayTrainer(SimpleTrainer):
             DistributedDataParallel; maps a list of examples to a dict of losses, each a mean over
             the examples.
         data_loader: gives lists of examples; its ``seek(iteration)``, if it has one, is called
-            before training.
+            before training (without one, a resumed run's data start anew).
         optimizer: of the trained parameters alone.
         precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` under autocast, the latter with a scaled
             loss. On CUDA and on CPU.

@@ -5,7 +5,9 @@ import logging
 
 import pytest
 import torch
-from detectron2.config import instantiate
+from detectron2 import model_zoo
+from detectron2.config import LazyCall, instantiate
+from detectron2.data import build_detection_train_loader
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -259,6 +261,18 @@ def independent_saved_mib(model, batch, seed):
         losses = model(batch)
     assert losses
     return sum(storage.nbytes() for storage in kept.values()) / MIB
+
+
+def test_a_config_on_detectron2s_own_train_settings_and_loader_trains(small_config, tmp_path):
+    cfg = small_config
+    cfg.train = model_zoo.get_config("common/train.py").train
+    cfg.train.update(device="cpu", max_iter=2, eval_period=0, output_dir=str(tmp_path))
+    own = cfg.dataloader.train
+    cfg.dataloader.train = LazyCall(build_detection_train_loader)(
+        dataset=own.dataset, mapper=own.mapper, total_batch_size=2, num_workers=0
+    )
+    trainer = engine.train(cfg)
+    assert trainer.iter == 2 and (tmp_path / "model_final.pth").is_file()
 
 
 def test_metrics_are_logged_as_detectron2_does(small_config, tmp_path):
