@@ -80,6 +80,22 @@ def test_fpn_gives_p2_to_p6():
     assert strides == [4, 8, 16, 32, 64] and backbone.size_divisibility == 32
 
 
+def test_yacs_keys_reach_the_backbone():
+    cfg = yacs("build_e3va_swin_fpn_backbone")
+    cfg.MODEL.E3VA.RANK, cfg.MODEL.E3VA.REDUCTION = 3, 2
+    cfg.MODEL.E3VA.TAPS, cfg.MODEL.E3VA.DOWNSAMPLE = "sublayer", "direct"
+    built = build_backbone(cfg).bottom_up
+    for parameter in built.highway.parameters():
+        nn.init.normal_(parameter, std=0.1)  # new adapters would hide what they read
+    same = E3VASwin("swin_nano", rank=3, reduction=2, taps="sublayer", downsample="direct")
+    same.load_state_dict(built.state_dict())
+    images = torch.rand(1, 3, 64, 64)
+    for name, feature in built(images).items():
+        assert torch.equal(feature, same(images)[name])
+    cfg.MODEL.E3VA.METHOD = "full"
+    assert all(p.requires_grad for p in build_backbone(cfg).parameters())
+
+
 def test_retinanet_trains_every_parameter_that_it_says_it_trains():
     cfg = yacs("build_retinanet_e3va_swin_fpn_backbone")
     cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
@@ -89,6 +105,7 @@ def test_retinanet_trains_every_parameter_that_it_says_it_trains():
     cfg.MODEL.RETINANET.NUM_CONVS = 1
     model = build_model(cfg).train()
     assert [s.stride for s in model.backbone.output_shape().values()] == [8, 16, 32, 64, 128]
+    assert model.backbone.top_block.p6.in_channels == 128  # of the backbone's p3, not of the FPN's
     instances = Instances((64, 96))
     instances.gt_boxes = Boxes(torch.tensor([[5.0, 5.0, 50.0, 60.0]]))
     instances.gt_classes = torch.tensor([2])
@@ -142,6 +159,16 @@ def test_yacs_twin_has_the_same_parameters(size):
     assert shapes[0] == shapes[1]
     trained = [{k for k, v in model.named_parameters() if v.requires_grad} for model in twins]
     assert trained[0] == trained[1]
+
+
+def test_yacs_files_differ_in_the_size_alone():
+    texts = set()
+    for size in SIZES:
+        cfg = get_cfg()
+        add_e3va_config(cfg)
+        cfg.merge_from_file(str(CONFIG_ROOT / f"COCO/cascade_mask_rcnn_e3va_swin_{size}.yaml"))
+        texts.add(cfg.dump().replace(f"PRESET: swin_{size}", "PRESET: swin"))
+    assert len(texts) == 1 and "PRESET: swin\n" in texts.pop()
 
 
 def test_new_e3va_detector_answers_as_detectron2s_swin_detector(small_config, detectron2s_own):

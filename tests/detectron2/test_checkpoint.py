@@ -52,28 +52,39 @@ def test_official_swin_goes_into_the_trunk_and_nowhere_else(model, tmp_path):
         assert torch.equal(value, state[name])
 
 
-def test_stock_checkpointer_loads_official_swin_by_its_heuristics(model, tmp_path):
-    """What Detectron2's unchanged training script does."""
+@pytest.mark.parametrize("checkpointer", [DetectionCheckpointer, HighwayCheckpointer])
+def test_official_swin_is_loaded_by_detectron2s_heuristics(model, tmp_path, checkpointer):
+    """What Detectron2's unchanged training script does, and the same file name for ours."""
     state = official()
     save_atomically({"model": state}, tmp_path / "swin.pth")
     before = snapshot(model)
-    DetectionCheckpointer(model).load(f"{tmp_path / 'swin.pth'}?matching_heuristics=True")
+    checkpointer(model).load(f"{tmp_path / 'swin.pth'}?matching_heuristics=True")
     prefix = "backbone.bottom_up.trunk."
     assert changed(model, before) == {name for name in before if name.startswith(prefix)}
 
 
+@pytest.mark.parametrize("classes", [2, 5])
 def test_detectron2s_own_swin_detector_gives_trunk_neck_and_heads(
-    small_config, detectron2s_own, tmp_path
+    small_config, detectron2s_own, tmp_path, classes
 ):
+    """All of them; with other classes all but the classifiers."""
+    detectron2s_own.model.roi_heads.num_classes = classes
     source = instantiate(detectron2s_own.model)
     save_atomically({"model": source.state_dict()}, tmp_path / "theirs.pth")
     model = instantiate(small_config.model)
     HighwayCheckpointer(model).load(str(tmp_path / "theirs.pth"))
-    own, other = model.state_dict(), source.state_dict()
-    for name, value in own.items():
-        if ".highway." in name:
-            continue
-        assert torch.equal(value, other[name.replace("bottom_up.trunk.", "bottom_up.")]), name
+    other = source.state_dict()
+    differing = {
+        name
+        for name, value in model.state_dict().items()
+        if ".highway." not in name
+        and not torch.equal(value, other[name.replace("bottom_up.trunk.", "bottom_up.")])
+    }
+    assert bool(differing) == (classes != 2) and all(map(is_classifier, differing))
+
+
+def is_classifier(name):
+    return "cls_score" in name or "mask_head.predictor" in name
 
 
 def test_whole_model_round_trip(small_config, tmp_path):
@@ -96,8 +107,7 @@ def test_other_classes_leave_out_the_classifiers_alone(small_config, tmp_path):
         if value.shape != source.state_dict()[name].shape
         or not torch.equal(value, source.state_dict()[name])
     }
-    assert differing
-    assert all("cls_score" in name or "mask_head.predictor" in name for name in differing)
+    assert differing and all(map(is_classifier, differing))
 
 
 def refuse(model, path, match):

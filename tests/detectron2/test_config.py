@@ -109,8 +109,13 @@ def test_empty_dicts_are_there_to_be_filled():
 
 def test_the_given_config_is_left_as_it_is():
     cfg = load_config(NAME)
-    changed = load_config(cfg, ["train.max_iter=5"])
-    assert (cfg.train.max_iter, changed.train.max_iter) == (1000, 5)
+    before = OmegaConf.to_yaml(cfg)
+    changed = load_config(
+        cfg,
+        ["train.max_iter=5", "model.pixel_mean.0=1", "model.roi_heads.box_heads.2.fc_dims=[7]"],
+    )
+    assert (changed.train.max_iter, changed.model.pixel_mean[0]) == (5, 1)
+    assert OmegaConf.to_yaml(cfg) == before
 
 
 def test_files_that_are_no_lazy_config_are_one_clear_line(tmp_path):

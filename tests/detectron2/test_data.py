@@ -7,7 +7,7 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 
 from e3va import UserError
 from e3va.detectron2.data import ImageMapper, class_names, coco_dicts, coco_evaluator, count_classes
@@ -80,14 +80,14 @@ def broken(drawn, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("kind", "message", "workers"),
     [
-        ("truncated", "cannot be read"),
-        ("no image", "cannot be read: cannot identify"),
-        ("size", "is not of the size that its annotation file states"),
+        ("truncated", "cannot be read", 0),
+        ("no image", "cannot be read: cannot identify", 0),
+        ("size", "is not of the size that its annotation file states", 0),
+        ("size", "is not of the size that its annotation file states", 1),
     ],
 )
-@pytest.mark.parametrize("workers", [0, 1])
 def test_unusable_image_is_one_clear_line(drawn, kind, message, workers):
     broken(drawn, kind)
     records = load(drawn, training=True)[:1]
@@ -119,8 +119,6 @@ def perfect(record, classes):
         )
         for a in record["annotations"]
     ]
-    from detectron2.structures import Boxes
-
     instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
     instances.pred_masks = torch.from_numpy(np.stack(masks)).bool()
     instances.scores = torch.ones(len(boxes))
@@ -155,6 +153,29 @@ def test_evaluation_leaves_out_what_training_drops(drawn, tmp_path):
     assert evaluate(drawn, tmp_path, {0: 0, 1: 1})["bbox"]["AP"] == 100
     truth = json.loads((tmp_path / "ground_truth.json").read_text())
     assert 99 not in {annotation["id"] for annotation in truth["annotations"]}
+
+
+def test_boxes_alone_are_enough_where_no_masks_are_learned(drawn, tmp_path):
+    kept = ("image_id", "category_id", "bbox")
+    drawn.data["annotations"] = [{k: a[k] for k in kept} for a in drawn.data["annotations"]]
+    drawn.save()
+    with pytest.raises(UserError, match="has no 'segmentation', and this model learns masks"):
+        load(drawn, training=True)
+    records = load(drawn, training=True, masks=False)
+    assert "segmentation" not in records[0]["annotations"][0]
+    evaluator = coco_evaluator(
+        str(drawn.json), str(drawn.images), output_dir=str(tmp_path), masks=False
+    )
+    evaluator.reset()
+    for record in records:
+        instances = Instances((record["height"], record["width"]))
+        boxes = torch.tensor([a["bbox"] for a in record["annotations"]]).float()
+        instances.pred_boxes = Boxes(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1))
+        instances.scores = torch.ones(len(boxes))
+        instances.pred_classes = torch.tensor([a["category_id"] for a in record["annotations"]])
+        evaluator.process([record], [{"instances": instances}])
+    results = evaluator.evaluate()
+    assert results["bbox"]["AP"] == 100 and "segm" not in results
 
 
 def test_paths_that_were_not_given_are_named():

@@ -20,9 +20,18 @@ LAZY = [
     "dataloader.test.mapper.augmentations.0.short_edge_length=96",
     "dataloader.test.mapper.augmentations.0.max_size=150",
     "model.proposal_generator.post_nms_topk=[60,60]",
+    "model.roi_heads.mask_head.conv_dims=[16,16,16,16,16]",
     "train.device=cpu",
 ]
-LAZY += [f"model.roi_heads.box_predictors.{k}.test_score_thresh=0.02" for k in range(3)]
+LAZY += [
+    f"model.roi_heads.{key}"
+    for k in range(3)
+    for key in (
+        f"box_heads.{k}.fc_dims=[32,32]",
+        f"box_predictors.{k}.input_shape.channels=32",
+        f"box_predictors.{k}.test_score_thresh=0.02",
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +67,8 @@ def default_predictor(weights: Path) -> DefaultPredictor:
     cfg.merge_from_file(str(CONFIG_ROOT / "COCO/cascade_mask_rcnn_e3va_swin_t.yaml"))
     cfg.MODEL.E3VA.PRESET = "swin_nano"
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.02
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 60
     cfg.MODEL.WEIGHTS = str(weights)
@@ -75,6 +86,7 @@ def test_same_boxes_scores_classes_and_masks_as_default_predictor(lazy, weights,
     torch.testing.assert_close(ours.scores, theirs.scores)
     assert torch.equal(ours.pred_classes, theirs.pred_classes)
     assert torch.equal(ours.pred_masks, theirs.pred_masks)
+    assert not ours.scores.requires_grad
 
 
 def test_input_is_bgr(lazy, weights, image):
@@ -116,6 +128,16 @@ def test_names_the_classes_of_the_saved_config(small_config, tmp_path, image):
     predictor = LazyPredictor(path, tmp_path / "w.pth")
     assert predictor.metadata.thing_classes == ["red", "blue"]  # by id: 3, 7
     assert predictor(image)["instances"].image_size == image.shape[:2]
+
+
+def test_weights_and_device_are_the_configs_unless_given(weights, lazy, image):
+    own = [*LAZY, "train.device=cuda", f"train.init_checkpoint={weights}"]
+    predictor = LazyPredictor(
+        "COCO/cascade_mask_rcnn_e3va_swin_t_1x.py", overrides=own, device="cpu"
+    )
+    assert torch.equal(predictor(image)["instances"].scores, lazy(image)["instances"].scores)
+    classes = lazy.metadata.thing_classes  # of the data set that the config names
+    assert (len(classes), classes[0], classes[-1]) == (80, "person", "toothbrush")
 
 
 def test_what_cannot_be_built_is_one_clear_line(weights):

@@ -1,11 +1,13 @@
 """A run that was stopped, even killed, and resumed is the uninterrupted run."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -41,7 +43,10 @@ def train(config, folder, *, steps=LENGTH, stop_at=None, resume=False, workers=0
 
         trainer.before_step = before_step
     checkpointer.resume_or_load("", resume=resume)
-    trainer.train(trainer.iter + 1 if resume else 0, steps)
+    try:
+        trainer.train(trainer.iter + 1 if resume else 0, steps)
+    finally:
+        trainer._data_loader_iter_obj = None  # stops its workers at once
     return trainer
 
 
@@ -53,8 +58,11 @@ def state(trainer):
     return tensors
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_run_ends_with_the_same_bits(small_config, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "precision"), [(0, "fp16"), (2, "fp32")])
+def test_resumed_run_ends_with_the_same_bits(small_config, tmp_path, workers, precision):
+    """Under fp16, the loss scale that the first steps found is part of what goes on."""
+    small_config.train.amp.enabled = precision == "fp16"
+    small_config.train.amp.dtype = precision
     whole = state(train(small_config, tmp_path / "whole"))
     # One step past the checkpoint is lost and must be done again, the same.
     with pytest.raises(Stop):
@@ -159,6 +167,30 @@ def test_every_epoch_is_a_permutation(size, seed):
         assert sorted(indices) == list(range(size))
 
 
+def test_epochs_and_seeds_have_orders_of_their_own():
+    batches = [*take(BatchStream([True] * 40, 40, 0), 3), *take(BatchStream([True] * 40, 40, 1), 1)]
+    orders = {tuple(index for _, index in batch) for batch in batches}
+    assert len(orders) == 4
+
+
+def augment(record):
+    """The image, and a random choice of each kind that a mapper may make."""
+    return record["index"], random.random(), np.random.rand(), torch.rand(()).item()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_random_choices_depend_on_seed_and_place_alone(workers):
+    records = [{"width": 2, "height": 1, "index": index} for index in range(3)]
+    whole = take(TrainLoader(records, augment, 2), 6)
+    for kind in (1, 2, 3):  # an image that comes again is augmented anew
+        assert len({example[kind] for batch in whole for example in batch}) == 12
+    later = TrainLoader(records, augment, 2, num_workers=workers)
+    later.seek(2)
+    torch.manual_seed(77)
+    assert take(later, 4) == whole[2:]
+    assert take(TrainLoader(records, augment, 2, num_workers=workers, seed=1), 6) != whole
+
+
 def test_processes_share_the_stream_without_overlap(monkeypatch):
     """Three simulated processes together see each place once."""
     from e3va.detectron2 import loader
@@ -169,6 +201,11 @@ def test_processes_share_the_stream_without_overlap(monkeypatch):
         monkeypatch.setattr(loader.comm, "get_rank", lambda rank=rank: rank)
         seen += [place for batch in take(BatchStream([True] * 5, 2, 0), 5) for place, _ in batch]
     assert sorted(seen) == list(range(30))
+    record = {"width": 2, "height": 1}
+    batches = take(TrainLoader([record], lambda record: record, 6), 2)
+    assert [len(batch) for batch in batches] == [2, 2]
+    with pytest.raises(UserError, match="total_batch_size=4: expected a multiple of the 3 proc"):
+        TrainLoader([record], dict, 4)
 
 
 def test_loader_refuses_what_it_cannot_do():

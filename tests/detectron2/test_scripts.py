@@ -50,10 +50,14 @@ def test_train_resume_evaluate_and_draw_from_a_copied_project(small_overrides, d
     ]
     assert sorted(set(iterations)) == [0, 1, 2]
 
+    found = (output / "inference" / "coco_instances_results.json").read_bytes()
+    (output / "inference" / "coco_instances_results.json").unlink()
+
     weights = f"train.init_checkpoint={output / 'model_final.pth'}"
     evaluated = script(*train, "--eval-only", *small_overrides, weights, folder=folder)
     assert evaluated.returncode == 0, evaluated.stderr
     assert "copypaste: Task: bbox" in evaluated.stdout + evaluated.stderr
+    assert (output / "inference" / "coco_instances_results.json").read_bytes() == found
 
     (tmp_path / "broken.jpg").write_text("no image")
     drawn_run = script(
@@ -138,6 +142,13 @@ def test_detectron2s_own_script_trains_the_same_config(small_overrides, tmp_path
     )
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+def test_the_same_command_gives_the_same_weights(small_overrides, tmp_path):
+    for name in "ab":
+        run(small_overrides, "train.max_iter=2", f"train.output_dir={tmp_path / name}")
+    one, other = (torch.load(tmp_path / name / "model_final.pth")["model"] for name in "ab")
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_saved_config_is_complete(small_overrides, drawn, tmp_path):

@@ -2,6 +2,10 @@
 
 import json
 import logging
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +27,7 @@ class MeanModel(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.backbone = E3VASwin("swin_nano", rank=2)
+        self.backbone = E3VASwin("swin_nano", rank=2, out_features=["p3"])
         for name, parameter in self.backbone.highway.named_parameters():
             if name.endswith("u2.weight"):  # zero at the start: hides the other factors' gradients
                 nn.init.normal_(parameter, std=0.1)
@@ -56,6 +60,52 @@ def test_accumulation_equals_the_large_batch(parts):
     expected = weights(whole)
     for name, value in weights(divided).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-11)
+    logged = [t.storage.history("loss_square").latest() for t in (whole, divided)]
+    assert logged[0] == pytest.approx(logged[1], rel=1e-9)
+
+
+def test_two_processes_with_half_the_batch_each_are_one_with_all_of_it(tmp_path):
+    """Real processes; each divides its half again, and gradients meet once a step."""
+    script = tmp_path / "work.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys
+
+            import torch
+            from detectron2.engine import launch
+            from detectron2.engine.defaults import create_ddp_model
+            from detectron2.utils import comm
+
+            sys.path.insert(0, sys.argv[1])
+            from test_trainer import HighwayTrainer, toy
+
+
+            def work():
+                whole = toy(count=8)
+                share = whole.data_loader[0][comm.get_rank() :: 2]
+                model = create_ddp_model(whole.model, device_ids=None)
+                trainer = HighwayTrainer(
+                    model, [share] * 3, whole.optimizer, accumulate=2, clip_norm=0.5
+                )
+                trainer.train(0, 3)
+                torch.save(whole.model.state_dict(), f"{sys.argv[2]}/{comm.get_rank()}.pth")
+
+
+            if __name__ == "__main__":
+                launch(work, 2, dist_url="auto")
+            """
+        )
+    )
+    command = [sys.executable, script, Path(__file__).parent, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one = toy(count=8, clip_norm=0.5)
+    one.train(0, 3)
+    for rank in range(2):
+        shared = torch.load(tmp_path / f"{rank}.pth")
+        for name, value in weights(one).items():
+            torch.testing.assert_close(shared[name], value, rtol=1e-9, atol=1e-11)
 
 
 def test_accumulation_keeps_one_part_in_memory_at_a_time():
@@ -99,6 +149,15 @@ def test_clipping_measures_the_gradient_and_not_its_scaled_form():
     trainer.train(0, 1)
     step = sum((v - before[k]).square().sum() for k, v in weights(trainer).items()).sqrt()
     assert step.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_an_overflow_under_fp16_skips_the_step_and_halves_the_scale():
+    trainer = in_float32(toy(precision="fp16", clip_norm=1.0))
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**100})
+    before = weights(trainer)
+    trainer.train(0, 1)
+    assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+    assert trainer.scaler.get_scale() == 2.0**99
 
 
 def in_float32(trainer):
@@ -218,6 +277,7 @@ def test_report_says_what_trains_and_what_a_step_keeps(small_config, tmp_path, c
     caplog.set_level(logging.INFO, logger="e3va")
     logging.getLogger("e3va").propagate = True
     small_config.train.max_iter = 1
+    small_config.train.accumulate = 2
     (tmp_path / "output").mkdir()
     trainer, _ = engine.build_trainer(small_config)
     trainer.train(0, 1)
@@ -228,13 +288,17 @@ def test_report_says_what_trains_and_what_a_step_keeps(small_config, tmp_path, c
         trained = 0 if part == "trunk" else total
         row = next(line for line in text.splitlines() if line.startswith(part))
         assert row.split()[1:3] == [f"{total:,}", f"{trained:,}"]
-    assert text.index("What trains") < text.index("One step on 2 images keeps")
+    assert text.index("What trains") < text.index("One step on 1 images keeps")
     reported = float(text.split("images keeps ")[1].split(" MiB")[0].replace(",", ""))
+    backbone = model.backbone.bottom_up
+    trained = sum(p.numel() for p in backbone.highway.parameters())
+    share = 100 * trained / sum(p.numel() for p in backbone.parameters())
+    assert f"Of the backbone {share:.2f}% trains" in text
 
     again = instantiate(small_config.model)
     again.load_state_dict(trainer_start_state(small_config))
     batch = next(iter(instantiate(small_config.dataloader.train)))
-    expected = independent_saved_mib(again.train(), batch, small_config.train.seed)
+    expected = independent_saved_mib(again.train(), batch[:1], small_config.train.seed)
     assert reported == pytest.approx(expected, abs=0.06)  # one decimal is printed
 
 
@@ -288,5 +352,5 @@ def test_metrics_are_logged_as_detectron2_does(small_config, tmp_path):
     # Later records are medians over steps, as Detectron2 smooths them.
     parts = [value for key, value in first.items() if key.startswith("loss_")]
     assert first["total_loss"] == pytest.approx(sum(parts), rel=1e-5)
-    assert last["grad_norm"] > 0 and last["max_mem"] > 50
+    assert last["grad_norm"] > 0 and 100 < last["max_mem"] < 100_000  # MiB
     assert list((tmp_path / "output").glob("events.out.tfevents.*"))
