@@ -77,7 +77,9 @@ def test_another_seed_gives_another_run(small_config, tmp_path):
     first = state(train(small_config, tmp_path / "a", steps=2))
     other = small_config.copy()
     other.train.seed = 1
-    second = state(train(other, tmp_path / "b", steps=2))
+    trainer = train(other, tmp_path / "b", steps=2)
+    assert trainer.seed == trainer.data_loader.seed == 1
+    second = state(trainer)
     assert any(not torch.equal(first[key], second[key]) for key in first)
 
 
@@ -188,7 +190,10 @@ def test_random_choices_depend_on_seed_and_place_alone(workers):
     later.seek(2)
     torch.manual_seed(77)
     assert take(later, 4) == whole[2:]
-    assert take(TrainLoader(records, augment, 2, num_workers=workers, seed=1), 6) != whole
+    other = take(TrainLoader(records, augment, 2, num_workers=workers, seed=1), 6)
+    for kind in (1, 2, 3):
+        values = [{example[kind] for batch in run for example in batch} for run in (whole, other)]
+        assert not values[0] & values[1]
 
 
 def test_processes_share_the_stream_without_overlap(monkeypatch):

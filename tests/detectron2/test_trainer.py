@@ -199,6 +199,7 @@ def test_the_baselines_train_what_they_say(small_config, tmp_path, method):
 def test_a_trunk_parameter_in_the_optimizer_is_refused():
     trainer = toy()
     trainer.optimizer.add_param_group({"params": [trainer.trunk.patch_embed.proj.weight]})
+    trainer.run_step = lambda: pytest.fail("the proof comes before the first step")
     with pytest.raises(TrunkNotFrozenError, match="patch_embed.proj.weight is in the optimizer"):
         trainer.train(0, 1)
 
