@@ -3,10 +3,10 @@
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,31 +77,22 @@ def load_file(path: str | os.PathLike) -> dict:
     """
     if not os.path.isfile(path):
         raise UserError(f"no weights file {path}: expected a .pth file; check the path")
-    return _read(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
-
-
-def load_stream(file: IO[bytes], name: str) -> dict:
-    """:func:`load_file` for an open binary file; ``name`` stands for it in errors."""
-    return _read(name, lambda: torch.load(file, map_location="cpu", weights_only=True))
-
-
-def _read(name: str | os.PathLike, load: Callable[[], Any]) -> dict:
     try:
-        data = load()
+        data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise UserError(
-                f"{name} is not a file of plain tensors (or it is damaged): it could only be read "
+                f"{path} is not a file of plain tensors (or it is damaged): it could only be read "
                 "by running code from it, which is not done; save its state_dict alone"
             ) from None
-        raise UserError(f"{name} cannot be read as a checkpoint: {_brief(error)}") from None
+        raise UserError(f"{path} cannot be read as a checkpoint: {_brief(error)}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{name} cannot be read as a checkpoint ({_brief(error)}): "
+            f"{path} cannot be read as a checkpoint ({_brief(error)}): "
             "it is truncated or another kind of file; copy or download it again"
         ) from None
     if not isinstance(data, dict):
-        raise UserError(f"{name} holds a {type(data).__name__}: expected a dict of tensors")
+        raise UserError(f"{path} holds a {type(data).__name__}: expected a dict of tensors")
     return data
 
 
