@@ -28,6 +28,7 @@ from e3va import E3VABackbone
 from e3va.backbone import METHODS
 from e3va.checkpoint import atomic_open
 from e3va.measure import MIB, SavedBytes, count_parameters, track_saved_bytes
+from e3va.stream import seed_everything
 
 Measured = dict[str, tuple[int, SavedBytes]]  # method → (trained parameters, bytes)
 
@@ -60,7 +61,6 @@ def measure_detectors(config_file: str, overrides: list[str]) -> Measured:
     from e3va.detectron2 import load_config
     from e3va.detectron2.backbone import model_parts
     from e3va.detectron2.engine import resolve_classes
-    from e3va.detectron2.loader import seed_everything
     from e3va.presets import get_preset
 
     cfg = load_config(config_file, overrides)

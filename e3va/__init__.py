@@ -7,7 +7,7 @@ from .adapter import Adapter
 from .backbone import E3VABackbone
 from .errors import UserError
 from .highway import Highway
-from .presets import PRESETS, SwinPreset
+from .presets import PRESETS, SwinPreset, get_preset
 from .trunk import Stage, SwinTrunk, TrunkNotFrozenError
 
 __version__ = "0.1.0"
@@ -22,4 +22,5 @@ __all__ = [
     "SwinTrunk",
     "TrunkNotFrozenError",
     "UserError",
+    "get_preset",
 ]

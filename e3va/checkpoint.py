@@ -3,7 +3,7 @@
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,25 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .optional import require
+
+
+@contextmanager
+def rename_atomically(path: str | os.PathLike) -> Iterator[Path]:
+    """Give the name of a temporary file to write, beside ``path``; it becomes ``path`` at the end.
+
+    If the block raises, or the process is killed, ``path`` is what it was before.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
 
 
 @contextmanager
@@ -20,25 +39,18 @@ def atomic_open(path: str | os.PathLike, mode: str = "wb"):
 
     If the block raises, or the process is killed, ``path`` is what it was before.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
+    with rename_atomically(path) as temporary, open(temporary, mode) as file:
+        yield file
 
 
-def _sync_directory(folder: Path) -> None:
+def _sync(path: Path) -> None:
+    """Let what was written to a file, or renamed in a folder, reach the disk."""
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
     except OSError:
-        return  # some systems cannot open a folder; the rename has been done all the same
+        if path.is_dir():
+            return  # some systems cannot open a folder; the rename has been done all the same
+        raise
     try:
         os.fsync(handle)
     finally:
@@ -70,13 +82,15 @@ def save_atomically(data: Any, path: str | os.PathLike) -> None:
 
 
 def load_file(path: str | os.PathLike) -> dict:
-    """Read a ``torch.save`` file onto the CPU without executing code from it.
+    """Read a ``torch.save`` or ``.safetensors`` file onto the CPU without executing code from it.
 
     Raises:
         UserError: the file is missing, truncated, not a checkpoint, or needs pickled code to load.
     """
     if not os.path.isfile(path):
-        raise UserError(f"no weights file {path}: expected a .pth file; check the path")
+        raise UserError(f"no weights file {path}: expected .pth or .safetensors; check the path")
+    if str(path).endswith(".safetensors"):
+        return load_safetensors(path)[0]
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -94,6 +108,23 @@ def load_file(path: str | os.PathLike) -> dict:
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}: expected a dict of tensors")
     return data
+
+
+def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a ``.safetensors`` file.
+
+    Raises:
+        UserError: the file is truncated or of another kind, or safetensors is not installed.
+    """
+    safetensors = require("safetensors", f"reading {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as safetensors ({_brief(error)}): "
+            "it is truncated or another kind of file; copy or download it again"
+        ) from None
 
 
 def _brief(error: BaseException) -> str:

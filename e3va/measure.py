@@ -1,5 +1,6 @@
 """What trains, and what a step keeps in memory for its backward pass."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -129,3 +130,16 @@ def _entry_points(module: nn.Module | None) -> Iterator[nn.Module]:
 
 def _key(tensor: torch.Tensor) -> tuple:
     return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+def peak_memory() -> float:
+    """Peak memory in MiB: what CUDA allocated for tensors, else the process's resident set
+    (0 where the system does not say)."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / MIB
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB

@@ -13,6 +13,8 @@ HOW_TO_INSTALL = {
     "pycocotools": "pip install pycocotools",
     "safetensors": "pip install safetensors",
     "tensorboard": "pip install tensorboard",
+    "torchvision": "pip install torchvision",
+    "tqdm": "pip install tqdm",
 }
 
 

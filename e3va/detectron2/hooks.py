@@ -1,25 +1,15 @@
 """Hooks that Detectron2 lacks."""
 
 import logging
-import resource
-import sys
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import CommonMetricPrinter, get_event_storage
 
-from ..measure import MIB, count_parameters, parameter_table
+from ..measure import count_parameters, parameter_table, peak_memory
 from .backbone import model_parts
 
 logger = logging.getLogger(__name__)
-
-
-def peak_memory() -> float:
-    """Peak memory in MiB: what CUDA allocated for tensors, else the process's resident set."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / MIB
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 
 
 class TrainedPartsReport(HookBase):

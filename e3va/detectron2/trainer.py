@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
 from ..measure import MIB, track_saved_bytes
+from ..stream import seed_everything
 from .backbone import find_trunk_module, model_parts
-from .loader import seed_everything
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,7 @@
 """Draw predictions for images, folders and globs into a folder."""
 
 import argparse
-import glob
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,34 +14,10 @@ from tqdm import tqdm
 
 from ..checkpoint import atomic_open
 from ..errors import UserError
+from ..paths import find_images, free_name
 from .predictor import LazyPredictor
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 READABLE = 480  # pixels of the shorter side from which labels can be read beside what they name
-
-
-def find_images(inputs: Iterable[str]) -> list[Path]:
-    """The image files that paths, folders (not their subfolders) and globs name, in their order.
-
-    Raises:
-        UserError: one of them names no image.
-    """
-    found: dict[Path, None] = {}
-    for entry in inputs:
-        path = Path(entry).expanduser()
-        if path.is_dir():
-            images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        elif path.is_file():
-            images = [path]
-        else:
-            images = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        if not images:
-            raise UserError(
-                f"{entry!r} names no image: expected an image file, a folder with images "
-                f"({', '.join(sorted(IMAGE_SUFFIXES))}), or a glob that matches some"
-            )
-        found.update(dict.fromkeys(images))
-    return list(found)
 
 
 def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
@@ -82,20 +56,11 @@ def predict_folder(
             continue
         instances = predictor(np.ascontiguousarray(image))["instances"]
         kept = instances[instances.scores >= threshold]
-        target = output / _free_name(path, taken)
+        target = output / free_name(path, ".png", taken)
         with atomic_open(target) as file:
             Image.fromarray(draw(image, kept, predictor.metadata)).save(file, format="PNG")
         tqdm.write(f"{path}: {len(kept)} objects -> {target}")
     return failed
-
-
-def _free_name(path: Path, taken: set[str]) -> str:
-    name = f"{path.stem}.png"
-    while name in taken:  # the same file name in another folder
-        path = path.parent
-        name = f"{path.name or len(taken)}_{name}"
-    taken.add(name)
-    return name
 
 
 def main(description: str) -> None:

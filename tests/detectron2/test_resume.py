@@ -10,12 +10,10 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from e3va import UserError
 from e3va.detectron2 import engine
-from e3va.detectron2.loader import BatchStream, TrainLoader
+from e3va.detectron2.loader import TrainLoader
 
 STOPPED_AT, LENGTH = 3, 6
 
@@ -142,39 +140,6 @@ def take(stream, count):
     return [next(iterator) for _ in range(count)]
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    wide=st.lists(st.booleans(), min_size=1, max_size=9),
-    batch_size=st.integers(1, 4),
-    seed=st.integers(0, 2**31),
-    start=st.integers(0, 12),
-)
-def test_stream_that_starts_later_is_the_tail_of_the_whole_stream(wide, batch_size, seed, start):
-    whole = take(BatchStream(wide, batch_size, seed), start + 4)
-    assert take(BatchStream(wide, batch_size, seed, start), 4) == whole[start:]
-    for batch in whole:
-        assert len(batch) == batch_size
-        assert len({wide[index] for _, index in batch}) == 1
-
-
-@settings(max_examples=20, deadline=None)
-@given(size=st.integers(1, 7), seed=st.integers(0, 99))
-def test_every_epoch_is_a_permutation(size, seed):
-    places = [
-        pair for batch in take(BatchStream([True] * size, 1, seed), 3 * size) for pair in batch
-    ]
-    assert [place for place, _ in places] == list(range(3 * size))
-    for epoch in range(3):
-        indices = [index for _, index in places[epoch * size : (epoch + 1) * size]]
-        assert sorted(indices) == list(range(size))
-
-
-def test_epochs_and_seeds_have_orders_of_their_own():
-    batches = [*take(BatchStream([True] * 40, 40, 0), 3), *take(BatchStream([True] * 40, 40, 1), 1)]
-    orders = {tuple(index for _, index in batch) for batch in batches}
-    assert len(orders) == 4
-
-
 def augment(record):
     """The image, and a random choice of each kind that a mapper may make."""
     return record["index"], random.random(), np.random.rand(), torch.rand(()).item()
@@ -204,11 +169,12 @@ def test_processes_share_the_stream_without_overlap(monkeypatch):
     monkeypatch.setattr(loader.comm, "get_world_size", lambda: 3)
     for rank in range(3):
         monkeypatch.setattr(loader.comm, "get_rank", lambda rank=rank: rank)
-        seen += [place for batch in take(BatchStream([True] * 5, 2, 0), 5) for place, _ in batch]
-    assert sorted(seen) == list(range(30))
+        records = [{"width": 2, "height": 1, "index": index} for index in range(5)]
+        batches = take(TrainLoader(records, augment, 6), 5)
+        assert [len(batch) for batch in batches] == [2] * 5
+        seen += [example[1] for batch in batches for example in batch]
+    assert len(set(seen)) == 30  # no random choice twice: no two processes had the same place
     record = {"width": 2, "height": 1}
-    batches = take(TrainLoader([record], lambda record: record, 6), 2)
-    assert [len(batch) for batch in batches] == [2, 2]
     with pytest.raises(UserError, match="total_batch_size=4: expected a multiple of the 3 proc"):
         TrainLoader([record], dict, 4)
 

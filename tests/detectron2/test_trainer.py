@@ -310,7 +310,7 @@ def trainer_start_state(cfg):
 
 def independent_saved_mib(model, batch, seed):
     """Autograd's saved tensors counted without the project's code."""
-    from e3va.detectron2.loader import seed_everything
+    from e3va.stream import seed_everything
 
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}

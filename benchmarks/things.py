@@ -1,0 +1,157 @@
+"""Draw a small data set of things put together from parts, in COCO format and as label maps.
+
+    python benchmarks/things.py OUTPUT [--train 120] [--val 40] [--size 128]
+
+writes OUTPUT/{train,val}.json, OUTPUT/{train,val}/*.png and OUTPUT/{train,val}_labels/*.png (0 is
+background, then the classes in their order). Things lie over one another; a mask is what shows of
+the thing. No class of it is a kind of the pretraining's shapes (benchmarks/pretrain.py), and the
+generator's seed is another. The same arguments draw the same data.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import drawing
+import numpy as np
+import pycocotools.mask
+from drawing import OUTLINES, Generator, Pose, circle
+from PIL import Image
+
+from e3va.checkpoint import atomic_open, rename_atomically
+
+SEED = 20231
+LEAST_SHOWN = 0.35  # of a thing's area; what shows less is painted over with the rest
+_RECTANGLE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+_RING = np.concatenate([circle(25, 0, 6.28), (0.55 * circle(25, 0, 6.28))[::-1]])
+
+
+def _petals() -> list[tuple[np.ndarray, int]]:
+    petals = [(circle(16) * [0.34, 0.26] + [0.6, 0], 0)]
+    turn = 2 * math.pi / 6
+    rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    while len(petals) < 6:
+        petals.append((petals[-1][0] @ rotation, 0))
+    return petals
+
+
+# A thing is its parts, painted in order: a unit outline, and which of its two fills it has.
+THINGS: dict[str, list[tuple[np.ndarray, int]]] = {
+    "fish": [
+        (np.array([[-0.45, 0], [-1, -0.5], [-1, 0.5]]), 1),
+        (circle() * [0.7, 0.42] + [0.2, 0], 0),
+        (circle(12) * 0.08 + [0.6, -0.1], 1),
+    ],
+    "house": [
+        (_RECTANGLE * [0.65, 0.45] + [0, 0.4], 0),
+        (np.array([[-0.85, -0.02], [0, -0.85], [0.85, -0.02]]), 1),
+        (_RECTANGLE * [0.14, 0.24] + [0.1, 0.61], 1),
+    ],
+    "mug": [
+        (_RING * 0.42 + [0.5, 0], 0),
+        (_RECTANGLE * [0.55, 0.65] + [-0.15, 0], 0),
+        (_RECTANGLE * [0.55, 0.12] + [-0.15, -0.2], 1),
+    ],
+    "key": [
+        (_RECTANGLE * [0.6, 0.11] + [0.35, 0], 0),
+        (_RECTANGLE * [0.09, 0.2] + [0.86, 0.2], 0),
+        (_RECTANGLE * [0.09, 0.16] + [0.55, 0.18], 0),
+        (_RING * 0.45 + [-0.55, 0], 1),
+    ],
+    "flower": [*_petals(), (circle(20) * 0.3, 1)],
+    "mushroom": [
+        (_RECTANGLE * [0.2, 0.5] + [0, 0.4], 1),
+        (OUTLINES["half disc"] * [0.85, -0.85] - [0, 0.3], 0),
+    ],
+}
+CLASSES = tuple(THINGS)
+
+
+def draw_thing(picture: np.ndarray, name: str, pose: Pose, rng: Generator) -> np.ndarray:
+    """Paint a thing into ``picture``; returns the pixels [H, W] that it covers."""
+    size = len(picture)
+    fills = [drawing.shade(drawing.texture(size, rng), rng) for _ in range(2)]
+    covered = np.zeros((size, size), bool)
+    for outline, fill in THINGS[name]:
+        alpha = drawing.cover(pose.place(outline), size)
+        drawing.paint(picture, alpha, fills[fill])
+        covered |= alpha > 0.5
+    return covered
+
+
+def draw_picture(size: int, rng: Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """One picture [size, size, 3] uint8 of two to six things, and (class index, mask) of each."""
+    picture = drawing.texture(size, rng)
+    things: list[tuple[int, np.ndarray, int]] = []
+    for _ in range(int(rng.integers(2, 7))):
+        index, radius = int(rng.integers(len(CLASSES))), rng.uniform(0.12, 0.24) * size
+        centre = tuple(rng.uniform(0.7 * radius, size - 0.7 * radius, 2))
+        pose = Pose(
+            centre, radius, rng.uniform(-0.6, 0.6), rng.uniform(0.8, 1.1), rng.random() < 0.5
+        )
+        before = picture.copy()
+        covered = draw_thing(picture, CLASSES[index], pose, rng)
+        left = [(i, mask & ~covered, area) for i, mask, area in things]
+        if any(mask.sum() < LEAST_SHOWN * area for _, mask, area in left):
+            picture = before  # it would hide another thing nearly whole
+            continue
+        things = [*left, (index, covered, int(covered.sum()))]
+    return drawing.finish(picture, rng), [(index, mask) for index, mask, _ in things]
+
+
+def annotation(number: int, image_id: int, index: int, mask: np.ndarray) -> dict:
+    """The COCO record of one thing, its mask as compressed RLE."""
+    rle = pycocotools.mask.encode(np.asfortranarray(mask))
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": index + 1,
+        "bbox": [float(v) for v in pycocotools.mask.toBbox(rle)],
+        "area": int(mask.sum()),
+        "iscrowd": 0,
+        "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode()},
+    }
+
+
+def draw_split(folder: Path, split: str, count: int, size: int, rng: Generator) -> None:
+    """Write ``folder/split/*.png``, ``folder/split_labels/*.png`` and ``folder/split.json``."""
+    images, annotations = [], []
+    for name in (split, f"{split}_labels"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for image_id in range(1, count + 1):
+        picture, things = draw_picture(size, rng)
+        labels, file_name = np.zeros((size, size), np.uint8), f"{image_id:04d}.png"
+        for index, mask in things:
+            labels[mask] = index + 1
+            annotations.append(annotation(len(annotations) + 1, image_id, index, mask))
+        for name, array in ((split, picture), (f"{split}_labels", labels)):
+            with rename_atomically(folder / name / file_name) as temporary:
+                Image.fromarray(array).save(temporary, format="PNG")
+        images.append({"id": image_id, "file_name": file_name, "height": size, "width": size})
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    data = {"images": images, "annotations": annotations, "categories": categories}
+    with atomic_open(folder / f"{split}.json", "w") as file:
+        json.dump(data, file)
+
+
+def draw_data(folder: Path, train: int, val: int, size: int) -> None:
+    """Write both splits."""
+    rng = np.random.default_rng(SEED)
+    for split, count in (("train", train), ("val", val)):
+        draw_split(folder, split, count, size, rng)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--train", type=int, default=120, help="training images")
+    parser.add_argument("--val", type=int, default=40, help="validation images")
+    parser.add_argument("--size", type=int, default=128, help="side in pixels")
+    args = parser.parse_args()
+    draw_data(args.output, args.train, args.val, args.size)
+    print(f"drew {args.train} + {args.val} images with {', '.join(CLASSES)} into {args.output}")
+
+
+if __name__ == "__main__":
+    main()

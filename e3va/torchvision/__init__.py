@@ -1,0 +1,26 @@
+"""The torchvision host: E³VA backbones under torchvision's detectors, and the ``e3va`` command.
+
+It needs nothing that is not on a package index.
+
+Raises:
+    UserError: torchvision is not installed.
+"""
+
+from ..optional import require
+
+require("torchvision", "e3va.torchvision")
+
+from .cascade import CascadeRoIHeads  # noqa: E402
+from .models import ModelConfig, build_model, load_model, load_pretrained  # noqa: E402
+from .pyramid import PyramidBackbone  # noqa: E402
+from .semantic import SemanticFPN  # noqa: E402
+
+__all__ = [
+    "CascadeRoIHeads",
+    "ModelConfig",
+    "PyramidBackbone",
+    "SemanticFPN",
+    "build_model",
+    "load_model",
+    "load_pretrained",
+]

@@ -1,0 +1,238 @@
+"""Cascade R-CNN heads, which torchvision lacks (Cai and Vasconcelos, arXiv 1712.00726).
+
+The arithmetic is that of Detectron2's ``CascadeROIHeads`` with its defaults, down to the pixel
+grid of RoIAlign and of the mask targets; boxes, matching, sampling and NMS are torchvision's.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import _utils as det_utils
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
+from torchvision.ops import boxes as box_ops
+from torchvision.ops import roi_align
+from torchvision.ops.poolers import LevelMapper
+
+IOUS = (0.5, 0.6, 0.7)
+BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+
+Boxes = list[Tensor]  # for each image [N, 4], x1 y1 x2 y2 in pixels
+
+
+class AlignedPooler(nn.Module):
+    """RoIAlign over p2..p5 without the half-pixel offset of torchvision's ``MultiScaleRoIAlign``.
+
+    Args:
+        levels: the features to pool from, in the order of their strides 4, 8, 16, …
+        output_size: side of what comes out.
+    """
+
+    def __init__(self, levels: Sequence[str], output_size: int):
+        super().__init__()
+        self.levels = tuple(levels)
+        self.output_size = (output_size, output_size)  # as torchvision's, which its models read
+
+    def forward(self, features: dict[str, Tensor], boxes: Boxes, image_shapes: list) -> Tensor:
+        """Features [B, C, H_l, W_l] and boxes → [sum of N, C, side, side]."""
+        del image_shapes  # torchvision's pooler infers its strides from them
+        mapper = LevelMapper(2, 1 + len(self.levels))
+        rois = with_places(boxes)
+        level_of = mapper(boxes)
+        first = features[self.levels[0]]
+        pooled = first.new_zeros(len(rois), first.shape[1], *self.output_size)
+        for level, name in enumerate(self.levels):
+            chosen = torch.where(level_of == level)[0]
+            out = roi_align(
+                features[name], rois[chosen], self.output_size, 1 / 2 ** (level + 2), aligned=True
+            )
+            pooled = pooled.to(out.dtype).index_copy(0, chosen, out)
+        return pooled
+
+
+def with_places(boxes: Boxes) -> Tensor:
+    """Boxes of several images → [sum of N, 5], the image's place in front."""
+    places = [torch.full_like(b[:, :1], place) for place, b in enumerate(boxes)]
+    return torch.cat([torch.cat(places), torch.cat(boxes)], dim=1)
+
+
+class CascadePredictor(nn.Module):
+    """Class logits (background first) and one class-agnostic box offset for each RoI."""
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.cls_score = nn.Linear(channels, num_classes)
+        self.bbox_pred = nn.Linear(channels, 4)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(self.cls_score.bias)
+        nn.init.zeros_(self.bbox_pred.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, channels] → [N, num_classes], [N, 4]."""
+        return self.cls_score(x), self.bbox_pred(x)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.scale, None
+
+
+class CascadeRoIHeads(RoIHeads):
+    """Three box stages, each trained on the boxes of the one before; then masks.
+
+    Takes and gives what torchvision's ``RoIHeads`` does. Losses: ``loss_classifier_stage{k}``,
+    ``loss_box_reg_stage{k}``, ``loss_mask``. In evaluation the stages' class probabilities are
+    averaged and the last stage's boxes count.
+
+    Args:
+        box_roi_pool: shared by the stages.
+        box_heads, box_predictors: one for each stage.
+        mask_roi_pool, mask_head, mask_predictor: as torchvision's.
+        batch_size_per_image: RoIs sampled for training, a quarter of them on objects.
+        score_thresh, nms_thresh, detections_per_img: of the evaluation.
+    """
+
+    def __init__(
+        self,
+        box_roi_pool: nn.Module,
+        box_heads: Sequence[nn.Module],
+        box_predictors: Sequence[CascadePredictor],
+        mask_roi_pool: nn.Module,
+        mask_head: nn.Module,
+        mask_predictor: nn.Module,
+        *,
+        batch_size_per_image: int = 512,
+        score_thresh: float = 0.05,
+        nms_thresh: float = 0.5,
+        detections_per_img: int = 100,
+    ):
+        super().__init__(
+            box_roi_pool,
+            nn.ModuleList(box_heads),
+            nn.ModuleList(box_predictors),
+            IOUS[0],
+            IOUS[0],
+            batch_size_per_image,
+            0.25,
+            BOX_WEIGHTS[0],
+            score_thresh,
+            nms_thresh,
+            detections_per_img,
+            mask_roi_pool,
+            mask_head,
+            mask_predictor,
+        )
+        self.matchers = [det_utils.Matcher(iou, iou) for iou in IOUS]
+        self.box_coders = [det_utils.BoxCoder(weights) for weights in BOX_WEIGHTS]
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: Boxes,
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """See torchvision's ``RoIHeads.forward``."""
+        if self.training:
+            return [], self._losses(features, proposals, image_shapes, targets)
+        detections = self._detect(features, proposals, image_shapes)
+        boxes = [found["boxes"] for found in detections]
+        logits = self._mask_logits(features, boxes, image_shapes)
+        masks = maskrcnn_inference(logits, [found["labels"] for found in detections])
+        for found, mask in zip(detections, masks, strict=True):
+            found["masks"] = mask
+        return detections, {}
+
+    def _run_stage(self, stage: int, features, proposals: Boxes, shapes) -> tuple[Tensor, Tensor]:
+        pooled = self.box_roi_pool(features, proposals, shapes)
+        if self.training:  # three losses flow back into features that one would do for
+            pooled = _ScaleGradient.apply(pooled, 1 / len(IOUS))
+        return self.box_predictor[stage](self.box_head[stage](pooled))
+
+    def _refine(self, stage: int, deltas: Tensor, proposals: Boxes, shapes) -> Boxes:
+        decoded = self.box_coders[stage].decode(deltas.detach(), proposals)[:, 0]
+        decoded = decoded.split([len(p) for p in proposals])
+        return [
+            box_ops.clip_boxes_to_image(b, shape) for b, shape in zip(decoded, shapes, strict=True)
+        ]
+
+    def _losses(self, features, proposals: Boxes, shapes, targets) -> dict[str, Tensor]:
+        proposals, matched, labels, box_targets = self.select_training_samples(proposals, targets)
+        losses = {
+            "loss_mask": self._mask_loss(features, proposals, shapes, labels, matched, targets)
+        }
+        for stage in range(len(IOUS)):
+            logits, deltas = self._run_stage(stage, features, proposals, shapes)
+            classes, wanted = torch.cat(labels), torch.cat(box_targets)
+            on = classes > 0
+            box_loss = F.l1_loss(deltas[on], wanted[on], reduction="sum") / max(len(classes), 1)
+            losses[f"loss_classifier_stage{stage}"] = F.cross_entropy(logits, classes)
+            losses[f"loss_box_reg_stage{stage}"] = box_loss
+            if stage + 1 < len(IOUS):
+                refined = self._refine(stage, deltas, proposals, shapes)
+                proposals = [boxes[_has_area(boxes)] for boxes in refined]
+                labels, box_targets = self._assign(stage + 1, proposals, targets)
+        return losses
+
+    def _assign(self, stage: int, proposals: Boxes, targets) -> tuple[list[Tensor], list[Tensor]]:
+        """Class of each proposal at this stage's IoU (0: background), and its box's offset."""
+        self.proposal_matcher = self.matchers[stage]
+        boxes = [target["boxes"] for target in targets]
+        matched, labels = self.assign_targets_to_proposals(
+            proposals, boxes, [target["labels"] for target in targets]
+        )
+        self.proposal_matcher = self.matchers[0]
+        truth = [
+            b[index] if len(b) else p.new_zeros(p.shape)
+            for b, index, p in zip(boxes, matched, proposals, strict=True)
+        ]
+        return labels, self.box_coders[stage].encode(truth, proposals)
+
+    def _mask_logits(self, features, boxes: Boxes, shapes) -> Tensor:
+        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, shapes)))
+
+    def _mask_loss(self, features, proposals: Boxes, shapes, labels, matched, targets) -> Tensor:
+        on = [torch.where(label > 0)[0] for label in labels]
+        boxes = [p[chosen] for p, chosen in zip(proposals, on, strict=True)]
+        logits = self._mask_logits(features, boxes, shapes)
+        if not len(logits):
+            return logits.sum() * 0
+        side, wanted = logits.shape[-1], []
+        for target, box, index, chosen in zip(targets, boxes, matched, on, strict=True):
+            rois = torch.cat([index[chosen, None].to(box), box], dim=1)
+            masks = target["masks"][:, None].to(box)
+            wanted.append(roi_align(masks, rois, (side, side), aligned=True)[:, 0] >= 0.5)
+        classes = torch.cat([label[chosen] for label, chosen in zip(labels, on, strict=True)])
+        logits = logits[torch.arange(len(classes), device=logits.device), classes]
+        return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted).to(logits.dtype))
+
+    def _detect(self, features, proposals: Boxes, shapes) -> list[dict[str, Tensor]]:
+        probabilities = 0
+        for stage in range(len(IOUS)):
+            logits, deltas = self._run_stage(stage, features, proposals, shapes)
+            probabilities = probabilities + logits.softmax(-1) / len(IOUS)
+            proposals = self._refine(stage, deltas, proposals, shapes)
+        split = probabilities.split([len(p) for p in proposals])
+        return [self._select(b, p) for b, p in zip(proposals, split, strict=True)]
+
+    def _select(self, boxes: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
+        """Boxes [N, 4] and probabilities [N, classes] → what lives through threshold and NMS."""
+        place, label = torch.where(probabilities[:, 1:] > self.score_thresh)
+        boxes, scores, labels = boxes[place], probabilities[place, label + 1], label + 1
+        keep = box_ops.remove_small_boxes(boxes, min_size=1e-2)
+        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+        keep = box_ops.batched_nms(boxes, scores, labels, self.nms_thresh)
+        keep = keep[: self.detections_per_img]
+        return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+
+
+def _has_area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])

@@ -1,0 +1,307 @@
+"""Models as data: a :class:`ModelConfig` says what to build, and every checkpoint holds its own."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign
+
+from ..backbone import E3VABackbone
+from ..checkpoint import load_file, model_state
+from ..errors import UserError
+from ..presets import SwinPreset, preset_name
+from ..weights import find_trunk, load_trunk, read_geometry, trunk_state
+from .cascade import AlignedPooler, CascadePredictor, CascadeRoIHeads
+from .pyramid import LEVEL_NAMES, PyramidBackbone
+from .semantic import SemanticFPN
+
+DEMO_TRUNK = "demo"
+DEMO_FILE = Path(__file__).parent.parent / "assets" / "swin_micro.safetensors"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as Swin's pretraining
+LIGHT_TRUNK = 96  # channels of stage 0 below which the heads are light too
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """Widths of what follows the backbone.
+
+    Attributes:
+        channels: of the pyramid.
+        box: of the box heads' two fully connected layers.
+        mask: of the mask head's four convolutions.
+        semantic: of the semantic head's convolutions.
+        rois: sampled for each training image.
+    """
+
+    channels: int
+    box: int
+    mask: int
+    semantic: int
+    rois: int
+
+
+HEADS = {
+    "standard": HeadSizes(channels=256, box=1024, mask=256, semantic=128, rois=512),
+    "light": HeadSizes(channels=64, box=256, mask=64, semantic=64, rois=64),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a model is.
+
+    Attributes:
+        model: a key of ``MODELS``.
+        classes: names; of label maps the name of label 0 first.
+        preset: the trunk's geometry.
+        trunk: where its weights came from: ``"demo"``, a file's path, or ``"random"``.
+        method, rank, reduction, taps, downsample: see :class:`e3va.E3VABackbone`.
+        heads: a key of ``HEADS``.
+        size, max_size: images are resized so that the shorter side has ``size`` pixels and the
+            longer at most ``max_size``.
+        jitter: the least and largest multiple of ``size`` that training draws from.
+        category_ids: of the annotation file, for each class; empty for label maps.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    preset: SwinPreset
+    trunk: str
+    method: str = "e3va"
+    rank: int = 16
+    reduction: int = 4
+    taps: str = "residual"
+    downsample: str = "offset"
+    heads: str = "standard"
+    size: int = 480
+    max_size: int = 800
+    jitter: tuple[float, float] = (0.8, 1.2)
+    category_ids: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain lists, strings and numbers."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], source: str) -> "ModelConfig":
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            UserError: an entry is missing or unknown; ``source`` names the file.
+        """
+        try:
+            preset = SwinPreset(**{k: _tuple(v) for k, v in data["preset"].items()})
+            return cls(**{**{k: _tuple(v) for k, v in data.items()}, "preset": preset})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{source}: its model description cannot be read ({error}): expected a file that "
+                "this version of e3va wrote"
+            ) from None
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def read_trunk(trunk: str) -> tuple[dict[str, Tensor], SwinPreset, str]:
+    """Pretrained weights and geometry of a Swin.
+
+    Args:
+        trunk: ``"demo"`` for the one that comes with the library, or a weights file.
+
+    Returns:
+        its tensors, its geometry, and the file's name.
+
+    Raises:
+        UserError: the file is missing, broken, or holds no Swin that can be read.
+    """
+    path = DEMO_FILE if trunk == DEMO_TRUNK else Path(trunk).expanduser()
+    state = model_state(load_file(path), str(path))
+    prefix = find_trunk(state)
+    if prefix is None:
+        raise UserError(
+            f"{path} lacks the trunk: none of its {len(state)} tensors is a Swin's patch embedding "
+            "under the official names; give a pretrained Swin of the official repository"
+        )
+    return state, read_geometry(trunk_state(state, prefix), str(path)), str(path)
+
+
+def default_heads(preset: SwinPreset) -> str:
+    """``"light"`` for trunks below Swin-T, so that a small trunk has heads of its own size."""
+    return "light" if preset.embed_dim < LIGHT_TRUNK else "standard"
+
+
+def build_model(config: ModelConfig) -> nn.Module:
+    """Build a model with random weights.
+
+    Raises:
+        UserError: a setting that is not one of those known.
+    """
+    for key, known in (("model", MODELS), ("heads", HEADS)):
+        if getattr(config, key) not in known:
+            raise UserError(f"{key} {getattr(config, key)!r}: expected one of {', '.join(known)}")
+    detects = config.model != "semantic_fpn"
+    bottom_up = E3VABackbone(
+        config.preset,
+        method=config.method,
+        rank=config.rank,
+        reduction=config.reduction,
+        taps=config.taps,
+        downsample=config.downsample,
+    )
+    backbone = PyramidBackbone(bottom_up, HEADS[config.heads].channels, extra_level=detects)
+    return MODELS[config.model](config, backbone)
+
+
+def load_pretrained(model: nn.Module, trunk: str) -> None:
+    """Load pretrained Swin weights into the model's trunk."""
+    state, _, source = read_trunk(trunk)
+    load_trunk(model.backbone.bottom_up.trunk, state, source)
+
+
+def model_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """Trunk, highway, neck and heads of a model of this host, for :mod:`e3va.measure`."""
+    bottom_up = model.backbone.bottom_up
+    heads = [child for name, child in model.named_children() if name != "backbone"]
+    return {
+        "trunk": bottom_up.trunk,
+        "highway": bottom_up.highway,
+        "neck": model.backbone.fpn,
+        "heads": nn.ModuleList(heads),
+    }
+
+
+def _transform(config: ModelConfig) -> GeneralizedRCNNTransform:
+    least, most = (round(config.size * factor) for factor in config.jitter)
+    sizes = sorted({round(least + (most - least) * i / 8) for i in range(9)})
+    # In evaluation torchvision takes the last of the sizes.
+    sizes = (*(s for s in sizes if s != config.size), config.size)
+    return GeneralizedRCNNTransform(sizes, config.max_size, list(MEAN), list(STD))
+
+
+def _rpn(config: ModelConfig, channels: int) -> RegionProposalNetwork:
+    # Anchors of 32 to 512 pixels are meant for images of 800; small images have smaller objects.
+    least = 32 if config.size >= 400 else 16
+    sizes = tuple((least * 2**level,) for level in range(5))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    return RegionProposalNetwork(
+        anchors,
+        RPNHead(channels, anchors.num_anchors_per_location()[0]),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_top_n={"training": 2000, "testing": 1000},
+        post_nms_top_n={"training": 1000, "testing": 1000},
+        nms_thresh=0.7,
+    )
+
+
+def _mask_head(config: ModelConfig, channels: int) -> dict[str, nn.Module]:
+    width = HEADS[config.heads].mask
+    return {
+        "mask_head": MaskRCNNHeads(channels, (width,) * 4, 1),
+        "mask_predictor": MaskRCNNPredictor(width, width, 1 + len(config.classes)),
+    }
+
+
+def _mask_rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCNN:
+    sizes, channels = HEADS[config.heads], backbone.out_channels
+    roi_heads = RoIHeads(
+        MultiScaleRoIAlign(LEVEL_NAMES, 7, 2),
+        TwoMLPHead(channels * 49, sizes.box),
+        FastRCNNPredictor(sizes.box, 1 + len(config.classes)),
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=sizes.rois,
+        positive_fraction=0.25,
+        bbox_reg_weights=None,
+        score_thresh=0.05,
+        nms_thresh=0.5,
+        detections_per_img=100,
+        mask_roi_pool=MultiScaleRoIAlign(LEVEL_NAMES, 14, 2),
+        **_mask_head(config, channels),
+    )
+    return GeneralizedRCNN(backbone, _rpn(config, channels), roi_heads, _transform(config))
+
+
+def _cascade_mask_rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCNN:
+    sizes, channels = HEADS[config.heads], backbone.out_channels
+    roi_heads = CascadeRoIHeads(
+        AlignedPooler(LEVEL_NAMES, 7),
+        [TwoMLPHead(channels * 49, sizes.box) for _ in range(3)],
+        [CascadePredictor(sizes.box, 1 + len(config.classes)) for _ in range(3)],
+        AlignedPooler(LEVEL_NAMES, 14),
+        batch_size_per_image=sizes.rois,
+        **_mask_head(config, channels),
+    )
+    return GeneralizedRCNN(backbone, _rpn(config, channels), roi_heads, _transform(config))
+
+
+def _semantic_fpn(config: ModelConfig, backbone: PyramidBackbone) -> SemanticFPN:
+    channels = HEADS[config.heads].semantic
+    return SemanticFPN(backbone, len(config.classes), _transform(config), channels)
+
+
+MODELS = {
+    "mask_rcnn": _mask_rcnn,
+    "cascade_mask_rcnn": _cascade_mask_rcnn,
+    "semantic_fpn": _semantic_fpn,
+}
+
+
+def describe(config: ModelConfig) -> str:
+    """One line a field, for people."""
+    lines = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, SwinPreset):
+            value = f"{preset_name(value) or 'a Swin'} ({value})"
+        elif isinstance(value, tuple):
+            value = ", ".join(map(str, value))
+        lines.append(f"{field.name:<14}{value}")
+    return "\n".join(lines)
+
+
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu"
+) -> tuple[nn.Module, ModelConfig]:
+    """A trained model from a file that ``e3va train`` wrote, in evaluation mode.
+
+    Raises:
+        UserError: the file is missing, broken, of another kind, or its tensors do not fit.
+    """
+    data = load_file(path)
+    if not isinstance(data.get("config"), dict):
+        raise UserError(
+            f"{path} is not a model of e3va train: it has no model description; for pretrained "
+            "Swin weights use e3va train --trunk"
+        )
+    config = ModelConfig.from_dict(data["config"], str(path))
+    model = build_model(config)
+    load_state(model, model_state(data, str(path)), str(path))
+    return model.to(device).eval(), config
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """``load_state_dict`` with one clear line for tensors that are missing or of another shape."""
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if missing or extra or wrong:
+        first = (*missing, *extra, *wrong)[0]
+        raise UserError(
+            f"{source} does not fit the model that it describes: {len(missing)} tensors missing, "
+            f"{len(extra)} unknown, {len(wrong)} of another shape (first: {first}); "
+            "it was altered after it was written"
+        )
+    model.load_state_dict(state)

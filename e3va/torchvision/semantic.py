@@ -1,0 +1,109 @@
+"""Semantic FPN: a label for every pixel (Kirillov et al., arXiv 1901.02446, section 3)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from .pyramid import LEVEL_NAMES, PyramidBackbone
+
+IGNORED = 255  # the label of pixels that belong to no class
+STRIDES = (4, 8, 16, 32)
+
+
+class SemanticHead(nn.Module):
+    """Every level is brought to stride 4 by convolutions and upsampling; their sum is classified.
+
+    The same arithmetic as Detectron2's ``SemSegFPNHead``.
+
+    Args:
+        in_channels: of the pyramid's levels.
+        num_classes: classes, background among them where the labels have one.
+        channels: inside the head.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, channels: int = 128):
+        super().__init__()
+        self.levels = nn.ModuleList()
+        for stride in STRIDES:
+            steps = int(math.log2(stride // STRIDES[0]))
+            layers = []
+            for step in range(max(1, steps)):
+                width = channels if step else in_channels
+                layers += [nn.Conv2d(width, channels, 3, padding=1, bias=False)]
+                layers += [nn.GroupNorm(math.gcd(32, channels), channels), nn.ReLU()]
+                if steps:
+                    layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+            self.levels.append(nn.Sequential(*layers))
+        self.predictor = nn.Conv2d(channels, num_classes, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """{p2..p5} at strides 4 to 32 → logits [B, num_classes, H / 4, W / 4]."""
+        levels = zip(self.levels, LEVEL_NAMES, strict=True)
+        return self.predictor(sum(level(features[name]) for level, name in levels))
+
+
+class SemanticFPN(nn.Module):
+    """Semantic segmentation over a pyramid backbone.
+
+    In training ``model(images, targets)`` gives ``{"loss_sem_seg": …}``; in evaluation
+    ``model(images)`` gives ``[{"labels": [H, W] int64}]`` at the images' own sizes. Images are
+    [3, H, W] in 0..1; targets have ``labels`` [H, W], classes from 0 and 255 for "no matter".
+
+    Args:
+        backbone: with ``out_channels``, gives p2..p5.
+        num_classes: number of labels.
+        transform: resizes, normalises and pads; torchvision's.
+        channels: inside the head.
+    """
+
+    def __init__(
+        self,
+        backbone: PyramidBackbone,
+        num_classes: int,
+        transform: GeneralizedRCNNTransform,
+        channels: int = 128,
+    ):
+        super().__init__()
+        self.transform = transform
+        self.backbone = backbone
+        self.sem_seg_head = SemanticHead(backbone.out_channels, num_classes, channels)
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """See the class."""
+        sizes = [image.shape[-2:] for image in images]
+        batch, _ = self.transform(images)
+        logits = self.sem_seg_head(self.backbone(batch.tensors))
+        logits = _resize(logits.float(), batch.tensors.shape[-2:])
+        if self.training:
+            labels = [target["labels"] for target in targets]
+            wanted = _pad_labels(labels, batch.image_sizes, logits.shape[-2:])
+            # The mean over no pixel at all is not a number.
+            count = (wanted != IGNORED).sum().clamp(min=1)
+            loss = F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
+            return {"loss_sem_seg": loss / count}
+        results = []
+        for scores, (height, width), size in zip(logits, batch.image_sizes, sizes, strict=True):
+            own = _resize(scores[None, :, :height, :width], size)[0]
+            results.append({"labels": own.argmax(0)})
+        return results
+
+
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _pad_labels(labels: list[Tensor], sizes: list[tuple[int, int]], padded) -> Tensor:
+    """Label maps at their images' sizes in the batch [B, H, W]; what was padded is ignored."""
+    batch = torch.full((len(labels), *padded), IGNORED, device=labels[0].device)
+    for row, label, (height, width) in zip(batch, labels, sizes, strict=True):
+        resized = F.interpolate(label[None, None].float(), size=(height, width), mode="nearest")
+        row[:height, :width] = resized[0, 0].long()
+    return batch
