@@ -1,0 +1,320 @@
+"""What the ``e3va`` command does."""
+
+import json
+from argparse import Namespace
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import atomic_open, load_file, load_safetensors, model_state
+from ..errors import UserError
+from ..measure import MIB, count_parameters, parameter_table
+from ..optional import require
+from ..paths import find_images
+from ..presets import get_preset, preset_name
+from ..weights import find_trunk, read_geometry, trunk_state
+from . import curves
+from .data import Dataset, coco_dataset, label_dataset
+from .evaluate import evaluate
+from .models import (
+    DEMO_TRUNK,
+    ModelConfig,
+    build_model,
+    default_heads,
+    describe,
+    load_model,
+    load_pretrained,
+    model_parts,
+    read_trunk,
+)
+from .predict import predict_images
+from .trainer import MODEL, STATE, Trainer, TrainSettings, make_folder, read_state
+
+RANDOM = "random"
+_SETTINGS = {f.name: f.default for f in fields(TrainSettings)}
+_CONFIG = {f.name: f.default for f in fields(ModelConfig)}
+# The options of "e3va train" that make a run what it is, with their defaults (None: see --help).
+TRAIN_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("images", "annotations", "labels")),
+    **dict.fromkeys(("val_images", "val_annotations", "val_labels", "classes")),
+    "trunk": DEMO_TRUNK,
+    "preset": None,
+    "model": None,
+    "heads": None,
+    "precision": None,
+    **{k: _CONFIG[k] for k in ("method", "rank", "reduction", "taps", "downsample")},
+    **{k: _CONFIG[k] for k in ("size", "max_size")},
+    **{k: _SETTINGS[k] for k in ("steps", "batch_size", "lr", "adapter_lr", "trunk_lr", "seed")},
+    **{k: _SETTINGS[k] for k in ("eval_every", "checkpoint_every")},
+}
+_WANTS = {True: "works on label maps: give --labels", False: "needs instances: give --annotations"}
+_PATHS = ("images", "annotations", "labels", "val_images", "val_annotations", "val_labels")
+
+
+def train(args: Namespace) -> None:
+    """``e3va train``."""
+    given = {k: v for k, v in vars(args).items() if k in TRAIN_DEFAULTS}
+    for key in (*_PATHS, "trunk"):
+        if key in given and given[key] not in (DEMO_TRUNK, RANDOM):
+            given[key] = str(Path(given[key]).expanduser().resolve())
+    folder = Path(args.output).expanduser()
+    state = read_state(folder) if args.resume else None
+    options = _resumed(given, state, folder) if state else {**TRAIN_DEFAULTS, **given}
+    device = pick_device(args.device)
+    if state is None and (folder / STATE).exists():
+        raise UserError(
+            f"{folder} holds a run already ({STATE}): add --resume to go on with it, or give "
+            "another --output"
+        )
+    trainer = _build_trainer(options, state, folder, device, args)
+    if state:
+        trainer.load(state)
+        print(f"going on after step {trainer.step} of {trainer.settings.steps}")
+    trainer.train()
+    curves.write(folder)
+    if trainer.scores:
+        print(trainer.scores.table())
+    print(
+        f"wrote {folder / MODEL}. Next:\n"
+        f"  e3va predict {folder / MODEL} --input PHOTOS --output drawn\n"
+        f"  e3va info {folder / MODEL}"
+    )
+
+
+def _resumed(given: dict[str, Any], state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    stored = {**TRAIN_DEFAULTS, **state["data"].get("options", {})}
+    for key, value in given.items():
+        if value != stored[key]:
+            raise UserError(
+                f"--resume with --{key.replace('_', '-')} {value}, but the run in {folder} has "
+                f"{stored[key]}: leave the option out, or start anew in another --output"
+            )
+    return stored
+
+
+def _build_trainer(
+    options: dict[str, Any],
+    state: dict[str, Any] | None,
+    folder: Path,
+    device: torch.device,
+    args: Namespace,
+) -> Trainer:
+    dataset = open_data(options, "", training=True)
+    print(dataset.summary)
+    validation = None
+    if any(options[f"val_{k}"] for k in ("images", "annotations", "labels")):
+        validation = open_data(options, "val_", classes=dataset.classes)
+        print(f"validation: {validation.summary}")
+        check_classes(validation, dataset.classes)
+    else:
+        print("no validation data given (--val-images …): the model is not scored")
+    if state:
+        config = ModelConfig.from_dict(state["config"], str(folder / STATE))
+        settings = TrainSettings(**state["settings"])
+    else:
+        config = _config(options, dataset)
+        settings = TrainSettings(**{k: options[k] for k in _SETTINGS if options.get(k) is not None})
+        if options["precision"] is None:
+            settings = replace(settings, precision=default_precision(device))
+    torch.manual_seed(settings.seed)
+    model = build_model(config)
+    if state is None and config.trunk != RANDOM:
+        load_pretrained(model, config.trunk)
+    if config.trunk == DEMO_TRUNK:
+        print(
+            "trunk: the demonstration's, of 1.3 million parameters, which has seen drawn pictures "
+            "alone; for real use give a pretrained Swin with --trunk FILE"
+        )
+    model.to(device)
+    make_folder(folder)
+    workers = args.workers if args.workers is not None else 4 * (device.type == "cuda")
+    return Trainer(
+        model,
+        config,
+        settings,
+        dataset,
+        folder,
+        evaluate=(lambda: evaluate(model, validation, device)) if validation else None,
+        workers=workers,
+        data={"options": options, "summary": dataset.summary},
+        tensorboard=_tensorboard(folder) if args.tensorboard else None,
+    )
+
+
+def _tensorboard(folder: Path) -> Any:
+    require("tensorboard", "--tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))
+
+
+def _config(options: dict[str, Any], dataset: Dataset) -> ModelConfig:
+    trunk = options["trunk"]
+    if trunk == RANDOM:
+        preset = get_preset(options["preset"] or "swin_t")
+    else:
+        if trunk != DEMO_TRUNK and options["preset"]:
+            raise UserError("--preset is for --trunk random: a weights file says its own size")
+        preset = read_trunk(trunk)[1]
+    kind = "mask_rcnn" if dataset.coco else "semantic_fpn"
+    model = options["model"] or kind
+    if (model == "semantic_fpn") != (kind == "semantic_fpn"):
+        raise UserError(f"--model {model} {_WANTS[model == 'semantic_fpn']}")
+    return ModelConfig(
+        model=model,
+        classes=dataset.classes,
+        preset=preset,
+        trunk=trunk,
+        heads=options["heads"] or default_heads(preset),
+        category_ids=dataset.category_ids,
+        **{
+            k: options[k]
+            for k in _CONFIG
+            if k in options and k not in ("model", "trunk", "preset", "heads", "classes")
+        },
+    )
+
+
+def open_data(
+    options: dict[str, Any], prefix: str, *, training: bool = False, classes: tuple[str, ...] = ()
+) -> Dataset:
+    """The data set that ``--images`` and one of ``--annotations`` and ``--labels`` name.
+
+    Raises:
+        UserError: not one of each is given, or the data cannot be used.
+    """
+    flag = f"--{prefix.replace('_', '-')}"
+    images, annotations, labels = (options[prefix + k] for k in ("images", "annotations", "labels"))
+    if not images:
+        raise UserError(f"{flag}images is not given: expected a folder of images")
+    if not Path(images).expanduser().is_dir():
+        raise UserError(f"{flag}images {images}: no such folder")
+    if bool(annotations) == bool(labels):
+        raise UserError(
+            f"expected one of {flag}annotations (a COCO-format file) and {flag}labels (a folder "
+            f"of label maps), got {'both' if labels else 'neither'}"
+        )
+    names = classes or tuple(
+        n.strip() for n in (options.get("classes") or "").split(",") if n.strip()
+    )
+    if annotations:
+        if options.get("classes"):
+            raise UserError("--classes is for label maps: the annotation file has its own names")
+        return coco_dataset(annotations, images, training)
+    return label_dataset(images, labels, names)
+
+
+def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
+    """Refuse data with other classes than the model's.
+
+    Raises:
+        UserError: the names or their order differ.
+    """
+    if dataset.classes != tuple(classes):
+        raise UserError(
+            f"the data have the classes {', '.join(dataset.classes)}, but the model learned "
+            f"{', '.join(classes)}: expected the same names in the order of their ids"
+        )
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name; by default CUDA where there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"--device {name}: {reason}; expected cpu, cuda or cuda:N") from None
+    return device
+
+
+def default_precision(device: torch.device) -> str:
+    """bf16 on CUDA devices that compute it, fp16 on older ones, fp32 elsewhere."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+
+
+def evaluate_model(args: Namespace) -> None:
+    """``e3va eval``."""
+    device = pick_device(args.device)
+    model, config = load_model(args.model, device)
+    labels = config.model == "semantic_fpn"
+    if args.labels if not labels else args.annotations:
+        raise UserError(f"{args.model} {_WANTS[labels]}")
+    dataset = open_data(vars(args), "", classes=config.classes if labels else ())
+    print(dataset.summary)
+    check_classes(dataset, config.classes)
+    scores = evaluate(model, dataset, device)
+    print(scores.table())
+    if args.output:
+        with atomic_open(args.output, "w") as file:
+            json.dump({"scores": scores.values, "per_class": scores.per_class}, file, indent=1)
+
+
+def predict(args: Namespace) -> int:
+    """``e3va predict``; status 1 if an image could not be read."""
+    images = find_images(args.input)
+    model, config = load_model(args.model, pick_device(args.device))
+    folder = make_folder(Path(args.output).expanduser())
+    failed = predict_images(model, config, images, folder, args.threshold)
+    print(f"{len(images) - len(failed)} of {len(images)} images drawn into {folder}")
+    if failed:
+        raise UserError(failed[0] + (f" (and {len(failed) - 1} more)" if failed[1:] else ""))
+    return 0
+
+
+def info(args: Namespace) -> None:
+    """``e3va info``."""
+    path = Path(args.file).expanduser()
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors" and path.is_file():
+        data, metadata = load_safetensors(path)
+    else:
+        data = load_file(path)
+    print(f"{path}: {path.stat().st_size / MIB:.1f} MiB")
+    if isinstance(data.get("config"), dict):
+        _say_model(data, str(path))
+        return
+    state = model_state(data, str(path))
+    prefix = find_trunk(state)
+    count = sum(t.numel() for t in state.values())
+    print(f"weights: {len(state)} tensors, {count:,} numbers")
+    if prefix is None:
+        print("no Swin under the official key names among them")
+    else:
+        preset = read_geometry(trunk_state(state, prefix), str(path))
+        print(f"holds the Swin {preset_name(preset) or 'of no known size'} ({preset}), {prefix=}")
+    for key, value in metadata.items():
+        print(f"{key:<14}{value}")
+
+
+def _say_model(data: dict[str, Any], source: str) -> None:
+    config = ModelConfig.from_dict(data["config"], source)
+    print(describe(config))
+    about = data.get("data", {})
+    print(f"{'trained on':<14}{about.get('summary', 'unknown')}")
+    print(f"{'steps':<14}{data.get('step')}")
+    for name, value in (data.get("scores") or {}).items():
+        print(f"{name:<14}{value:.1f}")
+    with torch.device("meta"):
+        model = build_model(config)
+    print(parameter_table(count_parameters(model, model_parts(model))))
+
+
+def how_to_go_on(args: Namespace) -> str:
+    """What to say after Ctrl-C."""
+    if args.command != "train":
+        return ""
+    folder = Path(args.output).expanduser()
+    if not (folder / STATE).is_file():
+        return " before anything was saved"
+    return f": saved; e3va train --output {folder} --resume goes on from there"

@@ -1,0 +1,60 @@
+"""The learning curve of a run, as a picture."""
+
+import json
+from pathlib import Path
+
+from ..checkpoint import atomic_open
+from ..errors import UserError
+from ..optional import require
+from .trainer import METRICS
+
+SCORES = ("AP mask", "mIoU")
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's ``metrics.jsonl``."""
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def write(folder: Path) -> None:
+    """Write ``curves.png`` into a run's folder; nothing without matplotlib, which is optional."""
+    plot({"": read_metrics(folder)}, folder / "curves.png")
+
+
+def plot(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Draw the losses of runs, and their scores where there are some, side by side.
+
+    Nothing is drawn without matplotlib, which is optional.
+    """
+    try:
+        matplotlib = require("matplotlib", "a plot")
+    except UserError:
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    score = next((s for s in SCORES for run in runs.values() if any(s in m for m in run)), None)
+    figure, _ = pyplot.subplots(1, 2 if score else 1, figsize=(10 if score else 5, 3.4))
+    for name, metrics in runs.items():
+        for axis, key in zip(figure.axes, ("loss", score), strict=False):
+            steps = [m["step"] for m in metrics if key in m]
+            axis.plot(steps, _smooth([m[key] for m in metrics if key in m], key), label=name)
+            axis.set_xlabel("step")
+            axis.set_title("training loss" if key == "loss" else f"{key}, validation")
+            axis.grid(alpha=0.3)
+    if len(runs) > 1:
+        figure.axes[0].legend()
+    figure.tight_layout()
+    with atomic_open(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+    pyplot.close(figure)
+
+
+def _smooth(values: list[float], key: str) -> list[float]:
+    if key != "loss":
+        return values
+    smoothed = values[:1]
+    for value in values[1:]:
+        smoothed.append(0.7 * smoothed[-1] + 0.3 * value)
+    return smoothed

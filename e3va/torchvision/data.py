@@ -1,0 +1,233 @@
+"""A user's data for this host: COCO-format instances, or images with label maps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from ..coco import CocoData, read_coco
+from ..errors import UserError
+from ..optional import require
+from ..paths import find_images
+from .semantic import IGNORED
+
+Record = dict[str, Any]
+Target = dict[str, Tensor]
+
+
+@dataclass
+class Dataset:
+    """Records of images, and how one of them becomes an example.
+
+    Attributes:
+        records: with ``path``, ``width``, ``height`` and what :attr:`read_target` needs.
+        classes: names; of label maps that of label 0 first.
+        read_target: a record → ``boxes`` [N, 4] float32 (x1 y1 x2 y2), ``labels`` [N] int64 from 1
+            and ``masks`` [N, H, W] uint8; or ``labels`` [H, W] int64 for label maps.
+        coco: the annotation file, None for label maps.
+        summary: one line for people.
+    """
+
+    records: list[Record]
+    classes: tuple[str, ...]
+    read_target: Callable[[Record], Target]
+    summary: str
+    coco: CocoData | None = None
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Of the annotation file, in the order of the classes; empty for label maps."""
+        return tuple(c["id"] for c in self.coco.categories) if self.coco else ()
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Decode an image as RGB, turned as its EXIF data say.
+
+    Raises:
+        UserError: it is missing or does not decode.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    # Pillow raises all of these for broken files, the last for ones of absurd size.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
+        raise UserError(
+            f"image {path} cannot be read: {' '.join(reason.split())[:160]}; expected an image "
+            "file that Pillow decodes; replace it or take it out of the data"
+        ) from None
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image → [3, H, W] float32 in 0..1."""
+    return v2.functional.to_dtype(v2.functional.pil_to_tensor(image), torch.float32, scale=True)
+
+
+def read_example(record: Record, dataset: Dataset) -> tuple[Tensor, Target]:
+    """Image [3, H, W] in 0..1 and its target.
+
+    Raises:
+        UserError: the image or its label map cannot be read, or is not of the stated size.
+    """
+    image = read_image(record["path"])
+    if image.size != (record["width"], record["height"]):
+        raise UserError(
+            f"image {record['path']} is {image.size[0]}×{image.size[1]}, but the annotations say "
+            f"{record['width']}×{record['height']}: correct the file's width and height"
+        )
+    return to_tensor(image), dataset.read_target(record)
+
+
+class TrainMapper:
+    """Record → example, flipped left to right half of the time (torch's generator decides).
+
+    Resizing belongs to the model, as in torchvision's detectors.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self.flip = v2.RandomHorizontalFlip(0.5)
+
+    def __call__(self, record: Record) -> tuple[Tensor, Target]:
+        image, target = read_example(record, self.dataset)
+        size = image.shape[-2:]
+        wrapped = {"image": tv_tensors.Image(image), **target}
+        if "boxes" in target:
+            wrapped["boxes"] = tv_tensors.BoundingBoxes(
+                target["boxes"], format="XYXY", canvas_size=size
+            )
+            wrapped["masks"] = tv_tensors.Mask(target["masks"])
+        else:
+            wrapped["labels"] = tv_tensors.Mask(target["labels"])
+        flipped = {k: v.as_subclass(Tensor) for k, v in self.flip(wrapped).items()}
+        return flipped.pop("image"), flipped
+
+
+def coco_dataset(annotations: str, images: str, training: bool) -> Dataset:
+    """COCO-format instances.
+
+    Raises:
+        UserError: as :func:`e3va.coco.read_coco`.
+    """
+    data = read_coco(Path(annotations).expanduser(), Path(images).expanduser(), training=training)
+    mask_util = require("pycocotools.mask", "reading masks")
+
+    def read_target(record: Record) -> Target:
+        size = record["height"], record["width"]
+        found = [a for a in data.annotations[record["id"]] if not a["iscrowd"]]
+        masks = [decode_mask(a["segmentation"], size, mask_util) for a in found]
+        boxes = torch.tensor([a["bbox"] for a in found], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes[:, 0::2] = boxes[:, 0::2].clamp(0, size[1])
+        boxes[:, 1::2] = boxes[:, 1::2].clamp(0, size[0])
+        return {
+            "boxes": boxes,
+            "labels": torch.tensor(
+                [1 + data.class_index[a["category_id"]] for a in found], dtype=torch.int64
+            ),
+            "masks": torch.from_numpy(np.stack(masks))
+            if masks
+            else torch.zeros(0, *size, dtype=torch.uint8),
+        }
+
+    return Dataset(data.images, tuple(data.class_names), read_target, data.summary(), data)
+
+
+def decode_mask(segmentation: Any, size: tuple[int, int], mask_util: Any) -> np.ndarray:
+    """Polygons or RLE, compressed or not, → [H, W] uint8."""
+    if isinstance(segmentation, list):
+        rles = mask_util.frPyObjects(segmentation, *size)
+        return mask_util.decode(mask_util.merge(rles))
+    if isinstance(segmentation["counts"], list):
+        segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
+    mask = mask_util.decode(segmentation)
+    if mask.shape != tuple(size):
+        raise UserError(
+            f"a mask of {mask.shape[1]}×{mask.shape[0]} in an image of {size[1]}×{size[0]}: "
+            "expected the image's own size; correct the annotation's 'size'"
+        )
+    return mask
+
+
+def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Dataset:
+    """Images with label maps: for ``a.jpg`` in one folder ``a.png`` in the other, of equal size, a
+    class number in every pixel (255: no matter).
+
+    Args:
+        images: folder of images.
+        labels: folder of label maps, one channel of 8 bits (or a palette).
+        names: class names, label 0 first; by default ``class 0`` … up to the largest label.
+
+    Raises:
+        UserError: a folder or a label map is missing, a map is not of one channel or not of its
+            image's size, or has a label that has no name.
+    """
+    root, records, largest = Path(labels).expanduser(), [], 0
+    if not root.is_dir():
+        raise UserError(f"no folder of label maps {root}: expected a folder of PNG files")
+    for path in find_images([images]):
+        record = _label_record(path, root / f"{path.stem}.png")
+        records.append(record)
+        used = np.unique(read_labels(record["labels"]))
+        if (used != IGNORED).any():
+            largest = max(largest, int(used[used != IGNORED].max()))
+        if names and largest >= len(names):
+            raise UserError(
+                f"label map {record['labels']} has the label {largest}, but the classes are 0 to "
+                f"{len(names) - 1} ({', '.join(names)}); {IGNORED} stands for no class"
+            )
+    names = tuple(names) or tuple(f"class {i}" for i in range(largest + 1))
+    summary = f"{images}: {len(records)} images with label maps, {len(names)} classes"
+    return Dataset(records, names, _read_label_target, f"{summary} ({', '.join(names)})")
+
+
+def _label_record(path: Path, labels: Path) -> Record:
+    if not labels.is_file():
+        raise UserError(
+            f"image {path} has no label map {labels}: expected a PNG of the same name, a class "
+            "number in every pixel"
+        )
+    try:
+        with Image.open(path) as image, Image.open(labels) as label_map:
+            size, label_size, mode = image.size, label_map.size, label_map.mode
+            turned = image.getexif().get(0x0112, 1) >= 5  # on its side, as EXIF says
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f"image {path} or its label map {labels} cannot be read: "
+            f"{' '.join(str(error).split())[:160]}"
+        ) from None
+    size = size[::-1] if turned else size
+    if label_size != size:
+        raise UserError(
+            f"label map {labels} is {label_size[0]}×{label_size[1]}, its image {size[0]}×"
+            f"{size[1]}: expected the same size"
+        )
+    if mode not in ("L", "P"):
+        raise UserError(
+            f"label map {labels} has the mode {mode}: expected one channel of 8 bits, a class "
+            "number in every pixel (not colours)"
+        )
+    return {"path": str(path), "labels": str(labels), "width": size[0], "height": size[1]}
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """A label map [H, W] uint8; of a palette image the indices."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f"label map {path} cannot be read: {' '.join(str(error).split())[:160]}; "
+            "write it again as PNG"
+        ) from None
+
+
+def _read_label_target(record: Record) -> Target:
+    return {"labels": torch.from_numpy(read_labels(record["labels"]).astype(np.int64))}

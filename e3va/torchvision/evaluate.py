@@ -1,0 +1,149 @@
+"""Box and mask AP by pycocotools; intersection over union of label maps."""
+
+import contextlib
+import io
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..optional import require
+from .data import Dataset, read_example
+from .progress import track
+from .semantic import IGNORED
+
+
+@dataclass
+class Scores:
+    """What an evaluation found, all in percent.
+
+    Attributes:
+        values: by name: ``AP box``, ``AP50 box``, ``AP75 box``, the same of masks; or ``mIoU`` and
+            ``pixel accuracy``. NaN where there was nothing to find.
+        per_class: AP of masks, or IoU, by class name.
+    """
+
+    values: dict[str, float]
+    per_class: dict[str, float] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """Two lines for people, and one for each class."""
+        width = max(map(len, [*self.values, *self.per_class]))
+        rows = [*self.values.items(), *((f"  {k}", v) for k, v in self.per_class.items())]
+        return "\n".join(f"{name:<{width + 2}}{value:>7.1f}" for name, value in rows)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, dataset: Dataset, device: torch.device) -> Scores:
+    """Evaluate a model on a data set; the model is in its former mode afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        if dataset.coco is not None:
+            return coco_scores(_coco_results(model, dataset, device), dataset)
+        return _label_scores(model, dataset, device)
+    finally:
+        model.train(was_training)
+
+
+def _coco_results(model: nn.Module, dataset: Dataset, device: torch.device) -> list[dict]:
+    results = []
+    for record in track(dataset.records, "evaluating", "image"):
+        image, _ = read_example(record, dataset)
+        found = model([image.to(device)])[0]
+        results += to_coco(found, record["id"], dataset.category_ids)
+    return results
+
+
+def to_coco(found: dict[str, Tensor], image_id: int, category_ids: tuple[int, ...]) -> list[dict]:
+    """A detector's output for one image → records of COCO's results format.
+
+    Masks are cut at probability 0.5 and written as compressed RLE.
+    """
+    mask_util = require("pycocotools.mask", "writing masks")
+    boxes, records = found["boxes"].cpu().tolist(), []
+    masks = (found["masks"][:, 0] >= 0.5).to(torch.uint8).cpu().numpy()
+    for number, (x1, y1, x2, y2) in enumerate(boxes):
+        rle = mask_util.encode(np.asfortranarray(masks[number]))
+        records.append(
+            {
+                "image_id": image_id,
+                "category_id": category_ids[int(found["labels"][number]) - 1],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": float(found["scores"][number]),
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+            }
+        )
+    return records
+
+
+def coco_scores(results: list[dict], dataset: Dataset) -> Scores:
+    """Box and mask AP of results in COCO's format."""
+    require("pycocotools", "evaluating")
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    values: dict[str, float] = {}
+    per_class: dict[str, float] = {}
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints tables of its own
+        truth = COCO()
+        truth.dataset = _ground_truth(dataset)
+        truth.createIndex()
+        for kind, name in (("bbox", "box"), ("segm", "mask")):
+            keys = (f"AP {name}", f"AP50 {name}", f"AP75 {name}")
+            if not results:
+                values.update(dict.fromkeys(keys, 0.0))
+                continue
+            run = COCOeval(truth, truth.loadRes([dict(r) for r in results]), kind)
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+            values.update(zip(keys, map(_percent, run.stats[:3]), strict=True))
+            if kind == "segm":
+                precision = run.eval["precision"][..., 0, -1]  # [IoU, recall, class]
+                for index, class_name in enumerate(dataset.classes):
+                    own = precision[:, :, index]
+                    per_class[class_name] = _percent(own[own > -1].mean() if own.max() >= 0 else -1)
+    return Scores(values, per_class)
+
+
+def _percent(value: float) -> float:
+    return 100 * float(value) if value >= 0 else math.nan
+
+
+def _ground_truth(dataset: Dataset) -> dict[str, Any]:
+    data = dataset.coco
+    annotations = [dict(a) for image in data.images for a in data.annotations[image["id"]]]
+    return {"images": data.images, "annotations": annotations, "categories": data.categories}
+
+
+def _label_scores(model: nn.Module, dataset: Dataset, device: torch.device) -> Scores:
+    count = len(dataset.classes)
+    confusion = torch.zeros(count, count, dtype=torch.int64)
+    for record in track(dataset.records, "evaluating", "image"):
+        image, target = read_example(record, dataset)
+        predicted = model([image.to(device)])[0]["labels"].cpu()
+        confusion += confusion_matrix(target["labels"], predicted, count)
+    return label_scores(confusion, dataset.classes)
+
+
+def confusion_matrix(truth: Tensor, predicted: Tensor, count: int) -> Tensor:
+    """Pixels by true (row) and predicted (column) class [count, count]; ignored ones left out."""
+    known = truth != IGNORED
+    index = truth[known] * count + predicted[known]
+    return torch.bincount(index, minlength=count**2).view(count, count)
+
+
+def label_scores(confusion: Tensor, classes: tuple[str, ...]) -> Scores:
+    """mIoU over the classes that occur in truth or prediction, and the share of right pixels."""
+    right = confusion.diag().double()
+    union = confusion.sum(0) + confusion.sum(1) - right
+    iou = torch.where(union > 0, 100 * right / union, torch.nan)
+    values = {
+        "mIoU": float(iou.nanmean()),
+        "pixel accuracy": float(100 * right.sum() / confusion.sum().clamp(min=1)),
+    }
+    return Scores(values, dict(zip(classes, iou.tolist(), strict=True)))

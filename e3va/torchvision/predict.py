@@ -1,0 +1,141 @@
+"""Predictions of a trained model, as pictures and as files that other programs read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from ..checkpoint import atomic_open, rename_atomically
+from ..errors import UserError
+from ..paths import free_name
+from .data import read_image, to_tensor
+from .evaluate import to_coco
+from .models import ModelConfig
+from .progress import Progress
+
+READABLE = 480  # pixels of the shorter side from which labels can be read beside what they name
+# Colours that differ for people with any colour vision (Okabe and Ito), then dimmer ones.
+COLOURS = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178)]
+COLOURS += [(213, 94, 0), (204, 121, 167)]
+COLOURS += [tuple(v // 2 for v in colour) for colour in COLOURS]
+
+
+def draw_instances(
+    image: Tensor, found: dict[str, Tensor], classes: tuple[str, ...], threshold: float = 0.0
+) -> Tensor:
+    """Draw masks, boxes, class names and scores.
+
+    Args:
+        image: [3, H, W] in 0..1.
+        found: a detector's output for it; or a target, which has no ``scores`` and whose ``masks``
+            are [N, H, W].
+        classes: names, in the order of the labels from 1.
+        threshold: objects of a lower score are left out.
+
+    Returns:
+        [3, H', W'] uint8; small images are enlarged, or labels would cover them.
+    """
+    scale = max(1, -(-READABLE // min(image.shape[-2:])))
+    canvas = _enlarge((image * 255).round().to(torch.uint8), scale)
+    masks = found["masks"].reshape(-1, *image.shape[-2:]) >= 0.5
+    scores = found.get("scores")
+    shown = torch.ones(len(masks), dtype=torch.bool) if scores is None else scores >= threshold
+    if not shown.any():
+        return canvas
+    labels = found["labels"][shown].tolist()
+    colours = [COLOURS[(label - 1) % len(COLOURS)] for label in labels]
+    texts = [classes[label - 1] for label in labels]
+    if scores is not None:
+        texts = [f"{t} {s:.0%}" for t, s in zip(texts, scores[shown].tolist(), strict=True)]
+    enlarged = _enlarge(masks[shown], scale)
+    canvas = draw_segmentation_masks(canvas, enlarged, alpha=0.45, colors=colours)
+    boxes = (found["boxes"][shown] * scale).round()
+    return draw_bounding_boxes(canvas, boxes, texts, colors=colours, width=2, label_colors="white",
+                               fill_labels=True)  # fmt: skip
+
+
+def draw_labels(image: Tensor, labels: Tensor) -> Tensor:
+    """Lay a colour for each class but the first over an image; [3, H, W] in 0..1 → uint8."""
+    canvas = (image * 255).round().to(torch.uint8)
+    present = [int(label) for label in labels.unique() if 0 < label < 255]
+    if not present:
+        return canvas
+    masks = torch.stack([labels == label for label in present])
+    colours = [COLOURS[(label - 1) % len(COLOURS)] for label in present]
+    return draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colours)
+
+
+def _enlarge(pixels: Tensor, scale: int) -> Tensor:
+    return pixels.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+
+
+def write_png(pixels: Tensor | np.ndarray, path: Path) -> None:
+    """Write [3, H, W] or [H, W] uint8 as PNG, atomically."""
+    array = np.asarray(pixels.permute(1, 2, 0) if isinstance(pixels, Tensor) else pixels)
+    with rename_atomically(path) as temporary:
+        Image.fromarray(array).save(temporary, format="PNG")
+
+
+@torch.no_grad()
+def predict_images(
+    model: nn.Module, config: ModelConfig, images: list[Path], folder: Path, threshold: float
+) -> list[str]:
+    """Predict, draw and write.
+
+    ``folder/<name>.png`` are the pictures. Of instances, ``predictions.json`` is a COCO-format
+    file (images, annotations with a ``score``, categories) of what reaches the threshold. Of label
+    maps, ``labels/<name>.png`` has the class number in every pixel.
+
+    Returns:
+        one line for each image that could not be read; the others are done all the same.
+    """
+    device = next(model.parameters()).device
+    listed, annotations, failed, taken = [], [], [], set()
+    with Progress(0, len(images), unit="image", what="predicting") as progress:
+        for number, path in enumerate(images, 1):
+            try:
+                image = to_tensor(read_image(path))
+            except UserError as error:
+                failed.append(error.line)
+                continue
+            found = {k: v.cpu() for k, v in model([image.to(device)])[0].items()}
+            name = free_name(path, ".png", taken)
+            if "boxes" in found:
+                kept = {k: v[found["scores"] >= threshold] for k, v in found.items()}
+                listed.append(_image_record(number, path, image))
+                annotations += to_coco(kept, number, config.category_ids)
+                write_png(draw_instances(image, kept, config.classes), folder / name)
+                said = f"{len(kept['scores'])} objects"
+            else:
+                labels = found["labels"].to(torch.uint8).numpy()
+                (folder / "labels").mkdir(exist_ok=True)
+                write_png(labels, folder / "labels" / name)
+                write_png(draw_labels(image, found["labels"]), folder / name)
+                said = f"{len(np.unique(labels))} classes"
+            progress.say(f"{path}: {said} -> {folder / name}")
+            progress.step(number, {})
+    if config.category_ids:
+        _write_coco(listed, annotations, config, folder / "predictions.json")
+    return failed
+
+
+def _image_record(number: int, path: Path, image: Tensor) -> dict:
+    height, width = image.shape[-2:]
+    return {"id": number, "file_name": str(path), "height": height, "width": width}
+
+
+def _write_coco(images: list, annotations: list, config: ModelConfig, path: Path) -> None:
+    annotations = [
+        {"id": number, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a}
+        for number, a in enumerate(annotations, 1)
+    ]
+    named = zip(config.category_ids, config.classes, strict=True)
+    categories = [{"id": category_id, "name": name} for category_id, name in named]
+    with atomic_open(path, "w") as file:
+        json.dump(
+            {"images": images, "annotations": annotations, "categories": categories}, file, indent=1
+        )
