@@ -8,21 +8,27 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "e3va/__init__.py").read_text()).group(1)
 
+# What the "e3va" command needs. The core needs torch alone and asks for the rest when it is used.
+COMMAND = [
+    "numpy>=1.24",
+    "pillow>=10",
+    "pycocotools>=2.0.6",
+    "safetensors>=0.4",
+    "torch>=2.5",
+    "torchvision>=0.20",
+    "tqdm>=4.60",
+]
+
 # What the Detectron2 host needs beside Detectron2 itself, which is on no package index.
 DETECTRON2 = [
     "fvcore>=0.1.5,<0.1.6",
     "iopath>=0.1.7,<0.1.10",
-    "numpy>=1.24",
     "omegaconf>=2.1,<2.4",
     "opencv-python>=4.8",
-    "pillow>=10",
-    "pycocotools>=2.0.6",
     "pygments>=2.2",
     "pyyaml>=6",
     "setuptools<81",  # Detectron2 imports pkg_resources
     "tensorboard>=2.12",
-    "torchvision>=0.20",
-    "tqdm>=4.60",
 ]
 
 setup(
@@ -36,21 +42,20 @@ setup(
     # The config files lie beside the package in a checkout and inside it when installed.
     packages=[*find_packages(include=["e3va", "e3va.*"]), "e3va.configs"],
     package_dir={"e3va.configs": "configs"},
-    package_data={"e3va.configs": ["**/*.py", "**/*.yaml"]},
-    install_requires=["torch>=2.5"],
+    package_data={"e3va": ["assets/*.safetensors"], "e3va.configs": ["**/*.py", "**/*.yaml"]},
+    entry_points={"console_scripts": ["e3va = e3va.torchvision.cli:main"]},
+    install_requires=COMMAND,
     extras_require={
         "detectron2": DETECTRON2,
         "plot": ["matplotlib>=3.7"],
+        "tensorboard": ["tensorboard>=2.12"],
         "test": [
             "hypothesis>=6.90",
             "matplotlib>=3.7",
-            "numpy>=1.24",
-            "pillow>=10",
-            "pycocotools>=2.0.6",
             "pytest>=8",
             "ruff>=0.9",
+            "tensorboard>=2.12",
             "timm>=1.0.9",
-            "torchvision>=0.20",
         ],
     },
 )

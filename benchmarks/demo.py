@@ -1,67 +1,132 @@
-"""The demonstration: what the highway saves, then a Cascade Mask R-CNN trained along it.
+"""The demonstration: one small trunk, tuned along its highway, frozen, and in full.
 
-    python benchmarks/demo.py [--output output/demo] [--steps 150]
+    python benchmarks/demo.py [--output output/demo] [--steps 240]
 
-It needs no downloads: the pictures are drawn and the trunk is small and random, so what it shows is
-that everything runs, not how accurate a pretrained trunk is. Without Detectron2 the training is
-left out.
+Draws a data set of things that the trunk has never seen (benchmarks/things.py), trains a Mask R-CNN
+on it with each method (same steps, same seed), prints one table, and writes it beside the learning
+curves and pictures of what the highway's model finds. --random adds the same frozen backbone with
+random weights, to see what the pretraining is worth.
 """
 
 import argparse
 import importlib.util
+import json
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from e3va.checkpoint import atomic_open
+from e3va.measure import MIB
+
 ROOT = Path(__file__).resolve().parent.parent
+METHODS = {
+    "highway (E³VA)": ("e3va", "--method", "e3va"),
+    "frozen backbone": ("frozen", "--method", "frozen"),
+    "full fine-tuning": ("full", "--method", "full"),
+}
+RANDOM = {
+    "frozen, random trunk": (
+        *("random", "--method", "frozen", "--trunk", "random", "--preset", "swin_micro"),
+    )
+}
+SIZE = 128  # pixels
 
 
-def run(script: str, *arguments: str) -> None:
-    """Run one of the project's scripts as a user would, showing the command."""
-    print(f"\n$ python {script} {' '.join(arguments)}\n", flush=True)
-    subprocess.run([sys.executable, str(ROOT / script), *arguments], check=True)
+def run(*command: str) -> None:
+    """Run a command as a user would, showing it; stop where it fails."""
+    print(f"\n$ {shlex.join(command)}\n", flush=True)
+    start = {"python": [sys.executable], "e3va": [sys.executable, "-m", "e3va.torchvision.cli"]}
+    done = subprocess.run([*start[command[0]], *command[1:]])
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def train(name: str, options: tuple[str, ...], data: Path, output: Path, steps: int) -> None:
+    """Train with one method."""
+    files = []
+    for prefix, split in (("", "train"), ("val-", "val")):
+        files += [f"--{prefix}images", f"{data}/{split}"]
+        files += [f"--{prefix}annotations", f"{data}/{split}.json"]
+    run(
+        *("e3va", "train", *files, *options, "--size", str(SIZE), "--batch-size", "8"),
+        *("--steps", str(steps), "--eval-every", str(max(1, steps // 4))),
+        *("--checkpoint-every", "0", "--output", f"{output}/{name}"),
+    )
+
+
+def table(methods: dict[str, tuple], output: Path) -> str:
+    """Markdown: a row for each method."""
+    lines = [
+        "| | AP box | AP mask | trained in the backbone | trained | kept for backward | s/step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for title, (name, *_) in methods.items():
+        summary = json.loads((output / name / "summary.json").read_text())
+        parts, scores = summary["parameters"], summary["scores"]
+        backbone = sum(parts[part]["trained"] for part in ("trunk", "highway"))
+        lines.append(
+            f"| {title} | {scores['AP box']:.1f} | {scores['AP mask']:.1f} | {backbone:,} | "
+            f"{sum(p['trained'] for p in parts.values()):,} | "
+            f"{summary['kept_for_backward_bytes'] / MIB:.1f} MiB | "
+            f"{summary['seconds_a_step']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def write_curves(methods: dict[str, tuple], output: Path) -> None:
+    """Draw the learning curves of all methods."""
+    from e3va.torchvision.curves import plot, read_metrics
+
+    runs = {title: read_metrics(output / name) for title, (name, *_) in methods.items()}
+    plot(runs, output / "curves.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
-    parser.add_argument("--steps", type=int, default=150, help="training steps")
+    parser.add_argument("--steps", type=int, default=240, help="training steps of each method")
+    parser.add_argument("--random", action="store_true", help="a random frozen trunk, too")
     args = parser.parse_args()
-    out = args.output
-    run(
-        "benchmarks/saved_bytes.py", "--preset", "swin_t", "--size", "400x600", "--output", str(out)
-    )
-    if importlib.util.find_spec("detectron2") is None:
-        print(
-            "\nDetectron2 is not installed, so there is no training to show: it is on no package "
-            "index; see https://detectron2.readthedocs.io/tutorials/install.html"
+    began, output, data = time.monotonic(), args.output, args.output / "data"
+    if (output / "e3va").exists():
+        sys.exit(
+            f"error: {output} holds a demonstration already: remove it or give another --output"
         )
-        return
-    data, trained = out / "data", out / "trained"
-    run("benchmarks/shapes.py", str(data), "--train", "40", "--val", "10", "--size", "128")
+    methods = METHODS | (RANDOM if args.random else {})
+    run("python", str(ROOT / "benchmarks/things.py"), str(data), "--size", str(SIZE))
+    for name, *options in methods.values():
+        train(name, tuple(options), data, output, args.steps)
     run(
-        "projects/E3VA/lazyconfig_train_net.py",
-        *("--config-file", "custom/cascade_mask_rcnn_e3va_swin_t.py"),
-        *(f"data.{split}.json={data}/{split}.json" for split in ("train", "val")),
-        *(f"data.{split}.images={data}/{split}" for split in ("train", "val")),
-        *("data.train.short_edge=[128]", "data.val.short_edge=128"),
-        *("model.backbone.bottom_up.preset=swin_nano", "model.roi_heads.batch_size_per_image=64"),
-        *("dataloader.train.total_batch_size=4", "dataloader.train.num_workers=0"),
-        *("dataloader.test.num_workers=0", f"train.output_dir={trained}", "optimizer.lr=5e-4"),
-        *(f"train.max_iter={args.steps}", "train.eval_period=0", "train.clip_norm=5.0"),
+        *("e3va", "predict", f"{output}/e3va/model.pth", "--input", f"{data}/val"),
+        *("--output", f"{output}/drawn"),
     )
-    run(
-        "projects/E3VA/demo.py",
-        *("--config-file", f"{trained}/config.yaml", "--weights", f"{trained}/model_final.pth"),
-        *("--input", f"{data}/val", "--output", f"{out}/drawn", "--confidence-threshold", "0.5"),
-    )
+    write_curves(methods, output)
+    result = table(methods, output)
+    title = f"Mask R-CNN on drawn things, {args.steps} steps of 8 images of {SIZE} px, seed 0"
+    with atomic_open(output / "table.md", "w") as file:
+        file.write(f"{title}\n\n{result}\n")
+    print(f"\n{title}\n\n{result}\n")
     print(
-        f"\nLook at {out}/saved_bytes.png and {out}/drawn.\n"
-        "Next, your own COCO-format data and a pretrained Swin:\n"
-        "  python projects/E3VA/lazyconfig_train_net.py \\\n"
-        "    --config-file custom/cascade_mask_rcnn_e3va_swin_t.py \\\n"
-        "    data.train.json=… data.train.images=… data.val.json=… data.val.images=… \\\n"
-        "    train.init_checkpoint=swin_tiny_patch4_window7_224.pth"
+        f"{(time.monotonic() - began) / 60:.1f} minutes. Look at {output}/drawn and curves.png.\n"
+    )
+    say_next()
+
+
+def say_next() -> None:
+    """What to do after the demonstration."""
+    print(
+        "Next, the same on your own images (for label maps see e3va train --help):\n"
+        "  .venv/bin/e3va train --images photos --annotations photos.json \\\n"
+        "    --val-images more --val-annotations more.json \\\n"
+        "    --trunk swin_tiny_patch4_window7_224.pth\n"
+        "or along Detectron2, see projects/E3VA/README.md"
+        + (
+            "."
+            if importlib.util.find_spec("detectron2")
+            else " (install it as\nhttps://detectron2.readthedocs.io/tutorials/install.html says)."
+        )
     )
 
 

@@ -94,6 +94,14 @@ def cover(points: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(canvas.reduce(3), np.float32) / 255
 
 
+def stroke(points: np.ndarray, size: int, width: float) -> np.ndarray:
+    """As :func:`cover`, of a polygon's outline drawn with a pen of ``width`` pixels."""
+    canvas = Image.new("L", (3 * size, 3 * size))
+    closed = [tuple(3 * p) for p in (*points, points[0], points[1])]
+    ImageDraw.Draw(canvas).line(closed, fill=255, width=round(3 * width), joint="curve")
+    return np.asarray(canvas.reduce(3), np.float32) / 255
+
+
 def smooth_noise(size: int, cells: int, rng: Generator) -> np.ndarray:
     """Noise [size, size] in 0..1 that varies over ``size / cells`` pixels."""
     grid = rng.integers(0, 256, (cells + 1, cells + 1), dtype=np.uint8)

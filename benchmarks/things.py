@@ -22,6 +22,7 @@ from PIL import Image
 from e3va.checkpoint import atomic_open, rename_atomically
 
 SEED = 20231
+INKED = 1.0  # share of the pictures that are drawn with a pen
 LEAST_SHOWN = 0.35  # of a thing's area; what shows less is painted over with the rest
 _RECTANGLE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 _RING = np.concatenate([circle(25, 0, 6.28), (0.55 * circle(25, 0, 6.28))[::-1]])
@@ -68,8 +69,8 @@ THINGS: dict[str, list[tuple[np.ndarray, int]]] = {
 CLASSES = tuple(THINGS)
 
 
-def draw_thing(picture: np.ndarray, name: str, pose: Pose, rng: Generator) -> np.ndarray:
-    """Paint a thing into ``picture``; returns the pixels [H, W] that it covers."""
+def paint_thing(picture: np.ndarray, name: str, pose: Pose, rng: Generator) -> np.ndarray:
+    """Paint a thing into ``picture`` in two fills; returns the pixels [H, W] that it covers."""
     size = len(picture)
     fills = [drawing.shade(drawing.texture(size, rng), rng) for _ in range(2)]
     covered = np.zeros((size, size), bool)
@@ -80,9 +81,26 @@ def draw_thing(picture: np.ndarray, name: str, pose: Pose, rng: Generator) -> np
     return covered
 
 
+def ink_thing(
+    picture: np.ndarray, paper: np.ndarray, name: str, pose: Pose, rng: Generator
+) -> np.ndarray:
+    """Draw a thing's outlines with a pen; inside is the paper. Returns the pixels it covers."""
+    size, width = len(picture), rng.uniform(0.8, 1.6)
+    ink = paper + np.float32(rng.choice([-1, 1]) * rng.uniform(0.4, 0.8))
+    covered = np.zeros((size, size), bool)
+    for outline, _ in THINGS[name]:
+        points = pose.place(outline)
+        alpha = drawing.cover(points, size)
+        drawing.paint(picture, alpha, paper)
+        drawing.paint(picture, drawing.stroke(points, size, width), ink)
+        covered |= alpha > 0.5
+    return covered
+
+
 def draw_picture(size: int, rng: Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """One picture [size, size, 3] uint8 of two to six things, and (class index, mask) of each."""
-    picture = drawing.texture(size, rng)
+    paper = drawing.texture(size, rng)
+    picture, inked = paper.copy(), rng.random() < INKED
     things: list[tuple[int, np.ndarray, int]] = []
     for _ in range(int(rng.integers(2, 7))):
         index, radius = int(rng.integers(len(CLASSES))), rng.uniform(0.12, 0.24) * size
@@ -91,7 +109,10 @@ def draw_picture(size: int, rng: Generator) -> tuple[np.ndarray, list[tuple[int,
             centre, radius, rng.uniform(-0.6, 0.6), rng.uniform(0.8, 1.1), rng.random() < 0.5
         )
         before = picture.copy()
-        covered = draw_thing(picture, CLASSES[index], pose, rng)
+        if inked:
+            covered = ink_thing(picture, paper, CLASSES[index], pose, rng)
+        else:
+            covered = paint_thing(picture, CLASSES[index], pose, rng)
         left = [(i, mask & ~covered, area) for i, mask, area in things]
         if any(mask.sum() < LEAST_SHOWN * area for _, mask, area in left):
             picture = before  # it would hide another thing nearly whole

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import load_file, remove_leftovers, save_atomically
+from ..checkpoint import atomic_open, load_file, remove_leftovers, save_atomically
 from ..errors import UserError
 from ..measure import MIB, count_parameters, parameter_table, peak_memory, track_saved_bytes
 from ..stream import BatchStream, SeededDataset, seed_everything, stream_batches
@@ -22,7 +23,7 @@ from .evaluate import Scores
 from .models import ModelConfig, load_state, model_parts
 from .progress import Progress
 
-STATE, MODEL, METRICS = "training.pth", "model.pth", "metrics.jsonl"
+STATE, MODEL, METRICS, SUMMARY = "training.pth", "model.pth", "metrics.jsonl", "summary.json"
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOG_EVERY = 10  # steps
 
@@ -87,8 +88,8 @@ def rate_factor(step: int, steps: int) -> float:
 class Trainer:
     """Trains a model of this host and writes what it did into a folder.
 
-    ``model.pth``: the trained model; ``training.pth``: what ``resume`` goes on from;
-    ``metrics.jsonl``: a line of figures now and then.
+    ``model.pth``: the trained model; ``training.pth``: what ``--resume`` goes on from;
+    ``metrics.jsonl``: a line of figures now and then; ``summary.json``: what it took.
 
     Args:
         model: of :func:`e3va.torchvision.build_model`, on its device.
@@ -159,6 +160,7 @@ class Trainer:
             self._evaluate()
         self.save()
         self.save_model()
+        self.save_summary()
 
     def parameter_rows(self) -> list:
         """Parameters and trained ones by part."""
@@ -185,7 +187,7 @@ class Trainer:
         total = sum(losses.values())
         if not torch.isfinite(total):
             raise UserError(
-                f"the loss is {float(total)} at step {self.step}: give a lower --lr"
+                f"the loss is {total.item()} at step {self.step}: give a lower --lr"
                 + (" or --precision fp32" if self.settings.precision == "fp16" else "")
             )
         self.scaler.scale(total).backward()
@@ -265,6 +267,20 @@ class Trainer:
         save_atomically(
             {**self._described(), "step": self.step, "scores": scores}, self.folder / MODEL
         )
+
+    def save_summary(self) -> None:
+        """Write ``summary.json``: parameters by part, bytes kept by a step, its median seconds."""
+        parts = {r.part: {"all": r.total, "trained": r.trained} for r in self.parameter_rows()}
+        summary = {
+            "steps": self.step,
+            "parameters": parts,
+            "kept_for_backward_bytes": self.saved_bytes,
+            "seconds_a_step": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "peak_memory_mib": peak_memory(),
+            "scores": self.scores.values if self.scores else {},
+        }
+        with atomic_open(self.folder / SUMMARY, "w") as file:
+            json.dump(summary, file, indent=1)
 
     def _described(self) -> dict[str, Any]:
         return {

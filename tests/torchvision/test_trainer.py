@@ -1,0 +1,229 @@
+"""Training: along the highway alone, and resumed runs that are the uninterrupted run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from e3va import TrunkNotFrozenError, UserError
+from e3va.torchvision.trainer import (
+    METRICS,
+    MODEL,
+    STATE,
+    Trainer,
+    TrainSettings,
+    parameter_groups,
+    rate_factor,
+    read_state,
+)
+
+SHORT = {"steps": 6, "batch_size": 2, "checkpoint_every": 3}
+
+
+def make_trainer(
+    make_small, dataset, folder, kind="mask_rcnn", workers=0, method="e3va", **changes
+):
+    config, model = make_small(kind, method=method)
+    settings = TrainSettings(**{**SHORT, **changes})
+    return Trainer(model, config, settings, dataset, folder, workers=workers)
+
+
+def state_of(folder):
+    return torch.load(folder / MODEL, weights_only=True)["model"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn", "semantic_fpn"])
+@pytest.mark.parametrize("method", ["e3va", "frozen", "full"])
+def test_a_trunk_changes_only_when_it_is_to(kind, method, make_small, request, tmp_path):
+    dataset = request.getfixturevalue("label_maps" if kind == "semantic_fpn" else "instances")
+    trainer = make_trainer(make_small, dataset, tmp_path, kind, method=method, steps=3)
+    if kind == "semantic_fpn":  # three classes
+        trainer.model.sem_seg_head.predictor = torch.nn.Conv2d(64, 3, 1)
+        trainer = Trainer(trainer.model, trainer.config, trainer.settings, dataset, tmp_path)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.train()
+    after = trainer.model.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    trunk = {k for k in changed if ".trunk." in k}
+    adapters = {k for k in changed if ".highway." in k and ".out_norm." not in k}
+    assert bool(trunk) == (method == "full") and bool(adapters) == (method == "e3va")
+    assert any(".out_norm." in k for k in changed) and any(".fpn." in k for k in changed)
+
+
+@pytest.mark.parametrize("precision, workers", [("fp32", 0), ("fp32", 2), ("bf16", 0)])
+def test_resumed_run_ends_with_the_same_bits(precision, workers, make_small, instances, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    make_trainer(make_small, instances, whole, precision=precision).train()
+    trainer = make_trainer(make_small, instances, parts, precision=precision)
+    step = trainer._after_step
+
+    def stop():
+        step()
+        if trainer.step == 3:
+            raise RuntimeError("killed")
+
+    trainer._after_step = stop
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer.train()
+    torch.manual_seed(99)
+    trainer = make_trainer(make_small, instances, parts, precision=precision, workers=workers)
+    for parameter in trainer.model.parameters():  # all must come from the checkpoint
+        parameter.data.add_(1)
+    trainer.load(read_state(parts))
+    assert trainer.step == 3
+    trainer.train()
+    assert same(state_of(whole), state_of(parts))
+    lines = [
+        [json.loads(line) for line in (f / METRICS).read_text().splitlines()]
+        for f in (whole, parts)
+    ]
+    for one, other in zip(*lines, strict=True):
+        assert one["step"] == other["step"] and one["loss"] == other["loss"]
+
+
+def test_interrupt_finishes_the_step_saves_and_says_so(make_small, instances, tmp_path):
+    trainer = make_trainer(make_small, instances, tmp_path, checkpoint_every=0)
+    forward = trainer.model.forward
+
+    def interrupting(*args):
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)  # in the middle of the third step
+        return forward(*args)
+
+    trainer.model.forward = interrupting
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert read_state(tmp_path)["step"] == 3
+    resumed = make_trainer(make_small, instances, tmp_path, checkpoint_every=0)
+    resumed.load(read_state(tmp_path))
+    resumed.train()
+    whole = make_trainer(make_small, instances, tmp_path / "whole")
+    whole.train()
+    assert same(state_of(tmp_path), state_of(tmp_path / "whole"))
+
+
+def test_a_killed_process_resumes(drawn, tmp_path):
+    """SIGKILL at any moment leaves a whole checkpoint behind."""
+    command = [
+        sys.executable,
+        "-m",
+        "e3va.torchvision.cli",
+        "train",
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    data = ["--images", str(drawn.images), "--annotations", str(drawn.json), "--size", "48"]
+    options = [
+        "--trunk",
+        "random",
+        "--preset",
+        "swin_nano",
+        "--rank",
+        "4",
+        "--checkpoint-every",
+        "1",
+    ]
+    command += [*data, *options, "--steps"]
+    process = subprocess.Popen([*command, "500"], stdout=subprocess.DEVNULL)
+    state = tmp_path / "o" / STATE
+    deadline = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.7)
+    process.kill()
+    process.wait()
+    step = read_state(tmp_path / "o")["step"]
+    assert step >= 1
+    # Resuming is asked to do another number of steps: refused, and the checkpoint stays.
+    done = subprocess.run([*command, "9", "--resume"], capture_output=True, text=True)
+    assert done.returncode == 1 and "--steps 9, but the run in" in done.stderr
+    process = subprocess.Popen(
+        [*command, "500", "--resume"], stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE
+    )
+    while read_state(tmp_path / "o")["step"] <= step and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"going on after step {step} of 500" in out
+    assert "interrupted: saved; e3va train --output" in err and "Traceback" not in err
+
+
+def test_learning_rates_and_decay_by_parameter(make_small):
+    _, model = make_small("mask_rcnn")
+    groups = parameter_groups(model, TrainSettings(lr=1.0, adapter_lr=4.0, weight_decay=0.1))
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert len(found) == len(trained) == sum(len(g["params"]) for g in groups)
+    stage = "backbone.bottom_up.highway.stages.0"
+    assert found[id(trained[f"{stage}.msa.0.d1.weight"])] == (4.0, 0.1)
+    assert found[id(trained[f"{stage}.msa.0.d2.bias"])] == (4.0, 0.0)
+    assert found[id(trained[f"{stage}.out_norm.weight"])] == (1.0, 0.0)
+    assert found[id(trained["roi_heads.box_head.fc6.weight"])] == (1.0, 0.1)
+    _, full = make_small("mask_rcnn", method="full")
+    groups = parameter_groups(full, TrainSettings(lr=1.0, trunk_lr=0.3))
+    rates = {id(p): g["lr"] for g in groups for p in g["params"]}
+    for name, parameter in full.named_parameters():
+        assert rates[id(parameter)] == (0.3 if ".trunk." in name else 1.0), name
+
+
+def test_schedule_warms_up_and_ends_near_zero():
+    factors = [rate_factor(step, 100) for step in range(100)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and factors[5] == 1
+    assert all(a >= b for a, b in zip(factors[5:], factors[6:], strict=False))
+    assert 0 < factors[-1] < 0.001
+    assert rate_factor(0, 1) == 1
+
+
+def test_a_trunk_in_the_optimizer_stops_the_run(make_small, instances, tmp_path):
+    trainer = make_trainer(make_small, instances, tmp_path)
+    trunk = trainer.model.backbone.bottom_up.trunk
+    trainer.optimizer.add_param_group({"params": [trunk.patch_embed.proj.weight]})
+    trainer.rates.append(0.1)
+    with pytest.raises(TrunkNotFrozenError, match="is in the optimizer"):
+        trainer.train()
+
+
+def test_a_loss_that_is_not_finite_is_one_line(make_small, instances, tmp_path):
+    trainer = make_trainer(make_small, instances, tmp_path)
+    with torch.no_grad():
+        trainer.model.roi_heads.box_predictor.cls_score.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="the loss is nan at step 0: give a lower --lr"):
+        trainer.train()
+    assert not (tmp_path / MODEL).exists()
+
+
+def test_checkpoints_that_cannot_be_gone_on_from(make_small, instances, tmp_path):
+    with pytest.raises(UserError, match="--resume: no .*training.pth"):
+        read_state(tmp_path)
+    trainer = make_trainer(make_small, instances, tmp_path)
+    trainer.save()
+    state = read_state(tmp_path)
+    del state["optimizer"]
+    torch.save(state, tmp_path / STATE)
+    with pytest.raises(UserError, match="lacks optimizer: it was not written by e3va"):
+        read_state(tmp_path)
+    os.truncate(tmp_path / STATE, 2000)
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        read_state(tmp_path)
+    with pytest.raises(UserError, match="precision 'fp8': expected one of"):
+        make_trainer(make_small, instances, tmp_path, precision="fp8")
+
+
+def test_metrics_of_lost_steps_are_dropped_on_resume(make_small, instances, tmp_path):
+    trainer = make_trainer(make_small, instances, tmp_path)
+    trainer.save()
+    path = tmp_path / METRICS
+    path.write_text('{"step": 0, "loss": 1}\n{"step": 4, "loss": 2}\n{"step": 5, "lo')
+    trainer.load(read_state(tmp_path))
+    assert path.read_text() == '{"step": 0, "loss": 1}\n'
