@@ -1,11 +1,11 @@
-"""Draw a small data set of things put together from parts, in COCO format and as label maps.
+"""Draw a small data set of pen drawings of things, in COCO format and as label maps.
 
     python benchmarks/things.py OUTPUT [--train 120] [--val 40] [--size 128]
 
 writes OUTPUT/{train,val}.json, OUTPUT/{train,val}/*.png and OUTPUT/{train,val}_labels/*.png (0 is
 background, then the classes in their order). Things lie over one another; a mask is what shows of
-the thing. No class of it is a kind of the pretraining's shapes (benchmarks/pretrain.py), and the
-generator's seed is another. The same arguments draw the same data.
+the thing. The pretraining (benchmarks/pretrain.py) has seen none of these classes, and painted
+shapes alone, no pen drawings. The same arguments draw the same data.
 """
 
 import argparse
@@ -22,73 +22,60 @@ from PIL import Image
 from e3va.checkpoint import atomic_open, rename_atomically
 
 SEED = 20231
-INKED = 1.0  # share of the pictures that are drawn with a pen
 LEAST_SHOWN = 0.35  # of a thing's area; what shows less is painted over with the rest
 _RECTANGLE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 _RING = np.concatenate([circle(25, 0, 6.28), (0.55 * circle(25, 0, 6.28))[::-1]])
 
 
-def _petals() -> list[tuple[np.ndarray, int]]:
-    petals = [(circle(16) * [0.34, 0.26] + [0.6, 0], 0)]
+def _petals() -> list[np.ndarray]:
+    petals = [circle(16) * [0.34, 0.26] + [0.6, 0]]
     turn = 2 * math.pi / 6
     rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     while len(petals) < 6:
-        petals.append((petals[-1][0] @ rotation, 0))
+        petals.append(petals[-1] @ rotation)
     return petals
 
 
-# A thing is its parts, painted in order: a unit outline, and which of its two fills it has.
-THINGS: dict[str, list[tuple[np.ndarray, int]]] = {
+# A thing is the outlines of its parts, in the order in which they are drawn.
+THINGS: dict[str, list[np.ndarray]] = {
     "fish": [
-        (np.array([[-0.45, 0], [-1, -0.5], [-1, 0.5]]), 1),
-        (circle() * [0.7, 0.42] + [0.2, 0], 0),
-        (circle(12) * 0.08 + [0.6, -0.1], 1),
+        np.array([[-0.45, 0], [-1, -0.5], [-1, 0.5]]),
+        circle() * [0.7, 0.42] + [0.2, 0],
+        circle(12) * 0.08 + [0.6, -0.1],
     ],
     "house": [
-        (_RECTANGLE * [0.65, 0.45] + [0, 0.4], 0),
-        (np.array([[-0.85, -0.02], [0, -0.85], [0.85, -0.02]]), 1),
-        (_RECTANGLE * [0.14, 0.24] + [0.1, 0.61], 1),
+        _RECTANGLE * [0.65, 0.45] + [0, 0.4],
+        np.array([[-0.85, -0.02], [0, -0.85], [0.85, -0.02]]),
+        _RECTANGLE * [0.14, 0.24] + [0.1, 0.61],
     ],
     "mug": [
-        (_RING * 0.42 + [0.5, 0], 0),
-        (_RECTANGLE * [0.55, 0.65] + [-0.15, 0], 0),
-        (_RECTANGLE * [0.55, 0.12] + [-0.15, -0.2], 1),
+        _RING * 0.42 + [0.5, 0],
+        _RECTANGLE * [0.55, 0.65] + [-0.15, 0],
+        _RECTANGLE * [0.55, 0.12] + [-0.15, -0.2],
     ],
     "key": [
-        (_RECTANGLE * [0.6, 0.11] + [0.35, 0], 0),
-        (_RECTANGLE * [0.09, 0.2] + [0.86, 0.2], 0),
-        (_RECTANGLE * [0.09, 0.16] + [0.55, 0.18], 0),
-        (_RING * 0.45 + [-0.55, 0], 1),
+        _RECTANGLE * [0.6, 0.11] + [0.35, 0],
+        _RECTANGLE * [0.09, 0.2] + [0.86, 0.2],
+        _RECTANGLE * [0.09, 0.16] + [0.55, 0.18],
+        _RING * 0.45 + [-0.55, 0],
     ],
-    "flower": [*_petals(), (circle(20) * 0.3, 1)],
+    "flower": [*_petals(), circle(20) * 0.3],
     "mushroom": [
-        (_RECTANGLE * [0.2, 0.5] + [0, 0.4], 1),
-        (OUTLINES["half disc"] * [0.85, -0.85] - [0, 0.3], 0),
+        _RECTANGLE * [0.2, 0.5] + [0, 0.4],
+        OUTLINES["half disc"] * [0.85, -0.85] - [0, 0.3],
     ],
 }
 CLASSES = tuple(THINGS)
 
 
-def paint_thing(picture: np.ndarray, name: str, pose: Pose, rng: Generator) -> np.ndarray:
-    """Paint a thing into ``picture`` in two fills; returns the pixels [H, W] that it covers."""
-    size = len(picture)
-    fills = [drawing.shade(drawing.texture(size, rng), rng) for _ in range(2)]
-    covered = np.zeros((size, size), bool)
-    for outline, fill in THINGS[name]:
-        alpha = drawing.cover(pose.place(outline), size)
-        drawing.paint(picture, alpha, fills[fill])
-        covered |= alpha > 0.5
-    return covered
-
-
-def ink_thing(
+def draw_thing(
     picture: np.ndarray, paper: np.ndarray, name: str, pose: Pose, rng: Generator
 ) -> np.ndarray:
     """Draw a thing's outlines with a pen; inside is the paper. Returns the pixels it covers."""
     size, width = len(picture), rng.uniform(0.8, 1.6)
-    ink = paper + np.float32(rng.choice([-1, 1]) * rng.uniform(0.4, 0.8))
+    ink = paper + np.float32(rng.choice([-1, 1]) * rng.uniform(0.5, 0.9))
     covered = np.zeros((size, size), bool)
-    for outline, _ in THINGS[name]:
+    for outline in THINGS[name]:
         points = pose.place(outline)
         alpha = drawing.cover(points, size)
         drawing.paint(picture, alpha, paper)
@@ -100,19 +87,16 @@ def ink_thing(
 def draw_picture(size: int, rng: Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """One picture [size, size, 3] uint8 of two to six things, and (class index, mask) of each."""
     paper = drawing.texture(size, rng)
-    picture, inked = paper.copy(), rng.random() < INKED
+    picture = paper.copy()
     things: list[tuple[int, np.ndarray, int]] = []
     for _ in range(int(rng.integers(2, 7))):
-        index, radius = int(rng.integers(len(CLASSES))), rng.uniform(0.12, 0.24) * size
+        index, radius = int(rng.integers(len(CLASSES))), rng.uniform(0.14, 0.26) * size
         centre = tuple(rng.uniform(0.7 * radius, size - 0.7 * radius, 2))
         pose = Pose(
             centre, radius, rng.uniform(-0.6, 0.6), rng.uniform(0.8, 1.1), rng.random() < 0.5
         )
         before = picture.copy()
-        if inked:
-            covered = ink_thing(picture, paper, CLASSES[index], pose, rng)
-        else:
-            covered = paint_thing(picture, CLASSES[index], pose, rng)
+        covered = draw_thing(picture, paper, CLASSES[index], pose, rng)
         left = [(i, mask & ~covered, area) for i, mask, area in things]
         if any(mask.sum() < LEAST_SHOWN * area for _, mask, area in left):
             picture = before  # it would hide another thing nearly whole

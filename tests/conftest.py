@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,17 @@ SKIPPED = (
 def pytest_terminal_summary(terminalreporter):
     if not HAS_DETECTRON2:
         terminalreporter.write_line(SKIPPED, yellow=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Threads cost small models more than they bring, the more so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "OMP_NUM_THREADS", "1")  # for the programs that tests start
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from .data import Dataset, coco_dataset, label_dataset
 from .evaluate import evaluate
 from .models import (
     DEMO_TRUNK,
+    HEADS,
     ModelConfig,
     build_model,
     default_heads,
@@ -44,9 +45,10 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "model": None,
     "heads": None,
     "precision": None,
+    "lr": None,
     **{k: _CONFIG[k] for k in ("method", "rank", "reduction", "taps", "downsample")},
     **{k: _CONFIG[k] for k in ("size", "max_size")},
-    **{k: _SETTINGS[k] for k in ("steps", "batch_size", "lr", "adapter_lr", "trunk_lr", "seed")},
+    **{k: _SETTINGS[k] for k in ("steps", "batch_size", "adapter_lr", "trunk_lr", "seed")},
     **{k: _SETTINGS[k] for k in ("eval_every", "checkpoint_every")},
 }
 _WANTS = {True: "works on label maps: give --labels", False: "needs instances: give --annotations"}
@@ -116,6 +118,8 @@ def _build_trainer(
     else:
         config = _config(options, dataset)
         settings = TrainSettings(**{k: options[k] for k in _SETTINGS if options.get(k) is not None})
+        if options["lr"] is None:
+            settings = replace(settings, lr=HEADS[config.heads].lr)
         if options["precision"] is None:
             settings = replace(settings, precision=default_precision(device))
     torch.manual_seed(settings.seed)
@@ -317,4 +321,4 @@ def how_to_go_on(args: Namespace) -> str:
     folder = Path(args.output).expanduser()
     if not (folder / STATE).is_file():
         return " before anything was saved"
-    return f": saved; e3va train --output {folder} --resume goes on from there"
+    return f": {folder / STATE} is kept; e3va train --output {folder} --resume goes on from it"

@@ -16,6 +16,7 @@ from ..coco import CocoData, read_coco
 from ..errors import UserError
 from ..optional import require
 from ..paths import find_images
+from .progress import track
 from .semantic import IGNORED
 
 Record = dict[str, Any]
@@ -117,31 +118,43 @@ def coco_dataset(annotations: str, images: str, training: bool) -> Dataset:
         UserError: as :func:`e3va.coco.read_coco`.
     """
     data = read_coco(Path(annotations).expanduser(), Path(images).expanduser(), training=training)
-    mask_util = require("pycocotools.mask", "reading masks")
+    require("pycocotools", "reading masks")
+    return Dataset(
+        data.images, tuple(data.class_names), _InstanceTargets(data), data.summary(), data
+    )
 
-    def read_target(record: Record) -> Target:
-        size = record["height"], record["width"]
-        found = [a for a in data.annotations[record["id"]] if not a["iscrowd"]]
-        masks = [decode_mask(a["segmentation"], size, mask_util) for a in found]
+
+@dataclass
+class _InstanceTargets:
+    """Record → target; a class, since reader processes may be sent it."""
+
+    data: CocoData
+
+    def __call__(self, record: Record) -> Target:
+        height, width = record["height"], record["width"]
+        found = [a for a in self.data.annotations[record["id"]] if not a["iscrowd"]]
         boxes = torch.tensor([a["bbox"] for a in found], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        boxes[:, 0::2] = boxes[:, 0::2].clamp(0, size[1])
-        boxes[:, 1::2] = boxes[:, 1::2].clamp(0, size[0])
+        boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
+        boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
+        labels = [1 + self.data.class_index[a["category_id"]] for a in found]
+        masks = np.zeros((len(found), height, width), np.uint8)
+        for mask, annotation in zip(masks, found, strict=True):
+            mask[:] = decode_mask(annotation["segmentation"], (height, width))
         return {
             "boxes": boxes,
-            "labels": torch.tensor(
-                [1 + data.class_index[a["category_id"]] for a in found], dtype=torch.int64
-            ),
-            "masks": torch.from_numpy(np.stack(masks))
-            if masks
-            else torch.zeros(0, *size, dtype=torch.uint8),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "masks": torch.from_numpy(masks),
         }
 
-    return Dataset(data.images, tuple(data.class_names), read_target, data.summary(), data)
 
+def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """Polygons or RLE, compressed or not, → [H, W] uint8.
 
-def decode_mask(segmentation: Any, size: tuple[int, int], mask_util: Any) -> np.ndarray:
-    """Polygons or RLE, compressed or not, → [H, W] uint8."""
+    Raises:
+        UserError: an RLE of another size than (H, W).
+    """
+    mask_util = require("pycocotools.mask", "reading masks")
     if isinstance(segmentation, list):
         rles = mask_util.frPyObjects(segmentation, *size)
         return mask_util.decode(mask_util.merge(rles))
@@ -172,7 +185,7 @@ def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Data
     root, records, largest = Path(labels).expanduser(), [], 0
     if not root.is_dir():
         raise UserError(f"no folder of label maps {root}: expected a folder of PNG files")
-    for path in find_images([images]):
+    for path in track(find_images([images]), "reading label maps", "image"):
         record = _label_record(path, root / f"{path.stem}.png")
         records.append(record)
         used = np.unique(read_labels(record["labels"]))

@@ -40,6 +40,7 @@ class HeadSizes:
         mask: of the mask head's four convolutions.
         semantic: of the semantic head's convolutions.
         rois: sampled for each training image.
+        lr: a learning rate at which they train well from random weights (AdamW).
     """
 
     channels: int
@@ -47,11 +48,12 @@ class HeadSizes:
     mask: int
     semantic: int
     rois: int
+    lr: float
 
 
 HEADS = {
-    "standard": HeadSizes(channels=256, box=1024, mask=256, semantic=128, rois=512),
-    "light": HeadSizes(channels=64, box=256, mask=64, semantic=64, rois=64),
+    "standard": HeadSizes(channels=256, box=1024, mask=256, semantic=128, rois=512, lr=3e-4),
+    "light": HeadSizes(channels=64, box=256, mask=64, semantic=64, rois=64, lr=2e-3),
 }
 
 

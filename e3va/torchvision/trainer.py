@@ -156,9 +156,9 @@ class Trainer:
                     if asked:
                         self.save()
                         raise KeyboardInterrupt
+        self.save()  # before the last evaluation, which may be interrupted
         if self.scores is None or not settings.eval_every or last % settings.eval_every:
             self._evaluate()
-        self.save()
         self.save_model()
         self.save_summary()
 
@@ -241,6 +241,8 @@ class Trainer:
             file.write(json.dumps({"step": self.step, **values}) + "\n")
         for name, value in values.items() if self.tensorboard else ():
             self.tensorboard.add_scalar(name, value, self.step)
+        if self.tensorboard:
+            self.tensorboard.flush()
 
     def _evaluate(self) -> None:
         if self.evaluate is None:

@@ -1,9 +1,6 @@
 """A detector small enough to train in a test."""
 
-import os
-
 import pytest
-import torch
 from detectron2.config import LazyCall
 from detectron2.modeling import SwinTransformer
 
@@ -75,14 +72,3 @@ def detectron2s_own(small_config):
     )
     cfg.model.backbone.in_features = ["p0", "p1", "p2", "p3"]
     return cfg
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """Threads cost such small models more than they bring, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, "OMP_NUM_THREADS", "1")  # for the programs that tests start
-        yield
-    torch.set_num_threads(before)

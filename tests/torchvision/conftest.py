@@ -1,7 +1,5 @@
 """Models small enough to train in a test, and drawn label maps."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -10,17 +8,6 @@ from PIL import Image
 from e3va import get_preset
 from e3va.torchvision import ModelConfig, build_model
 from e3va.torchvision.data import coco_dataset, label_dataset
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """Threads cost such small models more than they bring, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, "OMP_NUM_THREADS", "1")  # for the programs that tests start
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

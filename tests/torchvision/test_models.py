@@ -56,6 +56,22 @@ def test_detectors_learn_from_images_without_objects(kind, make_small):
     assert losses["loss_mask"] == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [*MODELS])
+def test_mixed_precision_trains_and_predicts(kind, dtype, make_small, request):
+    dataset = request.getfixturevalue("label_maps" if kind == "semantic_fpn" else "instances")
+    _, model = make_small(kind, classes=("a", "b", "c"))
+    images, targets = batch_of(dataset)
+    with torch.autocast("cpu", dtype):
+        losses = model(images, targets)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and all(g.isfinite().all() for g in gradients)
+    with torch.autocast("cpu", dtype), torch.no_grad():
+        assert model.eval()(images)
+
+
 @settings(max_examples=8, deadline=None)
 @given(kind=st.sampled_from([*MODELS]), height=st.integers(20, 90), width=st.integers(20, 90))
 def test_predictions_are_at_the_image_s_own_size(kind, height, width):

@@ -156,7 +156,7 @@ def test_a_killed_process_resumes(drawn, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and f"going on after step {step} of 500" in out
-    assert "interrupted: saved; e3va train --output" in err and "Traceback" not in err
+    assert f"interrupted: {state} is kept; e3va train --output" in err and "Traceback" not in err
 
 
 def test_learning_rates_and_decay_by_parameter(make_small):
