@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "e3va/__init__.py").read_t
 # What the "e3va" command needs. The core needs torch alone and asks for the rest when it is used.
 COMMAND = [
     "numpy>=1.24",
-    "pillow>=10",
+    "pillow>=10.1",
     "pycocotools>=2.0.6",
     "safetensors>=0.4",
     "torch>=2.5",

@@ -17,7 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-from e3va.checkpoint import atomic_open
+from PIL import Image
+
+from e3va.checkpoint import atomic_open, rename_atomically
 from e3va.measure import MIB
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +85,18 @@ def write_curves(methods: dict[str, tuple], output: Path) -> None:
     plot(runs, output / "curves.png")
 
 
+def write_sheet(folder: Path, path: Path, rows: int = 2, columns: int = 4) -> None:
+    """Put the first pictures of a folder side by side."""
+    pictures = [Image.open(p) for p in sorted(folder.glob("*.png"))[: rows * columns]]
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for place, picture in enumerate(pictures):
+        sheet.paste(picture, (place % columns * width, place // columns * height))
+    sheet = sheet.resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS)
+    with rename_atomically(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
@@ -103,6 +117,7 @@ def main() -> None:
         *("--output", f"{output}/drawn"),
     )
     write_curves(methods, output)
+    write_sheet(output / "drawn", output / "drawn.png")
     result = table(methods, output)
     title = f"Mask R-CNN on drawn things, {args.steps} steps of 8 images of {SIZE} px, seed 0"
     with atomic_open(output / "table.md", "w") as file:

@@ -184,16 +184,16 @@ class CascadeRoIHeads(RoIHeads):
 
     def _assign(self, stage: int, proposals: Boxes, targets) -> tuple[list[Tensor], list[Tensor]]:
         """Class of each proposal at this stage's IoU (0: background), and its box's offset."""
-        self.proposal_matcher = self.matchers[stage]
-        boxes = [target["boxes"] for target in targets]
-        matched, labels = self.assign_targets_to_proposals(
-            proposals, boxes, [target["labels"] for target in targets]
-        )
-        self.proposal_matcher = self.matchers[0]
-        truth = [
-            b[index] if len(b) else p.new_zeros(p.shape)
-            for b, index, p in zip(boxes, matched, proposals, strict=True)
-        ]
+        labels, truth = [], []
+        for boxes, target in zip(proposals, targets, strict=True):
+            if not len(boxes) or not len(target["boxes"]):
+                labels.append(target["labels"].new_zeros(len(boxes)))
+                truth.append(torch.zeros_like(boxes))
+                continue
+            matched = self.matchers[stage](box_ops.box_iou(target["boxes"], boxes))
+            nearest = matched.clamp(min=0)
+            labels.append(target["labels"][nearest] * (matched >= 0))
+            truth.append(target["boxes"][nearest])
         return labels, self.box_coders[stage].encode(truth, proposals)
 
     def _mask_logits(self, features, boxes: Boxes, shapes) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 from argparse import Namespace
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def _resumed(given: dict[str, Any], state: dict[str, Any], folder: Path) -> dict
         if value != stored[key]:
             raise UserError(
                 f"--resume with --{key.replace('_', '-')} {value}, but the run in {folder} has "
-                f"{stored[key]}: leave the option out, or start anew in another --output"
+                f"{'the default' if stored[key] is None else stored[key]}: leave the option out, "
+                "or start anew in another --output"
             )
     return stored
 
@@ -103,25 +104,15 @@ def _build_trainer(
     device: torch.device,
     args: Namespace,
 ) -> Trainer:
-    dataset = open_data(options, "", training=True)
-    print(dataset.summary)
-    validation = None
-    if any(options[f"val_{k}"] for k in ("images", "annotations", "labels")):
-        validation = open_data(options, "val_", classes=dataset.classes)
-        print(f"validation: {validation.summary}")
-        check_classes(validation, dataset.classes)
-    else:
-        print("no validation data given (--val-images …): the model is not scored")
+    dataset, validation = _open_both(options)
     if state:
-        config = ModelConfig.from_dict(state["config"], str(folder / STATE))
-        settings = TrainSettings(**state["settings"])
+        config, settings = _stored(state, folder)
+        check_classes(dataset, config.classes)
+        if dataset.summary != state["data"].get("summary"):
+            print("the training data have changed since this run began: it goes on with the new")
     else:
         config = _config(options, dataset)
-        settings = TrainSettings(**{k: options[k] for k in _SETTINGS if options.get(k) is not None})
-        if options["lr"] is None:
-            settings = replace(settings, lr=HEADS[config.heads].lr)
-        if options["precision"] is None:
-            settings = replace(settings, precision=default_precision(device))
+        settings = _settings(options, config, device)
     torch.manual_seed(settings.seed)
     model = build_model(config)
     if state is None and config.trunk != RANDOM:
@@ -132,7 +123,6 @@ def _build_trainer(
             "alone; for real use give a pretrained Swin with --trunk FILE"
         )
     model.to(device)
-    make_folder(folder)
     workers = args.workers if args.workers is not None else 4 * (device.type == "cuda")
     return Trainer(
         model,
@@ -143,8 +133,36 @@ def _build_trainer(
         evaluate=(lambda: evaluate(model, validation, device)) if validation else None,
         workers=workers,
         data={"options": options, "summary": dataset.summary},
-        tensorboard=_tensorboard(folder) if args.tensorboard else None,
+        tensorboard=_tensorboard(make_folder(folder)) if args.tensorboard else None,
     )
+
+
+def _open_both(options: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
+    """Training data, and validation data if some are given."""
+    dataset = open_data(options, "", training=True)
+    print(dataset.summary)
+    if not any(options[f"val_{kind}"] for kind in ("images", "annotations", "labels")):
+        print("no validation data given (--val-images …): the model is not scored")
+        return dataset, None
+    validation = open_data(options, "val_", classes=() if dataset.coco else dataset.classes)
+    print(f"validation: {validation.summary}")
+    check_classes(validation, dataset.classes)
+    return dataset, validation
+
+
+def _stored(state: dict[str, Any], folder: Path) -> tuple[ModelConfig, TrainSettings]:
+    try:
+        settings = TrainSettings(**state["settings"])
+    except TypeError as error:
+        raise UserError(f"{folder / STATE}: its settings cannot be read ({error})") from None
+    return ModelConfig.from_dict(state["config"], str(folder / STATE)), settings
+
+
+def _settings(options: dict[str, Any], config: ModelConfig, device: torch.device) -> TrainSettings:
+    chosen = {key: options[key] for key in _SETTINGS if options.get(key) is not None}
+    chosen.setdefault("lr", HEADS[config.heads].lr)
+    chosen.setdefault("precision", default_precision(device))
+    return TrainSettings(**chosen)
 
 
 def _tensorboard(folder: Path) -> Any:
@@ -159,7 +177,7 @@ def _config(options: dict[str, Any], dataset: Dataset) -> ModelConfig:
     if trunk == RANDOM:
         preset = get_preset(options["preset"] or "swin_t")
     else:
-        if trunk != DEMO_TRUNK and options["preset"]:
+        if options["preset"]:
             raise UserError("--preset is for --trunk random: a weights file says its own size")
         preset = read_trunk(trunk)[1]
     kind = "mask_rcnn" if dataset.coco else "semantic_fpn"

@@ -37,7 +37,7 @@ class HeadSizes:
     Attributes:
         channels: of the pyramid.
         box: of the box heads' two fully connected layers.
-        mask: of the mask head's four convolutions.
+        mask: of each of the mask head's convolutions.
         semantic: of the semantic head's convolutions.
         rois: sampled for each training image.
         lr: a learning rate at which they train well from random weights (AdamW).
@@ -45,15 +45,15 @@ class HeadSizes:
 
     channels: int
     box: int
-    mask: int
+    mask: tuple[int, ...]
     semantic: int
     rois: int
     lr: float
 
 
 HEADS = {
-    "standard": HeadSizes(channels=256, box=1024, mask=256, semantic=128, rois=512, lr=3e-4),
-    "light": HeadSizes(channels=64, box=256, mask=64, semantic=64, rois=64, lr=2e-3),
+    "standard": HeadSizes(channels=256, box=1024, mask=(256,) * 4, semantic=128, rois=512, lr=3e-4),
+    "light": HeadSizes(channels=64, box=256, mask=(64,) * 2, semantic=64, rois=64, lr=2e-3),
 }
 
 
@@ -209,10 +209,10 @@ def _rpn(config: ModelConfig, channels: int) -> RegionProposalNetwork:
 
 
 def _mask_head(config: ModelConfig, channels: int) -> dict[str, nn.Module]:
-    width = HEADS[config.heads].mask
+    widths = HEADS[config.heads].mask
     return {
-        "mask_head": MaskRCNNHeads(channels, (width,) * 4, 1),
-        "mask_predictor": MaskRCNNPredictor(width, width, 1 + len(config.classes)),
+        "mask_head": MaskRCNNHeads(channels, widths, 1),
+        "mask_predictor": MaskRCNNPredictor(widths[-1], widths[-1], 1 + len(config.classes)),
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
@@ -54,8 +54,18 @@ def draw_instances(
     enlarged = _enlarge(masks[shown], scale)
     canvas = draw_segmentation_masks(canvas, enlarged, alpha=0.45, colors=colours)
     boxes = (found["boxes"][shown] * scale).round()
-    return draw_bounding_boxes(canvas, boxes, texts, colors=colours, width=2, label_colors="white",
-                               fill_labels=True)  # fmt: skip
+    return _write_texts(draw_bounding_boxes(canvas, boxes, colors=colours, width=2), boxes, texts)
+
+
+def _write_texts(canvas: Tensor, boxes: Tensor, texts: list[str]) -> Tensor:
+    """Write a text at each box's corner; torchvision's own are too small to read."""
+    picture = Image.fromarray(canvas.permute(1, 2, 0).numpy())
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
+    for text, (x, y) in zip(texts, boxes[:, :2].tolist(), strict=True):
+        x1, y1, x2, y2 = draw.textbbox((x + 3, max(y - 17, 0)), text, font)
+        draw.rectangle((x1 - 2, y1 - 2, x2 + 2, y2 + 2), fill=(32, 32, 32))
+        draw.text((x + 3, max(y - 17, 0)), text, (255, 255, 255), font)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def draw_labels(image: Tensor, labels: Tensor) -> Tensor:

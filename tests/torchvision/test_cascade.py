@@ -99,7 +99,9 @@ def test_each_stage_wants_a_higher_overlap():
     target = [{"boxes": box, "labels": torch.tensor([2])}]
     labels = [heads._assign(stage, [proposals], target)[0][0].tolist() for stage in range(3)]
     assert labels == [[2, 2, 2], [0, 2, 2], [0, 0, 2]]
-    assert heads.proposal_matcher is heads.matchers[0]
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    assert heads._assign(1, [proposals], [none])[0][0].tolist() == [0, 0, 0]
+    assert heads._assign(1, [proposals[:0]], target)[0][0].tolist() == []
 
 
 def detectron2_heads(ours):

@@ -115,7 +115,9 @@ def test_resume_of_a_finished_run_and_of_another(train_arguments, capsys):
     assert main([*train_arguments, "--resume"]) == 0
     assert "going on after step 2 of 2" in capsys.readouterr().out
     fails(
-        capsys, [*train_arguments, "--resume", "--lr", "0.5"], "--lr 0.5, but the run .* has None"
+        capsys,
+        [*train_arguments, "--resume", "--lr", "0.5"],
+        "--lr 0.5, but the run .* has the default",
     )
     folder = train_arguments[train_arguments.index("--output") + 1]
     assert main(["train", "--resume", "--output", folder]) == 0  # all else is in the checkpoint
