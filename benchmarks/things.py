@@ -1,6 +1,6 @@
 """Draw a small data set of pen drawings of things, in COCO format and as label maps.
 
-    python benchmarks/things.py OUTPUT [--train 120] [--val 40] [--size 128]
+    python benchmarks/things.py OUTPUT [--train 300] [--val 60] [--size 128]
 
 writes OUTPUT/{train,val}.json, OUTPUT/{train,val}/*.png and OUTPUT/{train,val}_labels/*.png (0 is
 background, then the classes in their order). Things lie over one another; a mask is what shows of
@@ -150,8 +150,8 @@ def draw_data(folder: Path, train: int, val: int, size: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--train", type=int, default=120, help="training images")
-    parser.add_argument("--val", type=int, default=40, help="validation images")
+    parser.add_argument("--train", type=int, default=300, help="training images")
+    parser.add_argument("--val", type=int, default=60, help="validation images")
     parser.add_argument("--size", type=int, default=128, help="side in pixels")
     args = parser.parse_args()
     draw_data(args.output, args.train, args.val, args.size)

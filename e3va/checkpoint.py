@@ -128,7 +128,9 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[s
 
 
 def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split()).split(". ")[0][:120] or type(error).__name__
+    text = " ".join(str(error).split()).split(". ")[0][:120]
+    # A KeyError's text is the key alone.
+    return text if any(c.isalpha() for c in text) else type(error).__name__
 
 
 def model_state(data: Mapping[str, Any], name: str) -> dict[str, Tensor]:
