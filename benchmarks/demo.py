@@ -53,7 +53,7 @@ def train(name: str, options: tuple[str, ...], data: Path, output: Path, steps: 
         files += [f"--{prefix}annotations", f"{data}/{split}.json"]
     run(
         *("e3va", "train", *files, *options, "--size", str(SIZE), "--batch-size", "8"),
-        *("--steps", str(steps), "--eval-every", str(max(1, steps // 3))),
+        *("--steps", str(steps), "--eval-every", str(-(-steps // 3))),
         *("--checkpoint-every", "0", "--output", f"{output}/{name}"),
     )
 

@@ -7,6 +7,7 @@ the number of worker processes.
 
 import hashlib
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -105,8 +106,19 @@ def stream_batches(
 ) -> Iterator[list[Any]]:
     """The stream's batches, as lists of examples, made by ``workers`` processes (0: this one)."""
     return iter(
-        DataLoader(dataset, batch_sampler=stream, num_workers=workers, collate_fn=_identity)
+        DataLoader(
+            dataset,
+            batch_sampler=stream,
+            num_workers=workers,
+            collate_fn=_identity,
+            worker_init_fn=_leave_interrupts_to_the_main_process,
+        )
     )
+
+
+def _leave_interrupts_to_the_main_process(_: int) -> None:
+    # Ctrl-C reaches every process of a terminal; one that has no workers left cannot end its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _identity(batch: list[Any]) -> list[Any]:

@@ -152,14 +152,16 @@ def build_model(config: ModelConfig) -> nn.Module:
         if getattr(config, key) not in known:
             raise UserError(f"{key} {getattr(config, key)!r}: expected one of {', '.join(known)}")
     detects = config.model != "semantic_fpn"
-    bottom_up = E3VABackbone(
-        config.preset,
-        method=config.method,
-        rank=config.rank,
-        reduction=config.reduction,
-        taps=config.taps,
-        downsample=config.downsample,
-    )
+    # Neck and heads start from the same numbers whatever the backbone drew: methods are compared.
+    with torch.random.fork_rng(devices=[]):
+        bottom_up = E3VABackbone(
+            config.preset,
+            method=config.method,
+            rank=config.rank,
+            reduction=config.reduction,
+            taps=config.taps,
+            downsample=config.downsample,
+        )
     backbone = PyramidBackbone(bottom_up, HEADS[config.heads].channels, extra_level=detects)
     return MODELS[config.model](config, backbone)
 

@@ -151,7 +151,9 @@ class Trainer:
             self._progress = progress
             with _asked_to_stop() as asked:
                 while self.step < last:
+                    began = time.monotonic()
                     self._train_step(next(batches))
+                    self.step_seconds.append(time.monotonic() - began)
                     self._after_step()
                     if asked:
                         self.save()
@@ -174,7 +176,6 @@ class Trainer:
         return stream_batches(mapped, stream, self.workers)
 
     def _train_step(self, batch: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
-        began = time.monotonic()
         # Random choices of the step: sampling, image sizes. They do not depend on the steps before.
         seed_everything("step", self.settings.seed, self.step)
         factor = rate_factor(self.step, self.settings.steps)
@@ -199,7 +200,6 @@ class Trainer:
         self.scaler.update()
         self.step += 1
         self.losses = {name: float(loss.detach()) for name, loss in losses.items()}
-        self.step_seconds.append(time.monotonic() - began)
 
     def _prove_frozen(self) -> None:
         if self.trunk.frozen:  # method="full" asks for a trunk that is not
@@ -231,10 +231,10 @@ class Trainer:
         self._progress.step(self.step, {**facts, "peak": f"{peak_memory():,.0f} MiB"})
         if self.step % LOG_EVERY == 0 or self.step in (1, settings.steps):
             self._log({"loss": total, **self.losses, "images_per_second": rate})
-        if settings.eval_every and self.step % settings.eval_every == 0:
-            self._evaluate()
         if settings.checkpoint_every and self.step % settings.checkpoint_every == 0:
             self.save()
+        if settings.eval_every and self.step % settings.eval_every == 0:
+            self._evaluate()
 
     def _log(self, values: dict[str, float]) -> None:
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:

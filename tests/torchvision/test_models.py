@@ -170,6 +170,13 @@ def test_saved_models_come_back_equal(make_small, tmp_path):
         load_model(path)
 
 
+def test_methods_start_from_the_same_neck_and_heads(make_small, instances):
+    states = [make_small("mask_rcnn", method=m)[1].state_dict() for m in ("e3va", "frozen", "full")]
+    shared = [k for k in states[0] if ".bottom_up." not in k]
+    assert len(shared) > 20
+    assert all(torch.equal(states[0][k], other[k]) for k in shared for other in states[1:])
+
+
 def test_unknown_settings_name_the_known_ones(make_small):
     config, _ = make_small("mask_rcnn")
     with pytest.raises(UserError, match="model 'yolo': expected one of mask_rcnn, cascade_mask_r"):

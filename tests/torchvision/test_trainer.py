@@ -149,11 +149,15 @@ def test_a_killed_process_resumes(drawn, tmp_path):
     done = subprocess.run([*command, "9", "--resume"], capture_output=True, text=True)
     assert done.returncode == 1 and "--steps 9, but the run in" in done.stderr
     process = subprocess.Popen(
-        [*command, "500", "--resume"], stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE
+        [*command, "500", "--resume", "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     while read_state(tmp_path / "o")["step"] <= step and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and f"going on after step {step} of 500" in out
     assert f"interrupted: {state} is kept; e3va train --output" in err and "Traceback" not in err
