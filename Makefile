@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WHEELS ?= $(HOME)/.cache/e3va/wheels
 OUTPUT ?= output/demo
-STEPS ?= 260
+STEPS ?= 220
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt

@@ -1,6 +1,6 @@
 """The demonstration: one small trunk, tuned along its highway, frozen, and in full.
 
-    python benchmarks/demo.py [--output output/demo] [--steps 260]
+    python benchmarks/demo.py [--output output/demo] [--steps 220]
 
 Draws a data set of things that the trunk has never seen (benchmarks/things.py), trains a Mask R-CNN
 on it with each method (same steps, same seed), prints one table, and writes it beside the learning
@@ -100,7 +100,7 @@ def write_sheet(folder: Path, path: Path, rows: int = 2, columns: int = 4) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
-    parser.add_argument("--steps", type=int, default=260, help="training steps of each method")
+    parser.add_argument("--steps", type=int, default=220, help="training steps of each method")
     parser.add_argument("--random", action="store_true", help="a random frozen trunk, too")
     args = parser.parse_args()
     began, output, data = time.monotonic(), args.output, args.output / "data"
