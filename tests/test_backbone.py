@@ -65,8 +65,9 @@ def test_trained_share_of_the_papers_largest_model():
 def test_presets_have_heads_that_divide_their_channels(name):
     preset = PRESETS[name]
     widths = {dim // heads for dim, heads in zip(preset.dims, preset.num_heads, strict=True)}
-    assert widths == {16 if name == "swin_nano" else 32}
-    expected = {"384": (12, 384), "nano": (4, 64)}.get(name.split("_")[-1], (7, 224))
+    assert widths == {{"swin_nano": 16, "swin_micro": 24}.get(name, 32)}
+    own = {"384": (12, 384), "nano": (4, 64), "micro": (7, 128)}
+    expected = own.get(name.split("_")[-1], (7, 224))
     assert (preset.window, preset.pretrain_size) == expected
 
 
