@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 
@@ -10,7 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e3va.stream import BatchStream, derive_seed, seed_everything
+from e3va.stream import (
+    BatchStream,
+    SeededDataset,
+    derive_seed,
+    seed_everything,
+    stream_batches,
+)
 
 
 def take(stream, count):
@@ -76,3 +83,15 @@ def test_seeds_reach_every_generator_and_follow_from_the_key_alone():
             [sys.executable, "-c", script], capture_output=True, text=True, env=environment
         )
         assert int(done.stdout) == derive_seed("a", 3), done.stderr
+
+
+def handler_of_interrupts(_):
+    return signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_workers_leave_interrupts_to_the_main_process():
+    dataset = SeededDataset([0, 1], handler_of_interrupts, 0)
+    assert (
+        take(stream_batches(dataset, BatchStream([True] * 2, 1, 0), workers=1), 2) == [[True]] * 2
+    )
+    assert take(stream_batches(dataset, BatchStream([True] * 2, 1, 0)), 2) == [[False]] * 2

@@ -158,7 +158,7 @@ class CascadeRoIHeads(RoIHeads):
         return self.box_predictor[stage](self.box_head[stage](pooled))
 
     def _refine(self, stage: int, deltas: Tensor, proposals: Boxes, shapes) -> Boxes:
-        decoded = self.box_coders[stage].decode(deltas.detach(), proposals)[:, 0]
+        decoded = self.box_coders[stage].decode(deltas.detach(), proposals).reshape(-1, 4)
         decoded = decoded.split([len(p) for p in proposals])
         return [
             box_ops.clip_boxes_to_image(b, shape) for b, shape in zip(decoded, shapes, strict=True)
@@ -172,10 +172,11 @@ class CascadeRoIHeads(RoIHeads):
         for stage in range(len(IOUS)):
             logits, deltas = self._run_stage(stage, features, proposals, shapes)
             classes, wanted = torch.cat(labels), torch.cat(box_targets)
-            on = classes > 0
-            box_loss = F.l1_loss(deltas[on], wanted[on], reduction="sum") / max(len(classes), 1)
-            losses[f"loss_classifier_stage{stage}"] = F.cross_entropy(logits, classes)
-            losses[f"loss_box_reg_stage{stage}"] = box_loss
+            on, count = classes > 0, max(len(classes), 1)  # all boxes may have left the images
+            class_loss = F.cross_entropy(logits, classes, reduction="sum")
+            box_loss = F.l1_loss(deltas[on], wanted[on], reduction="sum")
+            losses[f"loss_classifier_stage{stage}"] = class_loss / count
+            losses[f"loss_box_reg_stage{stage}"] = box_loss / count
             if stage + 1 < len(IOUS):
                 refined = self._refine(stage, deltas, proposals, shapes)
                 proposals = [boxes[_has_area(boxes)] for boxes in refined]

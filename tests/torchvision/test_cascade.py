@@ -91,6 +91,20 @@ def test_scores_are_averaged_and_boxes_refined_three_times():
     assert sorted(found["labels"].tolist()) == [1, 2, 3]
 
 
+def test_boxes_that_leave_the_image_are_dropped_between_stages():
+    heads = make_heads()
+    first = heads.box_predictor[0]
+    nn.init.zeros_(first.bbox_pred.weight)
+    first.bbox_pred.bias.data = torch.tensor([1000.0, 0.0, 0.0, 0.0])  # a hundred widths away
+    features, proposals, targets = make_input(images=1)
+    _, losses = heads(features, proposals, [(SIDE, SIDE)], targets)
+    for stage in (1, 2):
+        assert losses[f"loss_classifier_stage{stage}"] == 0
+        assert losses[f"loss_box_reg_stage{stage}"] == 0
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in heads.parameters() if p.grad is not None)
+
+
 def test_each_stage_wants_a_higher_overlap():
     heads = make_heads()
     box = torch.tensor([[0.0, 0.0, 100.0, 10.0]])

@@ -108,7 +108,7 @@ def test_train_eval_and_predict_of_label_maps(drawn, drawn_labels, tmp_path, cap
     )
 
 
-def test_resume_of_a_finished_run_and_of_another(train_arguments, capsys):
+def test_resume_of_a_finished_run_and_of_another(train_arguments, drawn, capsys):
     assert main(train_arguments) == 0
     capsys.readouterr()
     fails(capsys, train_arguments, "holds a run already .*add --resume")
@@ -121,6 +121,9 @@ def test_resume_of_a_finished_run_and_of_another(train_arguments, capsys):
     )
     folder = train_arguments[train_arguments.index("--output") + 1]
     assert main(["train", "--resume", "--output", folder]) == 0  # all else is in the checkpoint
+    drawn.data["categories"][0]["name"] = "green"
+    drawn.save()
+    fails(capsys, ["train", "--resume", "--output", folder], "classes red, green, but the model")
 
 
 def test_mistakes_of_training_are_one_line(train_arguments, drawn, drawn_labels, tmp_path, capsys):

@@ -128,6 +128,20 @@ def test_padding_of_a_smaller_image_is_no_background(make_small):
     assert together.item() == pytest.approx((first.item() + second.item()) / 2, rel=1e-5)
 
 
+def test_semantic_predictions_leave_the_padding_out(make_small):
+    _, model = make_small("semantic_fpn", size=50, classes=("a", "b", "c"))
+    model.eval()
+    image = torch.rand(3, 100, 140)
+    with torch.no_grad():
+        batch, _ = model.transform([image])
+        assert batch.tensors.shape[-2:] == (64, 96) and batch.image_sizes == [(50, 70)]
+        logits = model.sem_seg_head(model.backbone(batch.tensors))
+        logits = torch.nn.Upsample(scale_factor=4, mode="bilinear")(logits)[:, :, :50, :70]
+        expected = torch.nn.Upsample(size=(100, 140), mode="bilinear")(logits)[0].argmax(0)
+        assert expected.unique().numel() > 1
+        assert torch.equal(model([image])[0]["labels"], expected)
+
+
 def test_semantic_head_has_one_convolution_for_each_doubling():
     head = SemanticHead(8, 3, channels=16)
     counts = [sum(isinstance(m, torch.nn.Conv2d) for m in level) for level in head.levels]
