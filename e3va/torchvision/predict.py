@@ -51,10 +51,16 @@ def draw_instances(
     texts = [classes[label - 1] for label in labels]
     if scores is not None:
         texts = [f"{t} {s:.0%}" for t, s in zip(texts, scores[shown].tolist(), strict=True)]
-    enlarged = _enlarge(masks[shown], scale)
+    enlarged = _enlarge(_disjoint(masks[shown]), scale)
     canvas = draw_segmentation_masks(canvas, enlarged, alpha=0.45, colors=colours)
     boxes = (found["boxes"][shown] * scale).round()
     return _write_texts(draw_bounding_boxes(canvas, boxes, colors=colours, width=2), boxes, texts)
+
+
+def _disjoint(masks: Tensor) -> Tensor:
+    """Give each pixel to the first mask that has it: torchvision paints shared pixels black."""
+    taken = (masks.cumsum(0) - masks.long()) > 0
+    return masks & ~taken
 
 
 def _write_texts(canvas: Tensor, boxes: Tensor, texts: list[str]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from e3va.torchvision.cli import build_parser, main
+from e3va.torchvision.predict import draw_instances
 
 TINY = ["--trunk", "random", "--preset", "swin_nano", "--rank", "4", "--size", "48", "--steps", "2"]
 
@@ -206,6 +207,24 @@ def test_mistakes_of_the_other_commands_are_one_line(train_arguments, drawn, tmp
     assert (tmp_path / "p" / "1.png").exists()  # the others are done all the same
     os.truncate(model, 3000)
     fails(capsys, ["eval", model], "cannot be read as a checkpoint")
+
+
+def test_masks_that_overlap_are_both_drawn():
+    image, masks = torch.full((3, 480, 480), 0.5), torch.zeros(2, 480, 480)
+    masks[0, 100:300, 100:300] = 1
+    masks[1, 200:400, 200:400] = 1
+    found = {
+        "masks": masks[:, None],
+        "boxes": torch.tensor([[100.0, 100, 300, 300], [200, 200, 400, 400]]),
+        "labels": torch.tensor([1, 2]),
+        "scores": torch.tensor([0.9, 0.6]),
+    }
+    drawn = draw_instances(image, found, ("a", "b"))
+    first, shared, second, none = (drawn[:, p, p] for p in (150, 250, 350, 450))
+    assert torch.equal(shared, first) and not torch.equal(first, second)
+    assert none.tolist() == [128] * 3 and not torch.equal(second, none)
+    alone = draw_instances(image, found, ("a", "b"), threshold=0.7)
+    assert alone[:, 350, 350].tolist() == [128] * 3
 
 
 @pytest.mark.parametrize(
