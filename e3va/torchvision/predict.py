@@ -59,8 +59,11 @@ def draw_instances(
 
 def _disjoint(masks: Tensor) -> Tensor:
     """Give each pixel to the first mask that has it: torchvision paints shared pixels black."""
-    taken = (masks.cumsum(0) - masks.long()) > 0
-    return masks & ~taken
+    disjoint, taken = masks.clone(), torch.zeros_like(masks[0])
+    for mask in disjoint:
+        mask &= ~taken
+        taken |= mask
+    return disjoint
 
 
 def _write_texts(canvas: Tensor, boxes: Tensor, texts: list[str]) -> Tensor:
