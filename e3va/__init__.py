@@ -1,7 +1,7 @@
 """E³VA: memory-efficient fine-tuning of Swin backbones along an adapter highway.
 
-The core, which needs torch alone. Two hosts stand on it: ``e3va.torchvision``, which is the ``e3va``
-command too, and ``e3va.detectron2``.
+The core, which needs torch alone. Two hosts stand on it: ``e3va.torchvision``, which
+is the ``e3va`` command too, and ``e3va.detectron2``.
 """
 
 from .adapter import Adapter
