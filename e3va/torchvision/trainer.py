@@ -140,7 +140,8 @@ class Trainer:
         Ctrl-C (or SIGTERM) ends the step, saves, and raises ``KeyboardInterrupt``.
 
         Raises:
-            UserError: the loss is no longer finite.
+            UserError: the loss is no longer finite; or an image cannot be read, which leaves a
+                checkpoint of the steps before.
             TrunkNotFrozenError: a frozen trunk could change.
             KeyboardInterrupt: after a checkpoint has been written.
         """
@@ -152,7 +153,7 @@ class Trainer:
             with _asked_to_stop() as asked:
                 while self.step < last:
                     began = time.monotonic()
-                    self._train_step(next(batches))
+                    self._train_step(self._next(batches))
                     self.step_seconds.append(time.monotonic() - began)
                     self._after_step()
                     if asked:
@@ -174,6 +175,14 @@ class Trainer:
         stream = BatchStream(wide, settings.batch_size, settings.seed, start=self.step)
         mapped = SeededDataset(self.dataset.records, TrainMapper(self.dataset), settings.seed)
         return stream_batches(mapped, stream, self.workers)
+
+    def _next(self, batches: Iterator[list]) -> list:
+        try:
+            return next(batches)
+        except UserError:  # an image that cannot be read: once it is replaced, the run can go on
+            if self.step:
+                self.save()
+            raise
 
     def _train_step(self, batch: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
         # Random choices of the step: sampling, image sizes. They do not depend on the steps before.

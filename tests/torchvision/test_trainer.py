@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from e3va import TrunkNotFrozenError, UserError
+from e3va.stream import BatchStream
 from e3va.torchvision.trainer import (
     METRICS,
     MODEL,
@@ -205,6 +207,30 @@ def test_a_loss_that_is_not_finite_is_one_line(make_small, instances, tmp_path):
     with pytest.raises(UserError, match="the loss is nan at step 0: give a lower --lr"):
         trainer.train()
     assert not (tmp_path / MODEL).exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_leaves_what_was_done(
+    workers, make_small, instances, tmp_path
+):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    make_trainer(make_small, instances, whole, batch_size=1).train()
+    trainer = make_trainer(
+        make_small, instances, broken, batch_size=1, workers=workers, checkpoint_every=0
+    )
+    wide = [record["width"] > record["height"] for record in instances.records]
+    order = [index for _, [(_, index)] in zip(range(4), BatchStream(wide, 1, 0), strict=False)]
+    image = Path(instances.records[order[3]]["path"])
+    content = image.read_bytes()
+    image.write_bytes(content[:200])
+    with pytest.raises(UserError, match=f"image .*{image.name} cannot be read"):
+        trainer.train()
+    image.write_bytes(content)
+    assert read_state(broken)["step"] == 3
+    resumed = make_trainer(make_small, instances, broken, batch_size=1)
+    resumed.load(read_state(broken))
+    resumed.train()
+    assert same(state_of(whole), state_of(broken))
 
 
 def test_checkpoints_that_cannot_be_gone_on_from(make_small, instances, tmp_path):
