@@ -4,7 +4,7 @@ The core, which needs torch alone. Two hosts stand on it: ``e3va.torchvision``, 
 is the ``e3va`` command too, and ``e3va.detectron2``.
 """
 
-from .adapter import Adapter
+from .adapter import Adapter, MixingAdapter
 from .backbone import E3VABackbone
 from .errors import UserError
 from .highway import Highway
@@ -18,6 +18,7 @@ __all__ = [
     "Adapter",
     "E3VABackbone",
     "Highway",
+    "MixingAdapter",
     "Stage",
     "SwinPreset",
     "SwinTrunk",

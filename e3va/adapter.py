@@ -1,4 +1,4 @@
-"""The E³VA adapter: a bottleneck whose two projections are low-rank products."""
+"""The adapters of the highway: the default one, which mixes neighbours, and the paper's."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -6,8 +6,52 @@ from torch import Tensor, nn
 from .errors import UserError
 
 
+class MixingAdapter(nn.Module):
+    """Bottleneck adapter that sees its tokens' neighbours, the default::
+
+        y = D · LN(z) + b_d
+        A(z) = U · GELU(y + K * y) + b_u
+
+    D: C → r, U: r → C; K: a depthwise convolution over the map of tokens, as adapters for dense
+    prediction have it (Conv-Adapter, arXiv 2208.07463; Mona, arXiv 2311.15010). LN has no
+    parameters: the residual stream that it reads grows from block to block. U, b_u and K start at
+    zero, so a new adapter adds nothing.
+
+    Args:
+        dim: channels C of the tap.
+        rank: r, the width of the bottleneck.
+        kernel: side of K, odd.
+
+    Raises:
+        UserError: ``rank`` is below 1, or ``kernel`` is even or below 1.
+    """
+
+    def __init__(self, dim: int, rank: int = 32, kernel: int = 5):
+        super().__init__()
+        _check_rank(rank)
+        if kernel < 1 or kernel % 2 == 0:
+            raise UserError(f"adapter kernel {kernel}: expected an odd number")
+        self.down = nn.Linear(dim, rank)
+        self.mix = nn.Conv2d(rank, rank, kernel, padding=kernel // 2, groups=rank)
+        self.up = nn.Linear(rank, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as the zero map."""
+        nn.init.normal_(self.down.weight, std=self.down.in_features**-0.5)
+        nn.init.zeros_(self.down.bias)
+        for module in (self.mix, self.up):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, z: Tensor, height: int, width: int) -> Tensor:
+        """Map a tap [B, T, C], T = height · width in rows, to its contribution [B, T, C]."""
+        y = self.down(F.layer_norm(z, z.shape[-1:])).transpose(1, 2).unflatten(2, (height, width))
+        return self.up(F.gelu(y + self.mix(y)).flatten(2).transpose(1, 2))
+
+
 class Adapter(nn.Module):
-    """Dual low-rank adapter, ``A(z) = U2 · U1 · GELU(D2 · D1 · z + b_d) + b_u``.
+    """The paper's dual low-rank adapter, ``A(z) = U2 · U1 · GELU(D2 · D1 · z + b_d) + b_u``.
 
     D1: C → r, D2: r → C/q, U1: C/q → r, U2: r → C (arXiv 2306.09729). U2 and b_u
     start at zero, so a new adapter adds nothing; the other factors start with variance 1/fan_in,
@@ -24,8 +68,7 @@ class Adapter(nn.Module):
 
     def __init__(self, dim: int, rank: int = 16, reduction: int = 4):
         super().__init__()
-        if rank < 1:
-            raise UserError(f"adapter rank {rank}: expected a whole number of at least 1")
+        _check_rank(rank)
         if reduction < 1 or dim % reduction:
             raise UserError(
                 f"adapter reduction {reduction}: expected a divisor of the {dim} channels"
@@ -52,3 +95,8 @@ class Adapter(nn.Module):
         answers; this one does not need them.
         """
         return self.u2(self.u1(F.gelu(self.d2(self.d1(z)))))
+
+
+def _check_rank(rank: int) -> None:
+    if rank < 1:
+        raise UserError(f"adapter rank {rank}: expected a whole number of at least 1")

@@ -1,18 +1,73 @@
 """The backbone: a trunk, a highway beside it, and a feature pyramid out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
 
-from .adapter import Adapter
+from .adapter import Adapter, MixingAdapter
 from .errors import UserError
 from .highway import Highway
 from .presets import SwinPreset, get_preset
 from .trunk import TAPS, SwinTrunk
 
-METHODS = ("e3va", "frozen", "full")
 LEVELS = ("p0", "p1", "p2", "p3")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of tuning.
+
+    Attributes:
+        taps, downsample: what a highway's settings are unless others are given.
+        trunk: whether the trunk trains.
+    """
+
+    taps: str | None = None
+    downsample: str = "offset"
+    trunk: bool = False
+
+
+METHODS = {
+    "e3va": Method(taps="block"),
+    "paper": Method(taps="sublayer", downsample="direct"),
+    "frozen": Method(),
+    "full": Method(trunk=True),
+}
+
+
+@dataclass(frozen=True)
+class HighwaySettings:
+    """What a highway is built with; nothing of a highway without adapters depends on it."""
+
+    rank: int
+    taps: str | None
+    downsample: str
+
+
+def complete(
+    method: str,
+    preset: SwinPreset,
+    rank: int | None = None,
+    taps: str | None = None,
+    downsample: str | None = None,
+) -> HighwaySettings:
+    """Fill in a method's own settings for those that are None.
+
+    The rank of ``"e3va"`` is a third of the first stage's channels (32 for Swin-T and S, 42 for B,
+    64 for L), that of ``"paper"`` the paper's 16.
+
+    Raises:
+        UserError: an unknown method.
+    """
+    if method not in METHODS:
+        raise UserError(f"method {method!r}: expected one of {(*METHODS,)}")
+    own = METHODS[method]
+    if rank is None:
+        rank = 16 if method == "paper" else max(1, preset.embed_dim // 3)
+    taps = own.taps and (taps or own.taps)
+    return HighwaySettings(rank, taps, downsample or own.downsample)
 
 
 class E3VABackbone(nn.Module):
@@ -21,12 +76,16 @@ class E3VABackbone(nn.Module):
     Args:
         preset: a name of :data:`e3va.presets.PRESETS` (``"swin_t"``, ``"swin_l_384"``, …) or a
             geometry.
-        method: ``"e3va"`` trains adapters and pyramid norms; ``"frozen"`` the pyramid norms alone;
-            ``"full"`` everything, the trunk included, without adapters.
-        rank: r of the adapters.
-        reduction: q of the adapters, whose bottleneck is C/q.
-        taps: ``"residual"`` or ``"sublayer"``, see :meth:`e3va.trunk.SwinTrunk.stages`.
-        downsample: ``"offset"`` or ``"direct"``, see :class:`e3va.highway.Highway`.
+        method: ``"e3va"`` and ``"paper"`` train adapters and pyramid norms: one adapter for each
+            block that mixes neighbours (:class:`e3va.adapter.MixingAdapter`), or the paper's two
+            (:class:`e3va.Adapter`); ``"frozen"`` trains the pyramid norms alone; ``"full"``
+            everything, the trunk included, without adapters.
+        rank: r of the adapters; by default that of :func:`complete`.
+        reduction: q of the paper's adapters, whose bottleneck is C/q.
+        taps: what adapters read, see :meth:`e3va.trunk.SwinTrunk.stages`; by default ``"block"``
+            for ``"e3va"``, ``"sublayer"`` for ``"paper"``.
+        downsample: how the highway passes from stage to stage, see :class:`e3va.highway.Highway`;
+            by default ``"offset"`` for ``"e3va"``, ``"direct"`` for ``"paper"``.
         out_features: the pyramid levels to give, some of p0..p3 (strides 4, 8, 16, 32).
 
     Raises:
@@ -44,32 +103,30 @@ class E3VABackbone(nn.Module):
         preset: str | SwinPreset = "swin_t",
         *,
         method: str = "e3va",
-        rank: int = 16,
+        rank: int | None = None,
         reduction: int = 4,
-        taps: str = "residual",
-        downsample: str = "offset",
+        taps: str | None = None,
+        downsample: str | None = None,
         out_features: Sequence[str] = LEVELS,
     ):
         super().__init__()
-        if method not in METHODS:
-            raise UserError(f"method {method!r}: expected one of {METHODS}")
-        if taps not in TAPS:
+        preset = get_preset(preset)
+        own = complete(method, preset, rank, taps, downsample)
+        if taps is not None and taps not in TAPS:
             raise UserError(f"taps {taps!r}: expected one of {TAPS}")
         if not out_features or any(name not in LEVELS for name in out_features):
             raise UserError(f"out_features {list(out_features)}: expected some of {LEVELS}")
         self.method = method
-        self.taps = taps if method == "e3va" else None
         self.out_features = tuple(sorted(set(out_features), key=LEVELS.index))
-        preset = get_preset(preset)
-        self.trunk = SwinTrunk(preset, frozen=method != "full")
+        self.taps = own.taps
+        self.trunk = SwinTrunk(preset, frozen=not METHODS[method].trunk)
         self.highway = Highway(
             preset.dims,
             preset.depths,
             out_stages=[LEVELS.index(name) for name in self.out_features],
-            make_adapter=partial(Adapter, rank=rank, reduction=reduction)
-            if method == "e3va"
-            else None,
-            downsample=downsample,
+            make_adapter=_adapter_maker(method, own.rank, reduction),
+            taps=own.taps,
+            downsample=own.downsample,
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -77,3 +134,11 @@ class E3VABackbone(nn.Module):
         stages = self.trunk.stages(images, taps=self.taps, count=len(self.highway.stages))
         outputs = self.highway(stages, self.trunk.patch_mergings)
         return dict(zip(self.out_features, outputs, strict=True))
+
+
+def _adapter_maker(method: str, rank: int, reduction: int) -> Callable[[int], nn.Module] | None:
+    if METHODS[method].taps is None:
+        return None
+    if method == "paper":
+        return partial(Adapter, rank=rank, reduction=reduction)
+    return partial(MixingAdapter, rank=rank)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .adapter import Adapter
+from .adapter import MixingAdapter
 from .errors import UserError
 from .trunk import PatchMerging, Stage
 
@@ -17,7 +17,7 @@ DOWNSAMPLE_FORMS = ("offset", "direct")
 
 
 class HighwayStage(nn.Module):
-    """The trained modules of one stage: two adapters for each block, and the pyramid norm.
+    """The trained modules of one stage: an adapter for each tap, a joint one, the pyramid norm.
 
     Args:
         dim: channels C_s.
@@ -25,6 +25,9 @@ class HighwayStage(nn.Module):
         make_adapter: ``dim -> module`` that maps (tap [B, T, C], H, W) to [B, T, C]; None builds
             no adapters (a ``frozen`` backbone).
         out_norm: whether this stage is a pyramid level and so has a norm.
+        taps: see :meth:`e3va.trunk.SwinTrunk.stages`; ``"block"`` has no ``msa`` taps.
+        make_joint: as ``make_adapter``, for the adapter J that reads the stage's joined map; None
+            builds none.
     """
 
     def __init__(
@@ -33,17 +36,23 @@ class HighwayStage(nn.Module):
         depth: int,
         make_adapter: Callable[[int], nn.Module] | None,
         out_norm: bool,
+        taps: str | None = "block",
+        make_joint: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
         count = depth if make_adapter else 0
-        self.msa = nn.ModuleList(make_adapter(dim) for _ in range(count))
+        self.msa = nn.ModuleList(make_adapter(dim) for _ in range(count if taps != "block" else 0))
         self.mlp = nn.ModuleList(make_adapter(dim) for _ in range(count))
+        self.joint = make_joint(dim) if make_adapter and make_joint else None
         # Not called "norm": the classification norm of published Swin files ends in "norm.weight"
         # and Detectron2 matches names by their endings when asked to.
         self.out_norm = nn.LayerNorm(dim) if out_norm else None
 
     def forward(self, stage: Stage, h: Tensor | None) -> Tensor | None:
-        """``h + Σ_l [A^msa_l(a_l) + A^mlp_l(m_l)]`` [B, T, C]; None stands for zero.
+        """``g = h + Σ_l [A^msa_l(a_l) + A^mlp_l(m_l)]``, then ``g + J(x + g)``, [B, T, C].
+
+        None stands for zero. With the taps ``"block"`` there is no A^msa; without a joint adapter
+        the result is g.
 
         The sum is at least float32, also under autocast: it is small beside the residual stream
         that it is added to.
@@ -52,15 +61,18 @@ class HighwayStage(nn.Module):
             for adapter, tap in zip(adapters, taps, strict=bool(adapters)):
                 offset = adapter(tap, stage.height, stage.width)
                 h = _at_least_float32(offset) if h is None else _at_least_float32(h) + offset
+        if self.joint is not None:
+            h = h + self.joint(stage.out + h, stage.height, stage.width)
         return h
 
 
 class Highway(nn.Module):
     """Parallel highway over the stages of a trunk.
 
-    In stage s, with the taps a (``msa``) and m (``mlp``) of its blocks::
+    In stage s, with the taps a (``msa``, if there are any) and m (``mlp``) of its blocks::
 
-        h_s        = h_s^in + Σ_l [A^msa_{s,l}(a_{s,l}) + A^mlp_{s,l}(m_{s,l})],   h_0^in = 0
+        g_s        = h_s^in + Σ_l [A^msa_{s,l}(a_{s,l}) + A^mlp_{s,l}(m_{s,l})],   h_0^in = 0
+        h_s        = g_s + J_s(x_s + g_s)        (h_s = g_s in the paper, which has no J)
         out_s      = LN_s(x_s + h_s)
         h_{s+1}^in = PM_s(x_s + h_s) − PM_s(x_s)      downsample="offset"
                    = PM_s(h_s)                        downsample="direct", the paper's figure
@@ -72,6 +84,8 @@ class Highway(nn.Module):
         depths: blocks L_s of the trunk's stages.
         out_stages: the stages that are pyramid levels, ascending.
         make_adapter: ``dim -> module`` (tap [B, T, C], H, W) → [B, T, C]; None for none at all.
+        make_joint: ``dim -> module``, called as an adapter is, for J; None for none.
+        taps: which taps it will be given, see :meth:`e3va.trunk.SwinTrunk.stages`.
         downsample: ``"offset"`` or ``"direct"``.
 
     Raises:
@@ -84,7 +98,9 @@ class Highway(nn.Module):
         depths: Sequence[int],
         *,
         out_stages: Sequence[int] = (0, 1, 2, 3),
-        make_adapter: Callable[[int], nn.Module] | None = Adapter,
+        make_adapter: Callable[[int], nn.Module] | None = MixingAdapter,
+        make_joint: Callable[[int], nn.Module] | None = None,
+        taps: str | None = "block",
         downsample: str = "offset",
     ):
         super().__init__()
@@ -97,7 +113,7 @@ class Highway(nn.Module):
         self.out_stages = out_stages
         # Stages after the last pyramid level would train nothing: they are not built.
         self.stages = nn.ModuleList(
-            HighwayStage(dims[s], depths[s], make_adapter, s in out_stages)
+            HighwayStage(dims[s], depths[s], make_adapter, s in out_stages, taps, make_joint)
             for s in range(max(out_stages) + 1)
         )
 

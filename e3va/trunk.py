@@ -18,7 +18,7 @@ from .errors import UserError
 from .presets import SwinPreset, get_preset
 
 PATCH = 4  # pixels; all published Swins
-TAPS = ("residual", "sublayer")
+TAPS = ("block", "residual", "sublayer")
 
 
 class TrunkNotFrozenError(RuntimeError):
@@ -31,7 +31,8 @@ class Stage:
 
     Attributes:
         index: s.
-        msa: one tap [B, T_s, C_s] for each block, from its window attention.
+        msa: one tap [B, T_s, C_s] for each block, from its window attention; empty for the taps
+            ``"block"``.
         mlp: one tap [B, T_s, C_s] for each block, from its MLP.
         out: x_s [B, T_s, C_s], the residual stream after the last block.
         merged: PM_s(x_s) [B, T_{s+1}, C_{s+1}]; None after the last stage.
@@ -205,9 +206,9 @@ class SwinStage(nn.Module):
         for block in self.blocks:
             attended, after_msa, projected, x = block(x, mask)
             if taps is not None:
-                residual = taps == "residual"
-                msa.append((after_msa if residual else attended).flatten(1, 2))
-                mlp.append((x if residual else projected).flatten(1, 2))
+                mlp.append((projected if taps == "sublayer" else x).flatten(1, 2))
+            if taps in ("residual", "sublayer"):
+                msa.append((after_msa if taps == "residual" else attended).flatten(1, 2))
         out = x.flatten(1, 2)
         merged = self.downsample(out, height, width) if self.downsample is not None else None
         return Stage(index, msa, mlp, out, merged, height, width)
@@ -258,14 +259,15 @@ class SwinTrunk(nn.Module):
         return super().train(mode and not self.frozen)
 
     def stages(
-        self, images: Tensor, taps: str | None = "residual", count: int | None = None
+        self, images: Tensor, taps: str | None = "block", count: int | None = None
     ) -> Iterator[Stage]:
         """Run forward, giving each stage as soon as it is computed.
 
         Args:
             images: [B, 3, H, W], normalised as the trunk's pretraining was; any H, W ≥ 1.
-            taps: ``"residual"``, the residual stream after each sublayer has been added;
-                ``"sublayer"``, the sublayers' outputs before; None, no taps at all.
+            taps: ``"block"``, the residual stream after each block; ``"residual"``, the same after
+                each sublayer; ``"sublayer"``, the sublayers' outputs before they are added; None,
+                no taps at all.
             count: how many stages to run, all by default.
 
         Raises:

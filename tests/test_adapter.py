@@ -1,4 +1,4 @@
-"""The adapter is the formula, starts as the zero map, and has the gradients of the formula."""
+"""Adapters are their formulas, start as the zero map, and have the gradients of the formulas."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e3va import Adapter, UserError
+from e3va import Adapter, MixingAdapter, UserError
 
 
 def formula(adapter: Adapter, z: torch.Tensor) -> torch.Tensor:
@@ -18,20 +18,49 @@ def formula(adapter: Adapter, z: torch.Tensor) -> torch.Tensor:
     return torch.einsum("cr,rh,bth->btc", u2, u1, active) + adapter.u2.bias
 
 
+def mixing_formula(
+    adapter: MixingAdapter, z: torch.Tensor, height: int, width: int
+) -> torch.Tensor:
+    """U · GELU(y + K * y) + b_u, y = D · LN(z) + b_d, one token and one neighbour at a time."""
+    centred = z - z.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    y = torch.einsum("rc,btc->btr", adapter.down.weight, normed) + adapter.down.bias
+    y = y.view(len(z), height, width, -1)
+    kernel, reach = adapter.mix.weight[:, 0], adapter.mix.weight.shape[-1] // 2
+    rows = []
+    for row in range(height):
+        for column in range(width):
+            hidden = y[:, row, column] + adapter.mix.bias
+            for other_row in range(max(0, row - reach), min(height, row + reach + 1)):
+                for other in range(max(0, column - reach), min(width, column + reach + 1)):
+                    weight = kernel[:, other_row - row + reach, other - column + reach]
+                    hidden = hidden + weight * y[:, other_row, other]
+            rows.append(hidden)
+    hidden = torch.stack(rows, dim=1)
+    active = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    return torch.einsum("cr,btr->btc", adapter.up.weight, active) + adapter.up.bias
+
+
 def trained(dim=8, rank=3, reduction=2) -> Adapter:
-    adapter = Adapter(dim, rank, reduction).double()
+    return randomised(Adapter(dim, rank, reduction))
+
+
+def randomised(adapter):
+    adapter = adapter.double()
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return adapter
 
 
-def test_new_adapter_adds_nothing_and_can_learn():
-    adapter = Adapter(32, rank=4)
+@pytest.mark.parametrize("kind", [Adapter, MixingAdapter])
+def test_new_adapter_adds_nothing_and_can_learn(kind):
+    adapter = kind(32, rank=4)
     z = torch.randn(2, 6, 32)
     out = adapter(z, 2, 3)
     assert torch.equal(out, torch.zeros_like(z))
     (out - 1).square().sum().backward()
-    assert adapter.u2.weight.grad.abs().max() > 0 and adapter.u2.bias.grad.abs().max() > 0
+    last = adapter.u2 if kind is Adapter else adapter.up
+    assert last.weight.grad.abs().max() > 0 and last.bias.grad.abs().max() > 0
 
 
 @settings(max_examples=20, deadline=None)
@@ -50,6 +79,41 @@ def test_equals_the_formula(batch, height, width, hidden, reduction, rank):
     torch.testing.assert_close(adapter(z, height, width), formula(adapter, z))
     count = dim * rank + rank * hidden + hidden + hidden * rank + rank * dim + dim
     assert sum(p.numel() for p in adapter.parameters()) == count
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    height=st.integers(1, 5),
+    width=st.integers(1, 6),
+    dim=st.integers(2, 9),
+    rank=st.integers(1, 4),
+    kernel=st.sampled_from([1, 3, 5]),
+)
+def test_mixing_adapter_equals_its_formula(batch, height, width, dim, rank, kernel):
+    adapter = randomised(MixingAdapter(dim, rank, kernel))
+    z = torch.randn(batch, height * width, dim).double()
+    torch.testing.assert_close(adapter(z, height, width), mixing_formula(adapter, z, height, width))
+    count = dim * rank + rank + rank * kernel**2 + rank + rank * dim + dim
+    assert sum(p.numel() for p in adapter.parameters()) == count
+
+
+def test_gradients_of_the_mixing_adapter_are_those_of_its_formula():
+    adapter = randomised(MixingAdapter(6, 3, 3))
+    z = torch.randn(1, 12, 6).double().requires_grad_()
+    inputs = (z, *adapter.parameters())
+    assert torch.autograd.gradcheck(lambda *_: adapter(z, 3, 4), inputs)
+    weight = torch.randn(1, 12, 6).double()
+    ours = torch.autograd.grad((adapter(z, 3, 4) * weight).sum(), inputs)
+    theirs = torch.autograd.grad((mixing_formula(adapter, z, 3, 4) * weight).sum(), inputs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_mixing_adapter_does_not_see_the_scale_of_its_tap():
+    adapter = randomised(MixingAdapter(32, 4))
+    z = torch.randn(1, 9, 32).double()
+    torch.testing.assert_close(adapter(100 * z + 3, 3, 3), adapter(z, 3, 3), rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_are_those_of_the_formula():
@@ -79,3 +143,8 @@ def test_sizes_that_make_no_sense_are_refused():
         Adapter(8, rank=0)
     with pytest.raises(UserError, match="reduction 3: expected a divisor of the 8 channels"):
         Adapter(8, reduction=3)
+    with pytest.raises(UserError, match="rank 0"):
+        MixingAdapter(8, rank=0)
+    for kernel in (0, 4):
+        with pytest.raises(UserError, match=f"kernel {kernel}: expected an odd number"):
+            MixingAdapter(8, kernel=kernel)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e3va import PRESETS, E3VABackbone, UserError
+from e3va.backbone import complete
 from e3va.measure import count_parameters, track_saved_bytes
 
 NANO = PRESETS["swin_nano"]
@@ -43,22 +44,41 @@ def test_pyramid_levels_have_their_strides(height, width, batch):
 
 
 @pytest.mark.parametrize(
-    ("preset", "rank", "percent"),
-    [
-        ("swin_t", 16, 1.3),
-        ("swin_s", 16, 1.5),
-        ("swin_b", 16, 1.1),
-        ("swin_l", 16, 0.8),
-        ("swin_b_384", 16, 1.1),
-    ],
+    ("preset", "percent"),
+    [("swin_t", 1.1), ("swin_s", 1.2), ("swin_b", 1.2), ("swin_l", 1.2), ("swin_b_384", 1.2)],
 )
-def test_trained_share(preset, rank, percent):
-    assert round(share(preset, rank=rank), 1) == percent
+def test_trained_share(preset, percent):
+    assert round(share(preset), 1) == percent
+
+
+@pytest.mark.parametrize(
+    ("preset", "percent"),
+    [("swin_t", 1.3), ("swin_s", 1.5), ("swin_b", 1.1), ("swin_l", 0.8), ("swin_b_384", 1.1)],
+)
+def test_trained_share_of_the_papers_form(preset, percent):
+    assert round(share(preset, method="paper"), 1) == percent
 
 
 def test_trained_share_of_the_papers_largest_model():
     """The paper's "less than 1.5%"."""
-    assert round(share("swin_l", rank=32), 2) == 1.48
+    assert round(share("swin_l", method="paper", rank=32), 2) == 1.48
+
+
+def test_each_method_has_settings_of_its_own():
+    own = complete("e3va", PRESETS["swin_l"])
+    assert (own.rank, own.taps, own.downsample) == (64, "block", "offset")
+    paper = complete("paper", PRESETS["swin_l"])
+    assert (paper.rank, paper.taps, paper.downsample) == (16, "sublayer", "direct")
+    mixed = complete("paper", PRESETS["swin_t"], rank=8, taps="residual", downsample="offset")
+    assert (mixed.rank, mixed.taps, mixed.downsample) == (8, "residual", "offset")
+    for method in ("frozen", "full"):
+        assert complete(method, PRESETS["swin_t"], taps="residual").taps is None
+
+
+def test_no_more_is_kept_than_along_the_papers_highway():
+    for preset in ("swin_nano", "swin_micro"):
+        plain = kept(preset, method="paper", rank=PRESETS[preset].embed_dim // 6)
+        assert kept(preset)[1] < plain[1]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -80,16 +100,19 @@ def test_methods_train_what_they_say():
     assert trained("frozen") == norms
     everything = dict(E3VABackbone("swin_nano", method="full").named_parameters())
     assert trained("full") == set(everything) and norms < set(everything)
-    e3va = trained("e3va")
-    assert norms < e3va and not any(name.startswith("trunk.") for name in e3va)
+    for method in ("e3va", "paper"):
+        names = trained(method)
+        assert norms < names and not any(name.startswith("trunk.") for name in names)
 
 
 def test_state_names_are_the_official_ones_below_trunk():
     state = E3VABackbone("swin_nano").state_dict()
+    assert "highway.stages.3.mlp.1.mix.weight" in state
+    paper = E3VABackbone("swin_nano", method="paper").state_dict()
     assert "trunk.layers.2.blocks.1.attn.relative_position_bias_table" in state
     assert "trunk.layers.0.downsample.reduction.weight" in state
     assert "trunk.patch_embed.norm.bias" in state
-    assert "highway.stages.3.mlp.1.u2.weight" in state
+    assert "highway.stages.3.msa.1.u2.weight" in paper
     assert not any("index" in name or "mask" in name for name in state)
     assert {name.split(".")[0] for name in state} == {"trunk", "highway"}
 
@@ -120,21 +143,25 @@ def test_kept_bytes_do_not_depend_on_attention_or_mlp():
 
 
 def test_kept_bytes_grow_with_the_taps():
-    """Each further block of a stage adds the same: two taps and two adapters' rank-r tensors."""
-    sizes = [kept(replace(NANO, depths=(2, depth, 2, 2)))[1] for depth in (2, 4, 6)]
-    assert sizes[2] - sizes[1] == sizes[1] - sizes[0]
+    """Each further block of a stage adds the same: its taps and its adapters' rank-r tensors."""
     tokens, dim, rank, hidden = 8 * 8, 32, 16, 8
-    # D1 keeps z, D2 its input, GELU its input, U1 its input, U2 its input.
-    adapter = tokens * (dim + rank + hidden + hidden + rank) * 4
-    assert sizes[1] - sizes[0] == 2 * 2 * adapter
+    # D1 keeps z, D2 its input, GELU its input, U1 its input, U2 its input; of two adapters.
+    paper = 2 * (dim + rank + hidden + hidden + rank)
+    # D keeps the normed tap, the convolution, GELU and U their inputs.
+    e3va = dim + rank + rank + rank
+    for method, elements in (("paper", paper), ("e3va", e3va)):
+        settings_ = {"method": method, "rank": rank}
+        sizes = [kept(replace(NANO, depths=(2, n, 2, 2)), **settings_)[1] for n in (2, 4, 6)]
+        assert sizes[2] - sizes[1] == sizes[1] - sizes[0] == 2 * tokens * elements * 4
 
 
+@pytest.mark.parametrize("method", ["e3va", "paper"])
 @pytest.mark.parametrize("downsample", ["offset", "direct"])
-def test_half_precision_is_close_to_float32(downsample):
+def test_half_precision_is_close_to_float32(downsample, method):
     torch.manual_seed(0)
-    backbone = E3VABackbone("swin_nano", downsample=downsample)
+    backbone = E3VABackbone("swin_nano", method=method, downsample=downsample)
     for name, parameter in backbone.highway.named_parameters():
-        if name.endswith("u2.weight"):
+        if name.endswith(("u2.weight", "up.weight", "mix.weight")):
             torch.nn.init.normal_(parameter, std=0.05)
     images = torch.rand(1, 3, 64, 64)
     plain = backbone(images)

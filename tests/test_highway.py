@@ -1,5 +1,7 @@
 """The highway is its equations, and gradients run along it alone."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from e3va import PRESETS, Adapter, Highway, SwinPreset, SwinTrunk, UserError
+from e3va import PRESETS, Adapter, Highway, MixingAdapter, SwinPreset, SwinTrunk, UserError
+from e3va.trunk import TAPS
 
 TINY = SwinPreset(8, (2, 1, 2, 1), (1, 1, 2, 2), window=2, pretrain_size=32)
 NANO = PRESETS["swin_nano"]
@@ -21,7 +24,8 @@ def build(preset=TINY, seed=0, **settings):
     """A trunk and a highway in float64 with every parameter random."""
     torch.manual_seed(seed)
     trunk = SwinTrunk(preset).double()
-    highway = Highway(preset.dims, preset.depths, make_adapter=small_adapter, **settings).double()
+    settings = {"make_adapter": small_adapter, **settings}
+    highway = Highway(preset.dims, preset.depths, **settings).double()
     for module in (trunk, highway):
         for name, parameter in module.named_parameters():
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
@@ -69,10 +73,10 @@ def written_out(trunk, highway, stages, downsample):
     return outputs
 
 
-@pytest.mark.parametrize("taps", ["residual", "sublayer"])
+@pytest.mark.parametrize("taps", TAPS)
 @pytest.mark.parametrize("downsample", ["offset", "direct"])
 def test_values_and_gradients_are_those_of_the_equations(downsample, taps):
-    trunk, highway = build(downsample=downsample)
+    trunk, highway = build(downsample=downsample, taps=taps)
     stages = list(trunk.stages(torch.rand(2, 3, 45, 70).double(), taps=taps))
     ours = highway(stages, trunk.patch_mergings)
     theirs = written_out(trunk, highway, stages, downsample)
@@ -91,10 +95,14 @@ def test_values_and_gradients_are_those_of_the_equations(downsample, taps):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("make_adapter", [small_adapter, partial(MixingAdapter, rank=2, kernel=3)])
 @pytest.mark.parametrize("downsample", ["offset", "direct"])
-def test_gradcheck(downsample):
+def test_gradcheck(downsample, make_adapter):
     trunk, highway = build(
-        SwinPreset(4, (1, 1), (1, 1), window=2), downsample=downsample, out_stages=(0, 1)
+        SwinPreset(4, (1, 1), (1, 1), window=2),
+        downsample=downsample,
+        out_stages=(0, 1),
+        make_adapter=make_adapter,
     )
     stages = list(trunk.stages(torch.rand(1, 3, 9, 13).double()))
     parameters = tuple(highway.parameters())
@@ -103,14 +111,15 @@ def test_gradcheck(downsample):
     )
 
 
-@pytest.mark.parametrize("taps", ["residual", "sublayer"])
+@pytest.mark.parametrize("taps", TAPS)
+@pytest.mark.parametrize("make_adapter", [Adapter, MixingAdapter])
 @settings(max_examples=10, deadline=None)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
-def test_new_highway_gives_the_normed_trunk(taps, height, width):
+def test_new_highway_gives_the_normed_trunk(make_adapter, taps, height, width):
     """Property 1, to the bit: an offset of zero adapters is exactly zero."""
     torch.manual_seed(height)
     trunk = SwinTrunk(NANO)
-    highway = Highway(NANO.dims, NANO.depths)
+    highway = Highway(NANO.dims, NANO.depths, make_adapter=make_adapter, taps=taps)
     stages = list(trunk.stages(torch.randn(2, 3, height, width), taps=taps))
     for out, stage in zip(highway(stages, trunk.patch_mergings), stages, strict=True):
         expected = F.layer_norm(stage.out, stage.out.shape[-1:])

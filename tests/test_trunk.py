@@ -257,7 +257,7 @@ def test_stages_have_the_shapes_they_state(height, width, count):
         assert (s.height, s.width) == (-(-height // stride), -(-width // stride))
         shape = (2, s.height * s.width, NANO.dims[s.index])
         assert {tuple(t.shape) for t in [*s.msa, *s.mlp, s.out]} == {shape}
-        assert len(s.msa) == len(s.mlp) == NANO.depths[s.index]
+        assert len(s.msa) == 0 and len(s.mlp) == NANO.depths[s.index]
         if s.index < 3:
             tokens = -(-s.height // 2) * -(-s.width // 2)
             assert s.merged.shape == (2, tokens, NANO.dims[s.index + 1])
@@ -270,6 +270,9 @@ def test_taps_are_the_residual_stream_or_what_is_added_to_it():
     images = torch.rand(1, 3, 50, 70)
     residual = list(trunk.stages(images, taps="residual"))
     sublayer = list(trunk.stages(images, taps="sublayer"))
+    for b, r in zip(trunk.stages(images, taps="block"), residual, strict=True):
+        assert b.msa == [] and len(r.msa) == len(r.mlp) == len(b.mlp)
+        assert all(torch.equal(*pair) for pair in zip(b.mlp, r.mlp, strict=True))
     before = trunk.patch_embed(images).flatten(1, 2)
     for r, s in zip(residual, sublayer, strict=True):
         for msa, mlp, attended, projected in zip(r.msa, r.mlp, s.msa, s.mlp, strict=True):
@@ -297,14 +300,15 @@ def test_taps_that_nobody_keeps_are_freed():
 
     for layer in trunk.layers:
         layer.register_forward_pre_hook(before_stage)
-    for stage in trunk.stages(torch.rand(1, 3, 64, 64)):
+    for stage in trunk.stages(torch.rand(1, 3, 64, 64), taps="residual"):
         watch(stage.msa + stage.mlp[:-1])  # the last one is x_s itself
         del stage
     assert checked == [0, 3, 6, 9]
     for module in highway.stages:
         module.register_forward_pre_hook(lambda _, args: watch(args[0].msa + args[0].mlp[:-1]))
     with torch.no_grad():
-        highway(trunk.stages(torch.rand(1, 3, 64, 64)), trunk.patch_mergings)
+        stages = trunk.stages(torch.rand(1, 3, 64, 64), taps="residual")
+        highway(stages, trunk.patch_mergings)
     assert checked[4:] == [12, 15, 18, 21]
 
 

@@ -92,10 +92,10 @@ def _build_bottom_up(cfg, input_shape: ShapeSpec, out_features: list[str]) -> E3
     return E3VASwin(
         settings.PRESET,
         method=settings.METHOD,
-        rank=settings.RANK,
+        rank=settings.RANK or None,
         reduction=settings.REDUCTION,
-        taps=settings.TAPS,
-        downsample=settings.DOWNSAMPLE,
+        taps=settings.TAPS or None,
+        downsample=settings.DOWNSAMPLE or None,
         out_features=out_features,
     )
 

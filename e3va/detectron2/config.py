@@ -29,17 +29,18 @@ CONFIG_ROOT = next(
 def add_e3va_config(cfg: CfgNode) -> None:
     """Add the keys of the E³VA backbones to a yacs config, with their defaults.
 
-    ``MODEL.E3VA``: PRESET (a name of :data:`e3va.PRESETS`), METHOD (``e3va``, ``frozen`` or
-    ``full``), RANK, REDUCTION, TAPS, DOWNSAMPLE as in :class:`e3va.E3VABackbone`; OUT_FEATURES for
-    the bare backbone (with FPN, ``MODEL.FPN.IN_FEATURES`` says which levels there are).
+    ``MODEL.E3VA``: PRESET (a name of :data:`e3va.PRESETS`), METHOD (``e3va``,
+    ``paper``, ``frozen`` or ``full``), RANK, REDUCTION, TAPS, DOWNSAMPLE as in
+    :class:`e3va.E3VABackbone` (0 and "" stand for the method's own); OUT_FEATURES for the bare
+    backbone (with FPN, ``MODEL.FPN.IN_FEATURES`` says which levels there are).
     """
     cfg.MODEL.E3VA = CfgNode()
     cfg.MODEL.E3VA.PRESET = "swin_t"
     cfg.MODEL.E3VA.METHOD = "e3va"
-    cfg.MODEL.E3VA.RANK = 16
+    cfg.MODEL.E3VA.RANK = 0  # yacs has no None
     cfg.MODEL.E3VA.REDUCTION = 4
-    cfg.MODEL.E3VA.TAPS = "residual"
-    cfg.MODEL.E3VA.DOWNSAMPLE = "offset"
+    cfg.MODEL.E3VA.TAPS = ""
+    cfg.MODEL.E3VA.DOWNSAMPLE = ""
     cfg.MODEL.E3VA.OUT_FEATURES = ["p0", "p1", "p2", "p3"]
 
 

@@ -15,7 +15,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from ..backbone import E3VABackbone
+from ..backbone import E3VABackbone, complete
 from ..checkpoint import load_file, model_state
 from ..errors import UserError
 from ..presets import SwinPreset, preset_name
@@ -66,7 +66,8 @@ class ModelConfig:
         classes: names; of label maps the name of label 0 first.
         preset: the trunk's geometry.
         trunk: where its weights came from: ``"demo"``, a file's path, or ``"random"``.
-        method, rank, reduction, taps, downsample: see :class:`e3va.E3VABackbone`.
+        method, rank, reduction, taps, downsample: see :class:`e3va.E3VABackbone`; None is replaced
+            by the method's own setting.
         heads: a key of ``HEADS``.
         size, max_size: images are resized so that the shorter side has ``size`` pixels and the
             longer at most ``max_size``.
@@ -79,15 +80,20 @@ class ModelConfig:
     preset: SwinPreset
     trunk: str
     method: str = "e3va"
-    rank: int = 16
+    rank: int | None = None
     reduction: int = 4
-    taps: str = "residual"
-    downsample: str = "offset"
+    taps: str | None = None
+    downsample: str | None = None
     heads: str = "standard"
     size: int = 480
     max_size: int = 800
     jitter: tuple[float, float] = (0.8, 1.2)
     category_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        own = complete(self.method, self.preset, self.rank, self.taps, self.downsample)
+        for name, value in vars(own).items():  # so that a checkpoint says what its model is
+            object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain lists, strings and numbers."""

@@ -40,7 +40,7 @@ def weights(tmp_path_factory) -> Path:
     torch.manual_seed(3)
     model = instantiate(load_config("COCO/cascade_mask_rcnn_e3va_swin_t_1x.py", LAZY).model)
     for name, parameter in model.named_parameters():
-        if ".u2." in name or "bbox_pred" in name:
+        if ".up." in name or "bbox_pred" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     path = tmp_path_factory.mktemp("weights") / "model_final.pth"
     save_atomically({"model": model.state_dict()}, path)

@@ -29,7 +29,7 @@ class MeanModel(nn.Module):
         super().__init__()
         self.backbone = E3VASwin("swin_nano", rank=2, out_features=["p3"])
         for name, parameter in self.backbone.highway.named_parameters():
-            if name.endswith("u2.weight"):  # zero at the start: hides the other factors' gradients
+            if name.endswith("up.weight"):  # zero at the start: hides the other factors' gradients
                 nn.init.normal_(parameter, std=0.1)
         self.head = nn.Linear(128, 1)
 
@@ -176,7 +176,7 @@ def test_trunk_keeps_its_bytes_and_the_highway_learns(small_config, tmp_path):
     after = weights(trainer)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert not [name for name in changed if ".trunk." in name]
-    adapters = {name for name in before if ".highway." in name and ".u2." in name}
+    adapters = {name for name in before if ".highway." in name and ".up." in name}
     assert adapters and adapters <= changed
     optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert not optimized & {id(p) for p in trainer.trunk.parameters()}

@@ -160,7 +160,9 @@ def test_mistakes_of_training_are_one_line(train_arguments, drawn, drawn_labels,
     fails(capsys, [*train_arguments, "--device", "gpu"], "--device gpu: .*expected cpu, cuda")
     fails(capsys, [*train_arguments, "--resume"], "--resume: no .*training.pth")
     fails(
-        capsys, [*train_arguments, "--reduction", "7"], "reduction 7: expected a divisor of the 16"
+        capsys,
+        [*train_arguments, "--method", "paper", "--reduction", "7"],
+        "reduction 7: expected a divisor of the 16",
     )
     other = json.loads(drawn.json.read_text())
     other["categories"][0]["name"] = "green"

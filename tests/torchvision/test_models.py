@@ -38,7 +38,7 @@ def test_detectors_give_finite_losses_and_gradients_outside_the_trunk(kind, make
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     # The adapters' last factor starts at zero; it alone gets a gradient in the first step.
-    up = [p for n, p in model.named_parameters() if ".highway." in n and n.endswith("u2.weight")]
+    up = [p for n, p in model.named_parameters() if ".highway." in n and n.endswith("up.weight")]
     assert up and all(p.grad.abs().sum() > 0 for p in up)
 
 

@@ -172,8 +172,8 @@ def test_learning_rates_and_decay_by_parameter(make_small):
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert len(found) == len(trained) == sum(len(g["params"]) for g in groups)
     stage = "backbone.bottom_up.highway.stages.0"
-    assert found[id(trained[f"{stage}.msa.0.d1.weight"])] == (4.0, 0.1)
-    assert found[id(trained[f"{stage}.msa.0.d2.bias"])] == (4.0, 0.0)
+    assert found[id(trained[f"{stage}.mlp.0.down.weight"])] == (4.0, 0.1)
+    assert found[id(trained[f"{stage}.mlp.0.down.bias"])] == (4.0, 0.0)
     assert found[id(trained[f"{stage}.out_norm.weight"])] == (1.0, 0.0)
     assert found[id(trained["roi_heads.box_head.fc6.weight"])] == (1.0, 0.1)
     _, full = make_small("mask_rcnn", method="full")

@@ -8,10 +8,10 @@ model = model_zoo.get_config("common/models/cascade_rcnn.py").model
 model.backbone.bottom_up = L(E3VASwin)(
     preset="swin_t",
     method="e3va",
-    rank=16,
+    rank=None,  # None: the method's own, see E3VABackbone
     reduction=4,
-    taps="residual",
-    downsample="offset",
+    taps=None,
+    downsample=None,
     out_features=["p0", "p1", "p2", "p3"],
 )
 
