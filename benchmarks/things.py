@@ -140,10 +140,10 @@ def draw_split(folder: Path, split: str, count: int, size: int, rng: Generator) 
         json.dump(data, file)
 
 
-def draw_data(folder: Path, train: int, val: int, size: int) -> None:
-    """Write both splits."""
+def draw_data(folder: Path, counts: dict[str, int], size: int) -> None:
+    """Write the splits: name → number of pictures."""
     rng = np.random.default_rng(SEED)
-    for split, count in (("train", train), ("val", val)):
+    for split, count in counts.items():
         draw_split(folder, split, count, size, rng)
 
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=60, help="validation images")
     parser.add_argument("--size", type=int, default=128, help="side in pixels")
     args = parser.parse_args()
-    draw_data(args.output, args.train, args.val, args.size)
+    draw_data(args.output, {"train": args.train, "val": args.val}, args.size)
     print(f"drew {args.train} + {args.val} images with {', '.join(CLASSES)} into {args.output}")
 
 

@@ -19,11 +19,14 @@ from e3va.torchvision.models import read_trunk
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
+NAMES = ("drawing", "land", "pretrain", "things")
+
+
 @pytest.fixture(scope="module")
 def scripts():
-    """The modules drawing, pretrain and things."""
+    """The modules of ``NAMES``."""
     sys.path.insert(0, str(BENCHMARKS))
-    yield {name: importlib.import_module(name) for name in ("drawing", "pretrain", "things")}
+    yield {name: importlib.import_module(name) for name in NAMES}
     sys.path.remove(str(BENCHMARKS))
 
 
@@ -39,7 +42,7 @@ def test_cover_is_the_area_of_the_polygon(scripts):
 def test_things_are_repeatable_and_their_files_agree(scripts, tmp_path):
     things = scripts["things"]
     for folder in ("one", "other"):
-        things.draw_data(tmp_path / folder, train=6, val=2, size=96)
+        things.draw_data(tmp_path / folder, {"train": 6, "val": 2}, size=96)
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
     assert len(files) == 2 * (6 + 2) + 2
     for file in files:
@@ -57,6 +60,21 @@ def test_things_are_repeatable_and_their_files_agree(scripts, tmp_path):
             assert (x, y) == (columns.min(), rows.min()) and a["area"] == mask.sum() > 0
             assert (x + w, y + h) == (columns.max() + 1, rows.max() + 1)
         assert np.array_equal(shown, labels)
+
+
+def test_land_is_repeatable_and_shows_every_class(scripts, tmp_path):
+    land = scripts["land"]
+    for folder in ("one", "other"):
+        land.draw_data(tmp_path / folder, {"train": 6, "test": 2}, size=96)
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.png"))
+    assert len(files) == 2 * (6 + 2)
+    seen = set()
+    for file in files:
+        content = (tmp_path / "one" / file).read_bytes()
+        assert content == (tmp_path / "other" / file).read_bytes()
+        if "_labels" in file.parts[0]:
+            seen |= set(np.unique(np.asarray(Image.open(tmp_path / "one" / file))))
+    assert seen == set(range(len(land.CLASSES)))
 
 
 def test_no_class_of_the_things_was_pretrained_on(scripts):
