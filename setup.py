@@ -47,11 +47,13 @@ setup(
     install_requires=COMMAND,
     extras_require={
         "detectron2": DETECTRON2,
+        "accuracy": ["matplotlib>=3.7", "peft>=0.13"],
         "plot": ["matplotlib>=3.7"],
         "tensorboard": ["tensorboard>=2.12"],
         "test": [
             "hypothesis>=6.90",
             "matplotlib>=3.7",
+            "peft>=0.13",
             "pytest>=8",
             "ruff>=0.9",
             "tensorboard>=2.12",

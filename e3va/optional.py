@@ -10,6 +10,7 @@ HOW_TO_INSTALL = {
     "https://detectron2.readthedocs.io/tutorials/install.html (it is on no package index)",
     "cv2": "pip install opencv-python",
     "matplotlib": "pip install matplotlib",
+    "peft": "pip install peft",
     "pycocotools": "pip install pycocotools",
     "safetensors": "pip install safetensors",
     "tensorboard": "pip install tensorboard",

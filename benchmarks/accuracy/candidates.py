@@ -1,0 +1,190 @@
+"""What was tried on the way to the default highway, each a change that is kept small.
+
+    python benchmarks/accuracy --candidates [--photos FOLDER] [--streets FOLDER]
+
+compares them on the tasks with label maps by their validation scores. What helped is in
+:class:`e3va.adapter.MixingAdapter`; the rest is here alone, so that the table can be printed again.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from types import MethodType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from e3va import Adapter, E3VABackbone, Highway, MixingAdapter
+
+from .methods import METHODS, Method
+
+
+class Normed(nn.Module):
+    """An adapter that reads its tap normalised."""
+
+    def __init__(self, dim: int, make: Callable[[int], nn.Module]):
+        super().__init__()
+        self.inner = make(dim)
+
+    def forward(self, z: Tensor, height: int, width: int) -> Tensor:
+        return self.inner(F.layer_norm(z, z.shape[-1:]), height, width)
+
+
+class NotNormed(MixingAdapter):
+    """The default adapter without its norm."""
+
+    def forward(self, z: Tensor, height: int, width: int) -> Tensor:
+        y = self.down(z).transpose(1, 2).unflatten(2, (height, width))
+        return self.up(F.gelu(y + self.mix(y)).flatten(2).transpose(1, 2))
+
+
+class Scaled(MixingAdapter):
+    """What the adapter adds is in proportion to the spread of the token that it reads."""
+
+    def forward(self, z: Tensor, height: int, width: int) -> Tensor:
+        return super().forward(z, height, width) * z.std(-1, keepdim=True, correction=0)
+
+
+class RandomKernels(MixingAdapter):
+    """The convolution starts from random numbers instead of zero."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.normal_(self.mix.weight, std=1 / self.mix.kernel_size[0])
+
+
+class DropPath(MixingAdapter):
+    """In training every fifth adapter of an image adds nothing, the others a quarter more."""
+
+    def forward(self, z: Tensor, height: int, width: int) -> Tensor:
+        out = super().forward(z, height, width)
+        if not self.training:
+            return out
+        return out * (torch.rand(len(z), 1, 1, device=z.device) >= 0.2) / 0.8
+
+
+class Gated(MixingAdapter):
+    """The mixed channels are multiplied by a gate instead of going through GELU."""
+
+    def forward(self, z: Tensor, height: int, width: int) -> Tensor:
+        y = self.down(F.layer_norm(z, z.shape[-1:])).transpose(1, 2).unflatten(2, (height, width))
+        return self.up((y * torch.sigmoid(self.mix(y))).flatten(2).transpose(1, 2))
+
+
+def _highway(make: Callable[[int], nn.Module], **settings) -> Callable[[E3VABackbone], None]:
+    def change(backbone: E3VABackbone) -> None:
+        preset = backbone.trunk.preset
+        settings.setdefault("taps", "block")
+        backbone.taps = settings["taps"]
+        backbone.highway = Highway(preset.dims, preset.depths, make_adapter=make, **settings)
+
+    return change
+
+
+def _second_pass(
+    taps: int, second: int, kernel: int = 7, read: str = "block", chain: bool = False
+) -> Callable[[E3VABackbone], None]:
+    def change(backbone: E3VABackbone) -> None:
+        _highway(partial(MixingAdapter, rank=taps), taps=read)(backbone)
+        for stage, dim in zip(backbone.highway.stages, backbone.trunk.preset.dims, strict=True):
+            stage.second = MixingAdapter(dim, second, kernel)
+            stage.chain = chain
+            stage.forward = MethodType(_stage_with_second_pass, stage)
+
+    return change
+
+
+def _stage_with_second_pass(self, stage, h):
+    h = _stage_as_chain(self, stage, h) if self.chain else type(self).forward(self, stage, h)
+    return h + self.second(stage.out + h, stage.height, stage.width)
+
+
+def _chain(backbone: E3VABackbone) -> None:
+    """Each adapter reads its tap as the highway has changed it so far."""
+    _highway(partial(MixingAdapter, rank=10))(backbone)
+    for stage in backbone.highway.stages:
+        stage.forward = MethodType(_stage_as_chain, stage)
+
+
+def _stage_as_chain(self, stage, h):
+    for adapter, tap in zip(self.mlp, stage.mlp, strict=True):
+        h = (
+            adapter(tap, stage.height, stage.width)
+            if h is None
+            else h + adapter(tap + h, stage.height, stage.width)
+        )
+    return h
+
+
+def _feedback(backbone: E3VABackbone) -> None:
+    """The trunk's next stage starts from what the highway has changed; gradients pass it by."""
+    backbone.forward = MethodType(_forward_with_feedback, backbone)
+
+
+def _forward_with_feedback(self, images: Tensor) -> dict[str, Tensor]:
+    trunk, outputs, h = self.trunk, [], None
+    x = trunk._run(trunk._embed, images)
+    for index, layer in enumerate(trunk.layers):
+        if h is not None:
+            x, h = x + h.detach().view_as(x), h - h.detach()
+        stage = trunk._run(layer, x, index, self.taps)
+        out, h = self.highway.advance(stage, h, layer.downsample)
+        outputs.append(out)
+        if stage.merged is not None:
+            x = stage.merged.unflatten(1, (-(-stage.height // 2), -(-stage.width // 2)))
+    return dict(zip(self.out_features, outputs, strict=True))
+
+
+def _both(backbone: E3VABackbone) -> None:
+    _second_pass(6, 6)(backbone)
+    _feedback(backbone)
+
+
+_MIXING = partial(MixingAdapter, rank=10)
+CHANGES: dict[str, tuple[str, Callable[[E3VABackbone], None] | None]] = {
+    "default": ("the default: one normed tap a block, 5×5, rank 10", _highway(_MIXING)),
+    "kernel 3": ("3×3", _highway(partial(MixingAdapter, rank=10, kernel=3))),
+    "kernel 7": ("7×7", _highway(partial(MixingAdapter, rank=10, kernel=7))),
+    "no mixing": ("without the convolution", _highway(partial(MixingAdapter, rank=10, kernel=1))),
+    "no norm": ("without the norm", _highway(partial(NotNormed, rank=10))),
+    "two taps": (
+        "two taps a block, half the rank",
+        _highway(partial(MixingAdapter, rank=5), taps="residual"),
+    ),
+    "scaled": ("in proportion to the tap's spread", _highway(partial(Scaled, rank=10))),
+    "random kernels": ("kernels random at the start", _highway(partial(RandomKernels, rank=10))),
+    "gated": ("a gate instead of GELU", _highway(partial(Gated, rank=10))),
+    "drop path": ("adapters dropped at random", _highway(partial(DropPath, rank=10))),
+    "second pass": ("rank 6, and a second pass over each stage's sum", _second_pass(6, 6)),
+    "second 4 12": ("rank 4, and a second pass over each stage's sum", _second_pass(4, 12)),
+    "second 8 4": ("rank 4, and a second pass over each stage's sum", _second_pass(8, 4)),
+    "second 6 k3": ("rank 4, and a second pass over each stage's sum", _second_pass(6, 8, 3)),
+    "second two taps": ("two taps", _second_pass(3, 6, read="residual")),
+    "second chain": ("chain", _second_pass(6, 6, chain=True)),
+    "second 3 9": ("3 9", _second_pass(3, 10)),
+    "second 6 k5": ("k5", _second_pass(6, 6, 5)),
+    "second wide": ("twice", _second_pass(12, 12)),
+    "second feedback": ("second pass, feedback", _both),
+    "chain": ("each adapter reads its tap plus the highway so far", _chain),
+    "feedback": ("the trunk's next stage sees the highway", _feedback),
+    "dual": (
+        "two residual taps, the paper's adapters of rank 4",
+        _highway(partial(Adapter, rank=4), taps="residual"),
+    ),
+    "dual normed": (
+        "the same, taps normed",
+        _highway(partial(Normed, make=partial(Adapter, rank=4)), taps="residual"),
+    ),
+    "dual, rank 16": (
+        "the same, rank 16 (4.5% of the backbone)",
+        _highway(partial(Adapter, rank=16), taps="residual"),
+    ),
+    "sublayer": (
+        "two taps of the sublayers, the paper's adapters of rank 4",
+        _highway(partial(Adapter, rank=4), taps="sublayer"),
+    ),
+}
+CANDIDATES = {
+    name: Method(title, {"rank": 10}, change=change) for name, (title, change) in CHANGES.items()
+}
+ALL = METHODS | CANDIDATES

@@ -1,0 +1,119 @@
+"""The ways of tuning that are compared: what each trains in the backbone, besides pyramid norms.
+
+Every method has the same trunk, neck and heads, and starts from the same numbers. What a method
+adds starts as the identity. The ranks of LoRA, bottleneck adapters and highways are the largest
+that train at most 1.5% of the backbone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from e3va import E3VABackbone
+from e3va.optional import require
+from e3va.trunk import SwinTrunk
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of tuning.
+
+    Attributes:
+        title: for people.
+        config: fields of :class:`e3va.torchvision.models.ModelConfig`.
+        prepare: changes the trunk, which comes in trainable, and says what of it trains.
+        change: changes the backbone in another way.
+        searched: whether it has a learning rate of its own; else all trains at the heads' rate.
+    """
+
+    title: str
+    config: dict[str, Any] = field(default_factory=dict)
+    prepare: Callable[[SwinTrunk], None] | None = None
+    change: Callable[[E3VABackbone], None] | None = None
+    searched: bool = True
+
+
+def _train_only(trunk: nn.Module, wanted: Callable[[str], bool]) -> None:
+    for name, parameter in trunk.named_parameters():
+        parameter.requires_grad_(wanted(name))
+
+
+def _norms(trunk: SwinTrunk) -> None:
+    trunk.requires_grad_(False)
+    for module in trunk.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.requires_grad_(True)
+
+
+def _biases(trunk: SwinTrunk) -> None:
+    """BitFit (arXiv 2106.10199)."""
+    _train_only(trunk, lambda name: name.endswith(".bias"))
+
+
+def _last_stage(trunk: SwinTrunk) -> None:
+    last = len(trunk.layers) - 1
+    _train_only(trunk, lambda name: name.startswith(f"layers.{last}."))
+
+
+def lora(rank: int) -> Callable[[SwinTrunk], None]:
+    """LoRA (arXiv 2106.09685) of Hugging Face peft on the projections that widen: qkv and fc1."""
+
+    def prepare(trunk: SwinTrunk) -> None:
+        peft = require("peft", "the method lora")
+        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["qkv", "fc1"])
+        peft.inject_adapter_in_model(config, trunk)
+
+    return prepare
+
+
+class Bottleneck(nn.Module):
+    """A sublayer followed by an adapter with a skip connection (arXiv 1902.00751, figure 2)."""
+
+    def __init__(self, sublayer: nn.Module, dim: int, rank: int):
+        super().__init__()
+        self.sublayer = sublayer
+        self.down = nn.Linear(dim, rank)
+        self.up = nn.Linear(rank, dim)
+        nn.init.normal_(self.down.weight, std=dim**-0.5)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x = self.sublayer(*inputs)
+        return x + self.up(F.gelu(self.down(x)))
+
+
+def bottleneck(rank: int) -> Callable[[SwinTrunk], None]:
+    """Bottleneck adapters after attention and after the MLP of every block."""
+
+    def prepare(trunk: SwinTrunk) -> None:
+        trunk.requires_grad_(False)
+        for layer, dim in zip(trunk.layers, trunk.preset.dims, strict=True):
+            for block in layer.blocks:
+                block.attn = Bottleneck(block.attn, dim, rank)
+                block.mlp = Bottleneck(block.mlp, dim, rank)
+
+    return prepare
+
+
+FULL = {"method": "full"}
+METHODS = {
+    "full": Method("full fine-tuning", FULL),
+    "frozen": Method("frozen backbone", {"method": "frozen"}, searched=False),
+    "norms": Method("norms only", FULL, _norms),
+    "biases": Method("biases only", FULL, _biases),
+    "last stage": Method("last stage only", FULL, _last_stage),
+    "lora": Method("LoRA, rank 3", FULL, lora(3)),
+    "bottleneck": Method("bottleneck adapters, rank 6", FULL, bottleneck(6)),
+    "e3va": Method("E³VA", {"rank": 10}),
+    "offset": Method(
+        "E³VA, paper's adapters, offset form",
+        {"method": "paper", "rank": 4, "taps": "residual", "downsample": "offset"},
+    ),
+    "paper": Method("E³VA as in the paper", {"method": "paper", "rank": 4}),
+}
+DEFAULT = "e3va"

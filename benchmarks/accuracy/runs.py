@@ -1,0 +1,138 @@
+"""One training of one method on one task, and its test."""
+
+import contextlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from e3va.checkpoint import atomic_open, load_file, model_state
+from e3va.stream import seed_everything
+from e3va.torchvision.evaluate import evaluate
+from e3va.torchvision.models import (
+    DEMO_TRUNK,
+    ModelConfig,
+    build_model,
+    default_heads,
+    load_pretrained,
+    load_state,
+    read_trunk,
+)
+from e3va.torchvision.trainer import (
+    MODEL,
+    STATE,
+    SUMMARY,
+    Trainer,
+    TrainSettings,
+    make_folder,
+    read_state,
+)
+
+from .candidates import ALL
+from .tasks import TASKS, Sources
+
+HEADS_RATE = 2e-3  # of the light heads, see e3va.torchvision.models.HEADS
+TEST = "test.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training.
+
+    Attributes:
+        task, method: keys of ``TASKS`` and ``ALL``.
+        rate: learning rate of what the method trains in the backbone, over that of the heads.
+        seed: of the heads' start, the order of images and all else that is random.
+        steps: updates.
+        trunk: pretrained weights, see ``e3va train --trunk``.
+    """
+
+    task: str
+    method: str
+    rate: float
+    seed: int
+    steps: int
+    trunk: str = DEMO_TRUNK
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        words = (self.task, self.method, f"rate {self.rate:g}", f"seed {self.seed}")
+        return "-".join(words).replace(" ", "_")
+
+
+def build(run: Run, classes: tuple[str, ...], category_ids=()) -> tuple[nn.Module, ModelConfig]:
+    """A model ready to train; equal seeds give equal heads whatever the method."""
+    task, method = TASKS[run.task], ALL[run.method]
+    _, preset, _ = read_trunk(run.trunk)
+    config = ModelConfig(
+        model=task.model,
+        classes=classes,
+        preset=preset,
+        trunk=run.trunk,
+        heads=default_heads(preset),
+        size=task.size,
+        max_size=task.max_size,
+        category_ids=category_ids,
+        **method.config,
+    )
+    seed_everything("heads", run.seed)
+    model = build_model(config)
+    load_pretrained(model, run.trunk)
+    seed_everything("method", run.seed)
+    if method.prepare:
+        method.prepare(model.backbone.bottom_up.trunk)
+    if method.change:
+        method.change(model.backbone.bottom_up)
+    return model, config
+
+
+def train(run: Run, folder: Path, sources: Sources, device: str) -> None:
+    """Train, or go on where a training was stopped; validate at each third of the steps."""
+    if (folder / SUMMARY).is_file():
+        return
+    task, place = TASKS[run.task], torch.device(device)
+    train_data, val_data = (task.load(sources, split) for split in ("train", "val"))
+    model, config = build(run, train_data.classes, train_data.category_ids)
+    settings = TrainSettings(
+        steps=run.steps,
+        batch_size=task.batch_size,
+        lr=HEADS_RATE,
+        adapter_lr=run.rate,
+        trunk_lr=run.rate,
+        seed=run.seed,
+        checkpoint_every=0,
+        eval_every=-(-run.steps // 3),
+    )
+    model.to(place)
+    score = partial(evaluate, model, val_data, place)
+    make_folder(folder)
+    with open(folder / "log.txt", "a", encoding="utf-8") as log, _output_to(log):
+        trainer = Trainer(model, config, settings, train_data, folder, evaluate=score)
+        if (folder / STATE).is_file():
+            trainer.load(read_state(folder))
+        trainer.train()
+    (folder / STATE).unlink()
+
+
+def test(run: Run, folder: Path, sources: Sources, device: str) -> None:
+    """Evaluate the trained model on the test split."""
+    if (folder / TEST).is_file():
+        return
+    data = TASKS[run.task].load(sources, "test")
+    model, _ = build(run, data.classes, data.category_ids)
+    path = folder / MODEL
+    load_state(model, model_state(load_file(path), str(path)), str(path))
+    with open(folder / "log.txt", "a", encoding="utf-8") as log, _output_to(log):
+        scores = evaluate(model.to(device), data, torch.device(device))
+    with atomic_open(folder / TEST, "w") as file:
+        json.dump({"scores": scores.values, "per_class": scores.per_class}, file)
+
+
+@contextlib.contextmanager
+def _output_to(log):
+    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        yield

@@ -1,0 +1,205 @@
+"""What is run, in which order, and on how many cores."""
+
+import argparse
+import json
+import multiprocessing
+import signal
+import sys
+import time
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+from e3va.errors import UserError
+from e3va.torchvision.curves import read_metrics
+from e3va.torchvision.models import DEMO_TRUNK, read_trunk
+from e3va.torchvision.progress import Progress
+from e3va.torchvision.trainer import MODEL, make_folder
+
+from . import runs
+from .candidates import ALL, CANDIDATES
+from .methods import METHODS
+from .runs import Run
+from .tasks import TASKS, Sources, available, draw
+
+RATES = (0.5, 2.0, 8.0)
+SEEDS = 3
+STEPS = {"things": 200, "land": 240, "nuts": 120, "nuts labels": 120, "streets": 300}
+
+
+def parse(doc: str) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="accuracy", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/accuracy"))
+    parser.add_argument("--photos", type=Path, help="few photographs with polygons and label maps")
+    parser.add_argument("--streets", type=Path, help="street scenes with label maps")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all with data")
+    parser.add_argument("--methods", nargs="+", choices=ALL, help="default: all")
+    parser.add_argument(
+        "--candidates", action="store_true", help="forms of the highway instead, by validation"
+    )
+    parser.add_argument("--trunk", default=DEMO_TRUNK, help="pretrained Swin weights")
+    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), metavar="RATE")
+    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N")
+    parser.add_argument(
+        "--large", action="store_true", help="ten times the steps: for a GPU, with --trunk"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--jobs", type=int, help="runs side by side, one thread each (default: one for each core)"
+    )
+    return parser.parse_args()
+
+
+class Schedule:
+    """Runs what is still to do, several side by side.
+
+    Args:
+        output: folder of everything.
+        sources: where data are.
+        device: of all runs.
+        jobs: runs side by side.
+    """
+
+    def __init__(self, output: Path, sources: Sources, device: str, jobs: int):
+        self.output, self.sources, self.device, self.jobs = output, sources, device, jobs
+
+    def folder(self, run: Run) -> Path:
+        """Of a run."""
+        return self.output / "runs" / run.name
+
+    def do(self, function, todo: list[Run], what: str) -> None:
+        """``function(run, folder, sources, device)`` for each run, in processes of their own.
+
+        Raises:
+            UserError: of the first run that fails; the others end.
+        """
+        todo = list(dict.fromkeys(todo))
+        context = multiprocessing.get_context("spawn")
+        with (
+            Progress(0, len(todo), "run", what) as progress,
+            ProcessPoolExecutor(self.jobs, context, initializer=_start) as pool,
+        ):
+            waiting: dict[Future, Run] = {}
+            for run in todo:
+                arguments = (run, self.folder(run), self.sources, self.device)
+                waiting[pool.submit(function, *arguments)] = run
+            try:
+                for count, future in enumerate(as_completed(waiting), 1):
+                    future.result()
+                    progress.step(count, {"last": waiting[future].name})
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def best(self, candidates: list[Run]) -> Run:
+        """The run with the best last validation score."""
+        return max(candidates, key=lambda run: validation(run, self.folder(run))[-1][1])
+
+
+def _start() -> None:
+    torch.set_num_threads(1)  # the results do not depend on the machine's cores
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def validation(run: Run, folder: Path) -> list[tuple[int, float]]:
+    """(step, score) of each validation."""
+    metric = TASKS[run.task].metric
+    return [(m["step"], m[metric]) for m in read_metrics(folder) if metric in m]
+
+
+def search(tasks, methods, args: argparse.Namespace) -> dict[tuple[str, str], list[Run]]:
+    """The runs that choose a learning rate, by task and method."""
+    grid = {}
+    for task in tasks:
+        steps = STEPS[task] * (10 if args.large else 1)
+        for method in methods:
+            rates = args.rates if ALL[method].searched else [1.0]
+            grid[task, method] = [Run(task, method, r, 0, steps, args.trunk) for r in rates]
+    return grid
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Run everything and write the report.
+
+    Raises:
+        UserError: a source that is not there, or a run that fails.
+    """
+    from . import report
+
+    sources = Sources(args.output / "drawn", args.photos, args.streets)
+    tasks = available(sources)
+    for task in args.tasks or []:
+        if task not in tasks:
+            raise UserError(f"the task {task!r} needs --{TASKS[task].source}")
+    tasks = args.tasks or [t for t in tasks if not args.candidates or TASKS[t].metric == "mIoU"]
+    args.methods = args.methods or list(CANDIDATES if args.candidates else METHODS)
+    read_trunk(args.trunk)
+    make_folder(args.output)
+    check_setting(args)
+    draw(sources.drawn)
+    jobs = args.jobs or (len(_cores()) if args.device == "cpu" else 1)
+    schedule = Schedule(args.output, sources, args.device, jobs)
+
+    grid = search(tasks, args.methods, args)
+    began = time.monotonic()
+    schedule.do(runs.train, [run for row in grid.values() for run in row], "search")
+    final = {}
+    for key, candidates in grid.items():
+        best = schedule.best(candidates)
+        for run in set(candidates) - {best}:  # large, and nobody will ask for it
+            (schedule.folder(run) / MODEL).unlink(missing_ok=True)
+        final[key] = [Run(**{**vars(best), "seed": seed}) for seed in range(args.seeds)]
+    everything = [run for row in final.values() for run in row]
+    schedule.do(runs.train, everything, "other seeds")
+    if not args.candidates:  # test data are looked at once, by what has been chosen without them
+        schedule.do(runs.test, everything, "test")
+    took = _add_hours(args.output / "hours.json", time.monotonic() - began)
+    report.write(schedule, grid, final, args, took)
+
+
+def check_setting(args: argparse.Namespace) -> None:
+    """What the runs of an output folder have in common must not change.
+
+    Raises:
+        UserError: the folder holds runs of another setting.
+    """
+    path = args.output / "setting.json"
+    setting = {"trunk": args.trunk, "large": args.large}
+    if path.is_file() and json.loads(path.read_text()) != setting:
+        raise UserError(
+            f"{args.output} holds runs of {path.read_text()}: give another --output, or the same "
+            "--trunk and --large"
+        )
+    path.write_text(json.dumps(setting))
+
+
+def _cores() -> set[int]:
+    import os
+
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {*range(os.cpu_count())}
+
+
+def _add_hours(path: Path, seconds: float) -> float:
+    """Hours that this and earlier invocations took."""
+    before = json.loads(path.read_text()) if path.is_file() else 0.0
+    path.write_text(json.dumps(before + seconds / 3600))
+    return before + seconds / 3600
+
+
+def main(doc: str) -> int:
+    """The command."""
+    args = parse(doc)
+    try:
+        compare(args)
+    except UserError as error:
+        print(f"error: {error.line}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"wrote {args.output}/results.md, results.json, scores.png, curves.png, pairs.png")
+    return 0

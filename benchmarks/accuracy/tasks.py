@@ -1,0 +1,197 @@
+"""The target tasks: drawn and real, instances and label maps, few images and many."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import land
+import things
+from torch import Tensor
+
+from e3va.errors import UserError
+from e3va.torchvision.data import Dataset, Record, Target, coco_dataset, label_dataset
+from e3va.torchvision.semantic import IGNORED
+
+THINGS_SPLITS = {"train": 300, "val": 40, "test": 100}
+LAND_SPLITS = {"train": 24, "val": 24, "test": 60}
+DRAWN_SIZE = 128  # pixels
+PHOTO_CLASSES = ("background", "date", "fig", "hazelnut")
+STREET_CLASSES = (
+    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
+    *("pedestrian", "cyclist"),
+)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where data are.
+
+    Attributes:
+        drawn: a folder that :func:`draw` filled.
+        photos: few photographs: ``train``, ``train.json``, ``train_sem_seg`` and the same of
+            ``val``, with the classes ``PHOTO_CLASSES``; None without.
+        streets: many photographs: ``train``, ``trainannot`` and the same of ``val`` and ``test``,
+            the layout in which CamVid is usually given (label 11: no class); None without.
+    """
+
+    drawn: Path
+    photos: Path | None = None
+    streets: Path | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A target task.
+
+    Attributes:
+        title: for people.
+        model: of :data:`e3va.torchvision.models.MODELS`.
+        metric: the score that counts.
+        size, max_size: of images, see :class:`e3va.torchvision.models.ModelConfig`.
+        batch_size: images in a step.
+        source: the field of :class:`Sources` that it needs.
+        load: sources, split → data set.
+    """
+
+    title: str
+    model: str
+    metric: str
+    size: int
+    max_size: int
+    batch_size: int
+    source: str
+    load: Callable[[Sources, str], Dataset]
+
+
+def draw(folder: Path) -> None:
+    """Draw what the drawn tasks need, once; the last file says that all is there."""
+    done = folder / "complete"
+    if not done.exists():
+        things.draw_data(folder / "things", THINGS_SPLITS, DRAWN_SIZE)
+        land.draw_data(folder / "land", LAND_SPLITS, DRAWN_SIZE)
+        done.touch()
+
+
+def subset(data: Dataset, places: Sequence[int]) -> Dataset:
+    """The data set of some of the records."""
+    records = [data.records[place] for place in places]
+    return replace(data, records=records, coco=data.coco and replace(data.coco, images=records))
+
+
+def split_photos(count: int, split: str) -> list[int]:
+    """Every third photograph of the training folder is for validation."""
+    return [i for i in range(count) if (i % 3 == 2) == (split == "val")]
+
+
+def _things(sources: Sources, split: str) -> Dataset:
+    folder = sources.drawn / "things"
+    return coco_dataset(str(folder / f"{split}.json"), str(folder / split), split == "train")
+
+
+def _land(sources: Sources, split: str) -> Dataset:
+    folder = sources.drawn / "land"
+    return label_dataset(str(folder / split), str(folder / f"{split}_labels"), land.CLASSES)
+
+
+def _photo_folder(split: str) -> str:
+    return "val" if split == "test" else "train"  # its own validation photographs are the test
+
+
+def _photo_split(data: Dataset, split: str) -> Dataset:
+    return data if split == "test" else subset(data, split_photos(len(data.records), split))
+
+
+def _photo_instances(sources: Sources, split: str) -> Dataset:
+    path = sources.photos / _photo_folder(split)
+    return _photo_split(coco_dataset(f"{path}.json", str(path), split == "train"), split)
+
+
+def _photo_labels(sources: Sources, split: str) -> Dataset:
+    path = sources.photos / _photo_folder(split)
+    return _photo_split(label_dataset(str(path), f"{path}_sem_seg", PHOTO_CLASSES), split)
+
+
+@dataclass
+class _Ignoring:
+    """A label that stands for no class becomes the one that is ignored."""
+
+    read_target: Callable[[Record], Target]
+    label: int
+
+    def __call__(self, record: Record) -> dict[str, Tensor]:
+        target = self.read_target(record)
+        target["labels"][target["labels"] == self.label] = IGNORED
+        return target
+
+
+def _streets(sources: Sources, split: str) -> Dataset:
+    path, void = sources.streets / split, len(STREET_CLASSES)
+    data = label_dataset(str(path), f"{path}annot", (*STREET_CLASSES, "void"))
+    data = replace(data, classes=STREET_CLASSES, read_target=_Ignoring(data.read_target, void))
+    # Neighbours in these films look alike: every second and third is enough to tell.
+    step = {"train": 1, "val": 3, "test": 3}[split]
+    return subset(data, range(0, len(data.records), step))
+
+
+INSTANCES = {"model": "mask_rcnn", "metric": "AP mask"}
+LABELS = {"model": "semantic_fpn", "metric": "mIoU"}
+TASKS = {
+    "things": Task(
+        title="pen drawings, instances, 300 images",
+        **INSTANCES,
+        size=128,
+        max_size=256,
+        batch_size=4,
+        source="drawn",
+        load=_things,
+    ),
+    "land": Task(
+        title="drawn aerial views, labels, 24 images",
+        **LABELS,
+        size=128,
+        max_size=256,
+        batch_size=4,
+        source="drawn",
+        load=_land,
+    ),
+    "nuts": Task(
+        title="photographs of fruit, instances, 8 images",
+        **INSTANCES,
+        size=192,
+        max_size=320,
+        batch_size=2,
+        source="photos",
+        load=_photo_instances,
+    ),
+    "nuts labels": Task(
+        title="photographs of fruit, labels, 8 images",
+        **LABELS,
+        size=128,
+        max_size=256,
+        batch_size=4,
+        source="photos",
+        load=_photo_labels,
+    ),
+    "streets": Task(
+        title="street scenes, labels, 367 images",
+        **LABELS,
+        size=128,
+        max_size=256,
+        batch_size=4,
+        source="streets",
+        load=_streets,
+    ),
+}
+
+
+def available(sources: Sources) -> dict[str, Task]:
+    """The tasks whose data are given.
+
+    Raises:
+        UserError: a folder that is given is not there.
+    """
+    for name in ("photos", "streets"):
+        folder = getattr(sources, name)
+        if folder is not None and not (folder / "train").is_dir():
+            raise UserError(f"--{name} {folder}: expected a folder that holds the folder 'train'")
+    return {name: task for name, task in TASKS.items() if getattr(sources, task.source)}
