@@ -1,7 +1,9 @@
 """The adapters of the highway: the default one, which mixes neighbours, and the paper's."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .errors import UserError
 
@@ -46,7 +48,7 @@ class MixingAdapter(nn.Module):
 
     def forward(self, z: Tensor, height: int, width: int) -> Tensor:
         """Map a tap [B, T, C], T = height · width in rows, to its contribution [B, T, C]."""
-        y = self.down(F.layer_norm(z, z.shape[-1:])).transpose(1, 2).unflatten(2, (height, width))
+        y = self.down(_normalise(z)).transpose(1, 2).unflatten(2, (height, width))
         return self.up(F.gelu(y + self.mix(y)).flatten(2).transpose(1, 2))
 
 
@@ -95,6 +97,37 @@ class Adapter(nn.Module):
         answers; this one does not need them.
         """
         return self.u2(self.u1(F.gelu(self.d2(self.d1(z)))))
+
+
+class _Normalise(torch.autograd.Function):
+    """LayerNorm without parameters over the last dimension.
+
+    For its backward it keeps its result, which the projection behind it keeps anyway, where
+    PyTorch's keeps its argument: one map less for each adapter.
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor) -> Tensor:
+        normed, _, inverse_std = torch.native_layer_norm(z, z.shape[-1:], None, None, _EPS)
+        ctx.save_for_backward(normed, inverse_std)
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        """``(g − mean(g) − n · mean(g · n)) / std``, n the result."""
+        normed, inverse_std = ctx.saved_tensors
+        means = gradient.mean(-1, keepdim=True), (gradient * normed).mean(-1, keepdim=True)
+        return (gradient - means[0] - normed * means[1]) * inverse_std
+
+
+_EPS = 1e-5  # LayerNorm's
+
+
+def _normalise(z: Tensor) -> Tensor:
+    if torch.is_autocast_enabled(z.device.type):
+        z = z.float()  # as autocast has it for PyTorch's own
+    return _Normalise.apply(z)
 
 
 def _check_rank(rank: int) -> None:

@@ -20,17 +20,19 @@ class Method:
     """A way of tuning.
 
     Attributes:
+        form: of the highway, see :class:`e3va.highway.Highway`.
         taps, downsample: what a highway's settings are unless others are given.
         trunk: whether the trunk trains.
     """
 
+    form: str = "parallel"
     taps: str | None = None
     downsample: str = "offset"
     trunk: bool = False
 
 
 METHODS = {
-    "e3va": Method(taps="block"),
+    "e3va": Method(form="chain", taps="block"),
     "paper": Method(taps="sublayer", downsample="direct"),
     "frozen": Method(),
     "full": Method(trunk=True),
@@ -55,8 +57,8 @@ def complete(
 ) -> HighwaySettings:
     """Fill in a method's own settings for those that are None.
 
-    The rank of ``"e3va"`` is a third of the first stage's channels (32 for Swin-T and S, 42 for B,
-    64 for L), that of ``"paper"`` the paper's 16.
+    The rank of ``"e3va"`` is three eighths of the first stage's channels (36 for Swin-T and S, 48
+    for B, 72 for L), that of ``"paper"`` the paper's 16.
 
     Raises:
         UserError: an unknown method.
@@ -65,7 +67,7 @@ def complete(
         raise UserError(f"method {method!r}: expected one of {(*METHODS,)}")
     own = METHODS[method]
     if rank is None:
-        rank = 16 if method == "paper" else max(1, preset.embed_dim // 3)
+        rank = 16 if method == "paper" else max(1, preset.embed_dim * 3 // 8)
     taps = own.taps and (taps or own.taps)
     return HighwaySettings(rank, taps, downsample or own.downsample)
 
@@ -76,10 +78,10 @@ class E3VABackbone(nn.Module):
     Args:
         preset: a name of :data:`e3va.presets.PRESETS` (``"swin_t"``, ``"swin_l_384"``, …) or a
             geometry.
-        method: ``"e3va"`` and ``"paper"`` train adapters and pyramid norms: one adapter for each
-            block that mixes neighbours (:class:`e3va.adapter.MixingAdapter`), or the paper's two
-            (:class:`e3va.Adapter`); ``"frozen"`` trains the pyramid norms alone; ``"full"``
-            everything, the trunk included, without adapters.
+        method: ``"e3va"`` and ``"paper"`` train adapters and pyramid norms: a chain with one
+            adapter for each block, which mixes neighbours (:class:`e3va.MixingAdapter`), or the
+            paper's two side by side (:class:`e3va.Adapter`); ``"frozen"`` trains the pyramid norms
+            alone; ``"full"`` everything, the trunk included, without adapters.
         rank: r of the adapters; by default that of :func:`complete`.
         reduction: q of the paper's adapters, whose bottleneck is C/q.
         taps: what adapters read, see :meth:`e3va.trunk.SwinTrunk.stages`; by default ``"block"``
@@ -126,6 +128,7 @@ class E3VABackbone(nn.Module):
             out_stages=[LEVELS.index(name) for name in self.out_features],
             make_adapter=_adapter_maker(method, own.rank, reduction),
             taps=own.taps,
+            form=METHODS[method].form,
             downsample=own.downsample,
         )
 

@@ -14,10 +14,11 @@ from .errors import UserError
 from .trunk import PatchMerging, Stage
 
 DOWNSAMPLE_FORMS = ("offset", "direct")
+FORMS = ("parallel", "chain")
 
 
 class HighwayStage(nn.Module):
-    """The trained modules of one stage: an adapter for each tap, a joint one, the pyramid norm.
+    """The trained modules of one stage: an adapter for each tap, and the pyramid norm.
 
     Args:
         dim: channels C_s.
@@ -26,8 +27,7 @@ class HighwayStage(nn.Module):
             no adapters (a ``frozen`` backbone).
         out_norm: whether this stage is a pyramid level and so has a norm.
         taps: see :meth:`e3va.trunk.SwinTrunk.stages`; ``"block"`` has no ``msa`` taps.
-        make_joint: as ``make_adapter``, for the adapter J that reads the stage's joined map; None
-            builds none.
+        form: ``"parallel"`` or ``"chain"``, see :class:`Highway`.
     """
 
     def __init__(
@@ -37,59 +37,67 @@ class HighwayStage(nn.Module):
         make_adapter: Callable[[int], nn.Module] | None,
         out_norm: bool,
         taps: str | None = "block",
-        make_joint: Callable[[int], nn.Module] | None = None,
+        form: str = "chain",
     ):
         super().__init__()
         count = depth if make_adapter else 0
         self.msa = nn.ModuleList(make_adapter(dim) for _ in range(count if taps != "block" else 0))
         self.mlp = nn.ModuleList(make_adapter(dim) for _ in range(count))
-        self.joint = make_joint(dim) if make_adapter and make_joint else None
+        self.chained = form == "chain"
         # Not called "norm": the classification norm of published Swin files ends in "norm.weight"
         # and Detectron2 matches names by their endings when asked to.
         self.out_norm = nn.LayerNorm(dim) if out_norm else None
 
     def forward(self, stage: Stage, h: Tensor | None) -> Tensor | None:
-        """``g = h + Σ_l [A^msa_l(a_l) + A^mlp_l(m_l)]``, then ``g + J(x + g)``, [B, T, C].
-
-        None stands for zero. With the taps ``"block"`` there is no A^msa; without a joint adapter
-        the result is g.
+        """``h_s^in`` [B, T, C] → ``h_s`` [B, T, C]; None stands for zero.
 
         The sum is at least float32, also under autocast: it is small beside the residual stream
         that it is added to.
         """
-        for adapters, taps in ((self.msa, stage.msa), (self.mlp, stage.mlp)):
-            for adapter, tap in zip(adapters, taps, strict=bool(adapters)):
-                offset = adapter(tap, stage.height, stage.width)
-                h = _at_least_float32(offset) if h is None else _at_least_float32(h) + offset
-        if self.joint is not None:
-            h = h + self.joint(stage.out + h, stage.height, stage.width)
+        adapters = _interleave(self.msa, self.mlp)
+        taps = _interleave(stage.msa, stage.mlp)
+        for adapter, tap in zip(adapters, taps, strict=bool(adapters)):
+            z = tap + h if self.chained and h is not None else tap
+            offset = adapter(z, stage.height, stage.width)
+            h = _at_least_float32(offset) if h is None else _at_least_float32(h) + offset
         return h
 
 
+def _interleave(msa: Iterable, mlp: Sequence) -> list:
+    """In the order of the blocks."""
+    msa = list(msa)
+    return [item for pair in zip(msa, mlp, strict=True) for item in pair] if msa else list(mlp)
+
+
 class Highway(nn.Module):
-    """Parallel highway over the stages of a trunk.
+    """Highway over the stages of a trunk.
 
     In stage s, with the taps a (``msa``, if there are any) and m (``mlp``) of its blocks::
 
-        g_s        = h_s^in + Σ_l [A^msa_{s,l}(a_{s,l}) + A^mlp_{s,l}(m_{s,l})],   h_0^in = 0
-        h_s        = g_s + J_s(x_s + g_s)        (h_s = g_s in the paper, which has no J)
+        h_s        = h_s^in + Σ_l [A^msa_{s,l}(a_{s,l}) + A^mlp_{s,l}(m_{s,l})],   h_0^in = 0
         out_s      = LN_s(x_s + h_s)
         h_{s+1}^in = PM_s(x_s + h_s) − PM_s(x_s)      downsample="offset"
                    = PM_s(h_s)                        downsample="direct", the paper's figure
 
     PM_s is the trunk's own frozen patch merging: the highway uses it and holds no copy.
 
+    That is the paper's ``form="parallel"``. In ``form="chain"`` an adapter reads its tap as the
+    highway has changed it so far, much as it would stand in a trunk that trains::
+
+        h ← h + A_{s,l}(z_{s,l} + h)   for the taps z of a stage in their order, from h_s^in to h_s
+
     Args:
         dims: channels C_s of the trunk's stages.
         depths: blocks L_s of the trunk's stages.
         out_stages: the stages that are pyramid levels, ascending.
         make_adapter: ``dim -> module`` (tap [B, T, C], H, W) → [B, T, C]; None for none at all.
-        make_joint: ``dim -> module``, called as an adapter is, for J; None for none.
         taps: which taps it will be given, see :meth:`e3va.trunk.SwinTrunk.stages`.
+        form: ``"parallel"`` or ``"chain"``.
         downsample: ``"offset"`` or ``"direct"``.
 
     Raises:
-        UserError: an unknown ``downsample``, or ``out_stages`` that the trunk does not have.
+        UserError: an unknown ``form`` or ``downsample``, or ``out_stages`` that the trunk does not
+            have.
     """
 
     def __init__(
@@ -99,13 +107,15 @@ class Highway(nn.Module):
         *,
         out_stages: Sequence[int] = (0, 1, 2, 3),
         make_adapter: Callable[[int], nn.Module] | None = MixingAdapter,
-        make_joint: Callable[[int], nn.Module] | None = None,
         taps: str | None = "block",
+        form: str = "chain",
         downsample: str = "offset",
     ):
         super().__init__()
         if downsample not in DOWNSAMPLE_FORMS:
             raise UserError(f"downsample {downsample!r}: expected one of {DOWNSAMPLE_FORMS}")
+        if form not in FORMS:
+            raise UserError(f"form {form!r}: expected one of {FORMS}")
         out_stages = tuple(out_stages)
         if not out_stages or any(s not in range(len(dims)) for s in out_stages):
             raise UserError(f"out_stages {out_stages}: expected some of {tuple(range(len(dims)))}")
@@ -113,7 +123,7 @@ class Highway(nn.Module):
         self.out_stages = out_stages
         # Stages after the last pyramid level would train nothing: they are not built.
         self.stages = nn.ModuleList(
-            HighwayStage(dims[s], depths[s], make_adapter, s in out_stages, taps, make_joint)
+            HighwayStage(dims[s], depths[s], make_adapter, s in out_stages, taps, form)
             for s in range(max(out_stages) + 1)
         )
 

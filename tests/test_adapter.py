@@ -116,6 +116,41 @@ def test_mixing_adapter_does_not_see_the_scale_of_its_tap():
     torch.testing.assert_close(adapter(100 * z + 3, 3, 3), adapter(z, 3, 3), rtol=1e-4, atol=1e-4)
 
 
+def test_mixing_adapter_keeps_one_map_of_its_input_width():
+    adapter = MixingAdapter(64, rank=2)
+    z = torch.randn(1, 100, 64, requires_grad=True)
+    storages = {}
+
+    def pack(x):
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = adapter(z, 10, 10)
+    for parameter in adapter.parameters():
+        storages.pop(parameter.untyped_storage().data_ptr(), None)
+    assert out.requires_grad and z.untyped_storage().data_ptr() not in storages
+    one_map, narrow = z.numel() * 4, 100 * 2 * 4
+    assert one_map <= sum(storages.values()) <= one_map + 6 * narrow
+
+
+def test_mixing_adapter_under_autocast_is_close_to_float32():
+    torch.manual_seed(0)
+    adapter = randomised(MixingAdapter(32, 4)).float()
+    z = 100 * torch.randn(1, 9, 32)
+    expected, expected_gradient = _with_gradient(adapter, z)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, gradient = _with_gradient(adapter, z)
+    assert (found - expected).norm() < 0.03 * expected.norm()
+    assert (gradient - expected_gradient).norm() < 0.05 * expected_gradient.norm()
+
+
+def _with_gradient(adapter, z):
+    z = z.clone().requires_grad_()
+    out = adapter(z, 3, 3)
+    return out, torch.autograd.grad(out.float().square().sum(), z)[0]
+
+
 def test_gradients_are_those_of_the_formula():
     adapter = trained()
     z = torch.randn(1, 4, 8).double().requires_grad_()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from e3va import PRESETS, Adapter, Highway, MixingAdapter, SwinPreset, SwinTrunk, UserError
+from e3va.highway import FORMS
 from e3va.trunk import TAPS
 
 TINY = SwinPreset(8, (2, 1, 2, 1), (1, 1, 2, 2), window=2, pretrain_size=32)
@@ -33,7 +34,7 @@ def build(preset=TINY, seed=0, **settings):
     return trunk, highway
 
 
-def written_out(trunk, highway, stages, downsample):
+def written_out(trunk, highway, stages, downsample, form="parallel"):
     """The equations of the design, with nothing of the highway but its parameters."""
 
     def adapt(adapter, z):
@@ -56,8 +57,14 @@ def written_out(trunk, highway, stages, downsample):
 
     outputs, h = [], 0.0
     for stage, own in zip(stages, highway.stages, strict=True):
-        h = h + sum(adapt(a, z) for a, z in zip(own.msa, stage.msa, strict=True))
-        h = h + sum(adapt(a, z) for a, z in zip(own.mlp, stage.mlp, strict=True))
+        if form == "parallel":
+            h = h + sum(adapt(a, z) for a, z in zip(own.msa, stage.msa, strict=True))
+            h = h + sum(adapt(a, z) for a, z in zip(own.mlp, stage.mlp, strict=True))
+        else:
+            for block in range(len(stage.mlp)):
+                if stage.msa:
+                    h = h + adapt(own.msa[block], stage.msa[block] + h)
+                h = h + adapt(own.mlp[block], stage.mlp[block] + h)
         y = stage.out + h
         norm = own.out_norm
         out = F.layer_norm(y, y.shape[-1:], norm.weight, norm.bias)
@@ -75,11 +82,12 @@ def written_out(trunk, highway, stages, downsample):
 
 @pytest.mark.parametrize("taps", TAPS)
 @pytest.mark.parametrize("downsample", ["offset", "direct"])
-def test_values_and_gradients_are_those_of_the_equations(downsample, taps):
-    trunk, highway = build(downsample=downsample, taps=taps)
+@pytest.mark.parametrize("form", FORMS)
+def test_values_and_gradients_are_those_of_the_equations(form, downsample, taps):
+    trunk, highway = build(downsample=downsample, taps=taps, form=form)
     stages = list(trunk.stages(torch.rand(2, 3, 45, 70).double(), taps=taps))
     ours = highway(stages, trunk.patch_mergings)
-    theirs = written_out(trunk, highway, stages, downsample)
+    theirs = written_out(trunk, highway, stages, downsample, form)
     weights = [torch.randn_like(out) for out in ours]
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
@@ -96,10 +104,11 @@ def test_values_and_gradients_are_those_of_the_equations(downsample, taps):
 
 
 @pytest.mark.parametrize("make_adapter", [small_adapter, partial(MixingAdapter, rank=2, kernel=3)])
-@pytest.mark.parametrize("downsample", ["offset", "direct"])
-def test_gradcheck(downsample, make_adapter):
+@pytest.mark.parametrize(("form", "downsample"), [("chain", "offset"), ("parallel", "direct")])
+def test_gradcheck(form, downsample, make_adapter):
     trunk, highway = build(
         SwinPreset(4, (1, 1), (1, 1), window=2),
+        form=form,
         downsample=downsample,
         out_stages=(0, 1),
         make_adapter=make_adapter,
@@ -197,6 +206,8 @@ def test_stages_after_the_last_level_are_not_built():
 def test_wrong_settings_are_refused():
     with pytest.raises(UserError, match="downsample 'pool'"):
         Highway(NANO.dims, NANO.depths, downsample="pool")
+    with pytest.raises(UserError, match="form 'ring'"):
+        Highway(NANO.dims, NANO.depths, form="ring")
     for stages in ((), (4,)):
         with pytest.raises(UserError, match="out_stages"):
             Highway(NANO.dims, NANO.depths, out_stages=stages)

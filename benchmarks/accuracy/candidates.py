@@ -3,7 +3,9 @@
     python benchmarks/accuracy --candidates [--photos FOLDER] [--streets FOLDER]
 
 compares them on the tasks with label maps by their validation scores. What helped is in
-:class:`e3va.adapter.MixingAdapter`; the rest is here alone, so that the table can be printed again.
+:class:`e3va.MixingAdapter` and the chain of :class:`e3va.Highway`; the rest is here alone, so that
+the table can be printed again. Where a row does not say otherwise, adapters read their taps alone
+and their outputs add up, as in the paper ("parallel").
 """
 
 from collections.abc import Callable
@@ -72,48 +74,31 @@ class Gated(MixingAdapter):
 
 
 def _highway(make: Callable[[int], nn.Module], **settings) -> Callable[[E3VABackbone], None]:
+    settings = {"taps": "block", "form": "parallel", **settings}
+
     def change(backbone: E3VABackbone) -> None:
         preset = backbone.trunk.preset
-        settings.setdefault("taps", "block")
         backbone.taps = settings["taps"]
         backbone.highway = Highway(preset.dims, preset.depths, make_adapter=make, **settings)
 
     return change
 
 
-def _second_pass(
-    taps: int, second: int, kernel: int = 7, read: str = "block", chain: bool = False
-) -> Callable[[E3VABackbone], None]:
+def _second_pass(rank: int, second: int, kernel: int, **settings) -> Callable[[E3VABackbone], None]:
+    """After a stage's adapters one more, J, reads its joined map: ``h ← h + J(x + h)``."""
+
     def change(backbone: E3VABackbone) -> None:
-        _highway(partial(MixingAdapter, rank=taps), taps=read)(backbone)
+        _highway(partial(MixingAdapter, rank=rank), **settings)(backbone)
         for stage, dim in zip(backbone.highway.stages, backbone.trunk.preset.dims, strict=True):
             stage.second = MixingAdapter(dim, second, kernel)
-            stage.chain = chain
             stage.forward = MethodType(_stage_with_second_pass, stage)
 
     return change
 
 
 def _stage_with_second_pass(self, stage, h):
-    h = _stage_as_chain(self, stage, h) if self.chain else type(self).forward(self, stage, h)
+    h = type(self).forward(self, stage, h)
     return h + self.second(stage.out + h, stage.height, stage.width)
-
-
-def _chain(backbone: E3VABackbone) -> None:
-    """Each adapter reads its tap as the highway has changed it so far."""
-    _highway(partial(MixingAdapter, rank=10))(backbone)
-    for stage in backbone.highway.stages:
-        stage.forward = MethodType(_stage_as_chain, stage)
-
-
-def _stage_as_chain(self, stage, h):
-    for adapter, tap in zip(self.mlp, stage.mlp, strict=True):
-        h = (
-            adapter(tap, stage.height, stage.width)
-            if h is None
-            else h + adapter(tap + h, stage.height, stage.width)
-        )
-    return h
 
 
 def _feedback(backbone: E3VABackbone) -> None:
@@ -135,38 +120,44 @@ def _forward_with_feedback(self, images: Tensor) -> dict[str, Tensor]:
     return dict(zip(self.out_features, outputs, strict=True))
 
 
-def _both(backbone: E3VABackbone) -> None:
-    _second_pass(6, 6)(backbone)
+def _feedback_parallel(backbone: E3VABackbone) -> None:
+    _highway(_MIXING)(backbone)
     _feedback(backbone)
 
 
 _MIXING = partial(MixingAdapter, rank=10)
-CHANGES: dict[str, tuple[str, Callable[[E3VABackbone], None] | None]] = {
-    "default": ("the default: one normed tap a block, 5×5, rank 10", _highway(_MIXING)),
-    "kernel 3": ("3×3", _highway(partial(MixingAdapter, rank=10, kernel=3))),
-    "kernel 7": ("7×7", _highway(partial(MixingAdapter, rank=10, kernel=7))),
-    "no mixing": ("without the convolution", _highway(partial(MixingAdapter, rank=10, kernel=1))),
-    "no norm": ("without the norm", _highway(partial(NotNormed, rank=10))),
+_START = "one normed tap a block, 5×5, rank 10, side by side"
+CHANGES: dict[str, tuple[str, Callable[[E3VABackbone], None]]] = {
+    "chain": (
+        "a chain: each adapter reads its tap plus the highway",
+        _highway(_MIXING, form="chain"),
+    ),
+    "parallel": (_START, _highway(_MIXING)),
+    "second pass": ("rank 6, and a second pass, 7×7", _second_pass(6, 6, 7)),
+    "second pass, 5×5": ("the same, 5×5", _second_pass(6, 6, 5)),
+    "second pass, wider": ("the same, 7×7, ranks 3 and 10", _second_pass(3, 10, 7)),
+    "second pass, two taps": (
+        "the same, two taps a block, ranks 3 and 6",
+        _second_pass(3, 6, 7, taps="residual"),
+    ),
+    "second pass, rank 12": ("the same, ranks 12 and 12 (2.4%)", _second_pass(12, 12, 7)),
+    "second pass, chain": (
+        "the same, ranks 6 and 6, in a chain",
+        _second_pass(6, 6, 7, form="chain"),
+    ),
+    "feedback": ("the trunk's next stage sees the highway", _feedback_parallel),
     "two taps": (
         "two taps a block, half the rank",
         _highway(partial(MixingAdapter, rank=5), taps="residual"),
     ),
+    "kernel 3": ("3×3", _highway(partial(MixingAdapter, rank=10, kernel=3))),
+    "kernel 7": ("7×7", _highway(partial(MixingAdapter, rank=10, kernel=7))),
+    "no mixing": ("without the convolution", _highway(partial(MixingAdapter, rank=10, kernel=1))),
+    "no norm": ("without the norm", _highway(partial(NotNormed, rank=10))),
     "scaled": ("in proportion to the tap's spread", _highway(partial(Scaled, rank=10))),
     "random kernels": ("kernels random at the start", _highway(partial(RandomKernels, rank=10))),
     "gated": ("a gate instead of GELU", _highway(partial(Gated, rank=10))),
     "drop path": ("adapters dropped at random", _highway(partial(DropPath, rank=10))),
-    "second pass": ("rank 6, and a second pass over each stage's sum", _second_pass(6, 6)),
-    "second 4 12": ("rank 4, and a second pass over each stage's sum", _second_pass(4, 12)),
-    "second 8 4": ("rank 4, and a second pass over each stage's sum", _second_pass(8, 4)),
-    "second 6 k3": ("rank 4, and a second pass over each stage's sum", _second_pass(6, 8, 3)),
-    "second two taps": ("two taps", _second_pass(3, 6, read="residual")),
-    "second chain": ("chain", _second_pass(6, 6, chain=True)),
-    "second 3 9": ("3 9", _second_pass(3, 10)),
-    "second 6 k5": ("k5", _second_pass(6, 6, 5)),
-    "second wide": ("twice", _second_pass(12, 12)),
-    "second feedback": ("second pass, feedback", _both),
-    "chain": ("each adapter reads its tap plus the highway so far", _chain),
-    "feedback": ("the trunk's next stage sees the highway", _feedback),
     "dual": (
         "two residual taps, the paper's adapters of rank 4",
         _highway(partial(Adapter, rank=4), taps="residual"),
