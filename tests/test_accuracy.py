@@ -133,9 +133,21 @@ def test_tables_against_hand_computed_figures(accuracy):
     report = accuracy.report
     assert report.overall(results) == {"full": [30.0, 30.0], "e3va": [25.0, 28.0]}
     full, e3va = report.summary_table(results).splitlines()[2:]
-    assert "| 15.0 ± 7.1 | 45.0 ± 7.1 | 30.0 ± 0.0 | 100.0% | 1.00% | 1.00 | 1.00 |" in full
-    assert "| 21.0 ± 1.4 | 32.0 ± 2.8 | 26.5 ± 2.1 | 88.3% | 1.00% | 0.40 | 0.65 |" in e3va
+    assert "| 15.0 ± 7.1 | 45.0 ± 7.1 | 30.0 ± 0.0 | 1.00% | 100.0% | 1.00 | 1.00 |" in full
+    assert "| 21.0 ± 1.4 | 32.0 ± 2.8 | 26.5 ± 2.1 | 1.00% | 88.3% | 0.40 | 0.65 |" in e3va
     assert "| 10.0 | **20.0** |" in report.search_table(results)
+
+
+def test_targets_against_hand_computed_figures(accuracy):
+    scores = {
+        **{"full": [40.0, 42.0], "e3va": [40.0, 41.0], "lora": [40.5, 40.5]},
+        **{"bottleneck": [39.0, 39.0], "frozen": [30.0, 33.0]},
+    }
+    lines = accuracy.report.targets({"land": {m: {"scores": s} for m, s in scores.items()}})
+    full, lora, bottleneck, frozen = lines.splitlines()
+    assert full == "- at least 98% of full fine-tuning: met (98.8%)"
+    assert "missed (+0.0)" in lora and "met (+1.5)" in bottleneck
+    assert "met (+9.0, 6.4 deviations" in frozen
 
 
 def small(accuracy, monkeypatch, output, *options):

@@ -40,31 +40,6 @@ class NotNormed(MixingAdapter):
         return self.up(F.gelu(y + self.mix(y)).flatten(2).transpose(1, 2))
 
 
-class Scaled(MixingAdapter):
-    """What the adapter adds is in proportion to the spread of the token that it reads."""
-
-    def forward(self, z: Tensor, height: int, width: int) -> Tensor:
-        return super().forward(z, height, width) * z.std(-1, keepdim=True, correction=0)
-
-
-class RandomKernels(MixingAdapter):
-    """The convolution starts from random numbers instead of zero."""
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        nn.init.normal_(self.mix.weight, std=1 / self.mix.kernel_size[0])
-
-
-class DropPath(MixingAdapter):
-    """In training every fifth adapter of an image adds nothing, the others a quarter more."""
-
-    def forward(self, z: Tensor, height: int, width: int) -> Tensor:
-        out = super().forward(z, height, width)
-        if not self.training:
-            return out
-        return out * (torch.rand(len(z), 1, 1, device=z.device) >= 0.2) / 0.8
-
-
 class Gated(MixingAdapter):
     """The mixed channels are multiplied by a gate instead of going through GELU."""
 
@@ -126,54 +101,44 @@ def _feedback_parallel(backbone: E3VABackbone) -> None:
 
 
 _MIXING = partial(MixingAdapter, rank=10)
-_START = "one normed tap a block, 5×5, rank 10, side by side"
+_RANK_4 = partial(Adapter, rank=4)  # the paper's adapters, two a block: as many parameters
+
+
+def _ranks(*ranks: int) -> Callable[[int], nn.Module]:
+    """An adapter maker with a rank for each stage of the demonstration's trunk."""
+    return lambda dim: MixingAdapter(dim, ranks[(dim // 24).bit_length() - 1])
+
+
 CHANGES: dict[str, tuple[str, Callable[[E3VABackbone], None]]] = {
-    "chain": (
-        "a chain: each adapter reads its tap plus the highway",
-        _highway(_MIXING, form="chain"),
-    ),
-    "parallel": (_START, _highway(_MIXING)),
-    "second pass": ("rank 6, and a second pass, 7×7", _second_pass(6, 6, 7)),
-    "second pass, 5×5": ("the same, 5×5", _second_pass(6, 6, 5)),
-    "second pass, wider": ("the same, 7×7, ranks 3 and 10", _second_pass(3, 10, 7)),
-    "second pass, two taps": (
-        "the same, two taps a block, ranks 3 and 6",
+    "chain": ("a chain: the default", _highway(_MIXING, form="chain")),
+    "parallel": ("side by side: 1 normed tap a block, 5×5, rank 10", _highway(_MIXING)),
+    "second pass": ("second pass 7×7, ranks 6 and 6", _second_pass(6, 6, 7)),
+    "second 5x5": ("second pass 5×5, ranks 6 and 6", _second_pass(6, 6, 5)),
+    "second 3 10": ("second pass 7×7, ranks 3 and 10", _second_pass(3, 10, 7)),
+    "second two taps": (
+        "second pass 7×7, ranks 3 (2 taps a block) and 6",
         _second_pass(3, 6, 7, taps="residual"),
     ),
-    "second pass, rank 12": ("the same, ranks 12 and 12 (2.4%)", _second_pass(12, 12, 7)),
-    "second pass, chain": (
-        "the same, ranks 6 and 6, in a chain",
-        _second_pass(6, 6, 7, form="chain"),
-    ),
+    "second rank 12": ("second pass 7×7, ranks 12 and 12 (2.4%)", _second_pass(12, 12, 7)),
+    "second chain": ("a chain and a second pass 7×7, rank 6", _second_pass(6, 6, 7, form="chain")),
     "feedback": ("the trunk's next stage sees the highway", _feedback_parallel),
     "two taps": (
-        "two taps a block, half the rank",
+        "2 taps a block, rank 5",
         _highway(partial(MixingAdapter, rank=5), taps="residual"),
     ),
     "kernel 3": ("3×3", _highway(partial(MixingAdapter, rank=10, kernel=3))),
     "kernel 7": ("7×7", _highway(partial(MixingAdapter, rank=10, kernel=7))),
-    "no mixing": ("without the convolution", _highway(partial(MixingAdapter, rank=10, kernel=1))),
-    "no norm": ("without the norm", _highway(partial(NotNormed, rank=10))),
-    "scaled": ("in proportion to the tap's spread", _highway(partial(Scaled, rank=10))),
-    "random kernels": ("kernels random at the start", _highway(partial(RandomKernels, rank=10))),
+    "no mixing": ("1×1: no neighbours", _highway(partial(MixingAdapter, rank=10, kernel=1))),
+    "no norm": ("taps not normed", _highway(partial(NotNormed, rank=10))),
     "gated": ("a gate instead of GELU", _highway(partial(Gated, rank=10))),
-    "drop path": ("adapters dropped at random", _highway(partial(DropPath, rank=10))),
-    "dual": (
-        "two residual taps, the paper's adapters of rank 4",
-        _highway(partial(Adapter, rank=4), taps="residual"),
-    ),
+    "rank falls": ("ranks 20, 14, 10, 8 from stage to stage", _highway(_ranks(20, 14, 10, 8))),
+    "rank grows": ("ranks 4, 6, 8, 12 from stage to stage", _highway(_ranks(4, 6, 8, 12))),
+    "dual": ("paper's adapters, 2 residual taps", _highway(_RANK_4, taps="residual")),
     "dual normed": (
-        "the same, taps normed",
-        _highway(partial(Normed, make=partial(Adapter, rank=4)), taps="residual"),
+        "paper's adapters, 2 residual taps, normed",
+        _highway(partial(Normed, make=_RANK_4), taps="residual"),
     ),
-    "dual, rank 16": (
-        "the same, rank 16 (4.5% of the backbone)",
-        _highway(partial(Adapter, rank=16), taps="residual"),
-    ),
-    "sublayer": (
-        "two taps of the sublayers, the paper's adapters of rank 4",
-        _highway(partial(Adapter, rank=4), taps="sublayer"),
-    ),
+    "sublayer": ("paper's adapters, 2 sublayer taps", _highway(_RANK_4, taps="sublayer")),
 }
 CANDIDATES = {
     name: Method(title, {"rank": 10}, change=change) for name, (title, change) in CHANGES.items()
