@@ -189,7 +189,11 @@ def test_mistakes_are_one_line(accuracy, monkeypatch, tmp_path, capfd):
         (["--tasks", "streets"], "the task 'streets' needs --streets"),
         (["--photos", str(tmp_path)], "expected a folder that holds the folder 'train'"),
         (["--trunk", str(tmp_path / "no.pth")], "no.pth"),
+        (["--device", "abacus"], "abacus"),
     ):
         assert small(accuracy, monkeypatch, tmp_path / "out", *options) == 1
         error = capfd.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    for option in (["--seeds", "0"], ["--rates", "-1"], ["--jobs", "0"]):
+        with pytest.raises(SystemExit, match="2"):
+            small(accuracy, monkeypatch, tmp_path / "out", *option)

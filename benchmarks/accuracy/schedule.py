@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from e3va.errors import UserError
+from e3va.torchvision.cli import positive, whole
+from e3va.torchvision.commands import pick_device
 from e3va.torchvision.curves import read_metrics
 from e3va.torchvision.models import DEMO_TRUNK, read_trunk
 from e3va.torchvision.progress import Progress
@@ -42,14 +44,16 @@ def parse(doc: str) -> argparse.Namespace:
         "--candidates", action="store_true", help="forms of the highway instead, by validation"
     )
     parser.add_argument("--trunk", default=DEMO_TRUNK, help="pretrained Swin weights")
-    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), metavar="RATE")
-    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N")
+    parser.add_argument("--rates", nargs="+", type=positive, default=list(RATES), metavar="RATE")
+    parser.add_argument("--seeds", type=whole(1), default=SEEDS, metavar="N")
     parser.add_argument(
         "--large", action="store_true", help="ten times the steps: for a GPU, with --trunk"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: cuda where there is one")
     parser.add_argument(
-        "--jobs", type=int, help="runs side by side, one thread each (default: one for each core)"
+        "--jobs",
+        type=whole(1),
+        help="runs side by side, one thread each (default: one for each core)",
     )
     return parser.parse_args()
 
@@ -130,6 +134,7 @@ def compare(args: argparse.Namespace) -> None:
     """
     from . import report
 
+    args.device = str(pick_device(args.device))
     sources = Sources(args.output / "drawn", args.photos, args.streets)
     tasks = available(sources)
     for task in args.tasks or []:
@@ -201,5 +206,5 @@ def main(doc: str) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    print(f"wrote {args.output}/results.md, results.json, scores.png, curves.png, pairs.png")
+    print(f"wrote {args.output}: results.md, results.json, scores.png, curves.png, and pictures")
     return 0
