@@ -104,7 +104,7 @@ def train(run: Run, folder: Path, sources: Sources, device: str) -> None:
         adapter_lr=run.rate,
         trunk_lr=run.rate,
         seed=run.seed,
-        checkpoint_every=0,
+        checkpoint_every=500,  # short runs start anew
         eval_every=-(-run.steps // 3),
     )
     model.to(place)
