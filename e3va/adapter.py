@@ -7,6 +7,8 @@ from torch.autograd.function import once_differentiable
 
 from .errors import UserError
 
+_EPS = 1e-5  # LayerNorm's
+
 
 class MixingAdapter(nn.Module):
     """Bottleneck adapter that sees its tokens' neighbours, the default::
@@ -119,9 +121,6 @@ class _Normalise(torch.autograd.Function):
         normed, inverse_std = ctx.saved_tensors
         means = gradient.mean(-1, keepdim=True), (gradient * normed).mean(-1, keepdim=True)
         return (gradient - means[0] - normed * means[1]) * inverse_std
-
-
-_EPS = 1e-5  # LayerNorm's
 
 
 def _normalise(z: Tensor) -> Tensor:
