@@ -151,7 +151,7 @@ def test_learning_rate_of_the_adapters_alone_is_multiplied():
         elif any(parameter is p for p in model.head.parameters()):
             assert (rates[id(parameter)], decays[id(parameter)]) == (1e-4, 0.05)
         else:
-            assert (rates[id(parameter)], decays[id(parameter)]) == (4e-4, 0.05)
+            assert (rates[id(parameter)], decays[id(parameter)]) == (8e-4, 0.05)
 
 
 def test_lazy_call_arguments_are_seen_through_text_targets():
