@@ -111,6 +111,10 @@ def _ranks(*ranks: int) -> Callable[[int], nn.Module]:
 
 CHANGES: dict[str, tuple[str, Callable[[E3VABackbone], None]]] = {
     "chain": ("a chain: the default", _highway(_MIXING, form="chain")),
+    "chain 1x1": (
+        "a chain, 1×1: no neighbours",
+        _highway(partial(MixingAdapter, rank=10, kernel=1), form="chain"),
+    ),
     "parallel": ("side by side: 1 normed tap a block, 5×5, rank 10", _highway(_MIXING)),
     "second pass": ("second pass 7×7, ranks 6 and 6", _second_pass(6, 6, 7)),
     "second 5x5": ("second pass 5×5, ranks 6 and 6", _second_pass(6, 6, 5)),
