@@ -123,7 +123,6 @@ CHANGES: dict[str, tuple[str, Callable[[E3VABackbone], None]]] = {
         "second pass 7×7, ranks 3 (2 taps a block) and 6",
         _second_pass(3, 6, 7, taps="residual"),
     ),
-    "second rank 12": ("second pass 7×7, ranks 12 and 12 (2.4%)", _second_pass(12, 12, 7)),
     "second chain": ("a chain and a second pass 7×7, rank 6", _second_pass(6, 6, 7, form="chain")),
     "feedback": ("the trunk's next stage sees the highway", _feedback_parallel),
     "two taps": (
@@ -131,11 +130,9 @@ CHANGES: dict[str, tuple[str, Callable[[E3VABackbone], None]]] = {
         _highway(partial(MixingAdapter, rank=5), taps="residual"),
     ),
     "kernel 3": ("3×3", _highway(partial(MixingAdapter, rank=10, kernel=3))),
-    "kernel 7": ("7×7", _highway(partial(MixingAdapter, rank=10, kernel=7))),
     "no mixing": ("1×1: no neighbours", _highway(partial(MixingAdapter, rank=10, kernel=1))),
     "no norm": ("taps not normed", _highway(partial(NotNormed, rank=10))),
     "gated": ("a gate instead of GELU", _highway(partial(Gated, rank=10))),
-    "rank falls": ("ranks 20, 14, 10, 8 from stage to stage", _highway(_ranks(20, 14, 10, 8))),
     "rank grows": ("ranks 4, 6, 8, 12 from stage to stage", _highway(_ranks(4, 6, 8, 12))),
     "dual": ("paper's adapters, 2 residual taps", _highway(_RANK_4, taps="residual")),
     "dual normed": (
