@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from .errors import UserError
 
-_EPS = 1e-5  # LayerNorm's
+EPS = 1e-5  # LayerNorm's
 
 
 class MixingAdapter(nn.Module):
@@ -110,7 +110,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z: Tensor) -> Tensor:
-        normed, _, inverse_std = torch.native_layer_norm(z, z.shape[-1:], None, None, _EPS)
+        normed, _, inverse_std = torch.native_layer_norm(z, z.shape[-1:], None, None, EPS)
         ctx.save_for_backward(normed, inverse_std)
         return normed
 

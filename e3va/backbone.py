@@ -9,10 +9,14 @@ from torch import Tensor, nn
 from .adapter import Adapter, MixingAdapter
 from .errors import UserError
 from .highway import Highway
+from .precision import storage_dtype
 from .presets import SwinPreset, get_preset
+from .storage import store_as, store_in_8_bits
 from .trunk import TAPS, SwinTrunk
 
 LEVELS = ("p0", "p1", "p2", "p3")
+# How each memory mode keeps the highway's taps, see e3va.kept; None: as autograd does.
+MEMORY = {"standard": "half", "lean": "int8", "plain": None}
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,14 @@ class E3VABackbone(nn.Module):
             for ``"e3va"``, ``"sublayer"`` for ``"paper"``.
         downsample: how the highway passes from stage to stage, see :class:`e3va.highway.Highway`;
             by default ``"offset"`` for ``"e3va"``, ``"direct"`` for ``"paper"``.
+        memory: ``"standard"``: the taps are kept in half precision and a frozen trunk runs in its
+            fast form (:mod:`e3va.fast_trunk`, :mod:`e3va.fast_highway`). ``"lean"``: the taps, and
+            after :meth:`prepare` the trunk's weights, are kept in 8 bits; the hosts also compute
+            neck and heads again in the backward pass instead of keeping what lies inside them.
+            ``"plain"``: the reference, modules and autograd alone.
+        trunk_precision: in which type a frozen trunk computes: ``"auto"`` is float32, and in mixed
+            precision what the device is fast in; or ``"fp32"``, ``"bf16"``, ``"fp16"``. See
+            :mod:`e3va.precision`.
         out_features: the pyramid levels to give, some of p0..p3 (strides 4, 8, 16, 32).
 
     Raises:
@@ -109,6 +121,8 @@ class E3VABackbone(nn.Module):
         reduction: int = 4,
         taps: str | None = None,
         downsample: str | None = None,
+        memory: str = "standard",
+        trunk_precision: str = "auto",
         out_features: Sequence[str] = LEVELS,
     ):
         super().__init__()
@@ -116,12 +130,26 @@ class E3VABackbone(nn.Module):
         own = complete(method, preset, rank, taps, downsample)
         if taps is not None and taps not in TAPS:
             raise UserError(f"taps {taps!r}: expected one of {TAPS}")
+        if memory not in MEMORY:
+            raise UserError(f"memory {memory!r}: expected one of {(*MEMORY,)}")
+        if memory == "plain" and trunk_precision not in ("auto", "fp32"):
+            raise UserError(
+                f"trunk_precision {trunk_precision!r} with memory 'plain': a plain trunk computes "
+                "as autocast has it; give trunk_precision 'auto', or another memory"
+            )
         if not out_features or any(name not in LEVELS for name in out_features):
             raise UserError(f"out_features {list(out_features)}: expected some of {LEVELS}")
         self.method = method
+        self.memory = memory
+        self.trunk_precision = trunk_precision
         self.out_features = tuple(sorted(set(out_features), key=LEVELS.index))
         self.taps = own.taps
-        self.trunk = SwinTrunk(preset, frozen=not METHODS[method].trunk)
+        self.trunk = SwinTrunk(
+            preset,
+            frozen=not METHODS[method].trunk,
+            fast=memory != "plain",
+            precision=trunk_precision,
+        )
         self.highway = Highway(
             preset.dims,
             preset.depths,
@@ -130,7 +158,26 @@ class E3VABackbone(nn.Module):
             taps=own.taps,
             form=METHODS[method].form,
             downsample=own.downsample,
+            keep=MEMORY[memory],
         )
+
+    def prepare(self, mixed: bool) -> None:
+        """Bring a frozen trunk's weights into the form in which they are kept while it is used.
+
+        In mixed precision that is a half-precision type, see :func:`e3va.precision.storage_dtype`;
+        with ``memory="lean"`` 8 bits for the blocks' matrices. It rounds the weights; without it
+        everything works as well and takes more memory. Call it once the model is on its device,
+        with its weights loaded. Nothing happens to a plain trunk, or to one that trains.
+
+        Args:
+            mixed: whether training runs in mixed precision.
+        """
+        if not self.trunk.frozen or self.memory == "plain":
+            return
+        if self.memory == "lean":
+            store_in_8_bits(self.trunk)
+        device = next(self.trunk.parameters()).device
+        store_as(self.trunk, storage_dtype(self.trunk_precision, device, mixed))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images [B, 3, H, W] → {p_s: [B, C_s, ceil(H / 2^(s+2)), ceil(W / 2^(s+2))]}."""

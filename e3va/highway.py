@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from . import fast_highway
 from .adapter import MixingAdapter
 from .errors import UserError
+from .kept import FORMS as KEPT_FORMS
 from .trunk import PatchMerging, Stage
 
 DOWNSAMPLE_FORMS = ("offset", "direct")
@@ -28,6 +30,7 @@ class HighwayStage(nn.Module):
         out_norm: whether this stage is a pyramid level and so has a norm.
         taps: see :meth:`e3va.trunk.SwinTrunk.stages`; ``"block"`` has no ``msa`` taps.
         form: ``"parallel"`` or ``"chain"``, see :class:`Highway`.
+        keep: see :class:`Highway`.
     """
 
     def __init__(
@@ -38,12 +41,14 @@ class HighwayStage(nn.Module):
         out_norm: bool,
         taps: str | None = "block",
         form: str = "chain",
+        keep: str | None = "half",
     ):
         super().__init__()
         count = depth if make_adapter else 0
         self.msa = nn.ModuleList(make_adapter(dim) for _ in range(count if taps != "block" else 0))
         self.mlp = nn.ModuleList(make_adapter(dim) for _ in range(count))
         self.chained = form == "chain"
+        self.keep = keep
         # Not called "norm": the classification norm of published Swin files ends in "norm.weight"
         # and Detectron2 matches names by their endings when asked to.
         self.out_norm = nn.LayerNorm(dim) if out_norm else None
@@ -54,6 +59,9 @@ class HighwayStage(nn.Module):
         The sum is at least float32, also under autocast: it is small beside the residual stream
         that it is added to.
         """
+        if self._is_fast():
+            size = fast_highway.describe(stage, self.mlp[0].up.weight, self.keep)
+            return fast_highway.run_chain(self.mlp, stage.mlp, size, h)
         adapters = _interleave(self.msa, self.mlp)
         taps = _interleave(stage.msa, stage.mlp)
         for adapter, tap in zip(adapters, taps, strict=bool(adapters)):
@@ -61,6 +69,30 @@ class HighwayStage(nn.Module):
             offset = adapter(z, stage.height, stage.width)
             h = _at_least_float32(offset) if h is None else _at_least_float32(h) + offset
         return h
+
+    def _is_fast(self) -> bool:
+        known = self.chained and len(self.mlp) and not len(self.msa)
+        return bool(self.keep and known and fast_highway.is_chain(self.mlp))
+
+    def join(
+        self, stage: Stage, h: Tensor | None, patch_merging: PatchMerging | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """``LN_s(x_s + h_s)`` as a map, and ``PM_s(x_s + h_s) − PM_s(x_s)``.
+
+        None for what is not there: the norm, ``patch_merging``.
+        """
+        norm = self.out_norm
+        if self.keep and (norm is not None or len(self.mlp)):
+            parameter = next(self.parameters())
+            size = fast_highway.describe(stage, parameter, self.keep)
+            return fast_highway.join(stage.out, h, norm, patch_merging, size)
+        joined, out, after = stage.out if h is None else stage.out + h, None, None
+        if norm is not None:
+            out = norm(_at_least_float32(joined)).transpose(1, 2)
+            out = out.unflatten(2, (stage.height, stage.width)).contiguous()
+        if patch_merging is not None:
+            after = patch_merging.difference(joined, stage.out, stage.height, stage.width)
+        return out, after
 
 
 def _interleave(msa: Iterable, mlp: Sequence) -> list:
@@ -94,10 +126,14 @@ class Highway(nn.Module):
         taps: which taps it will be given, see :meth:`e3va.trunk.SwinTrunk.stages`.
         form: ``"parallel"`` or ``"chain"``.
         downsample: ``"offset"`` or ``"direct"``.
+        keep: how the taps of a chain are kept for the backward pass, one of
+            :data:`e3va.kept.FORMS`: its gradients are then those of :mod:`e3va.fast_highway`. None
+            leaves them to autograd, as for every highway that is no chain of
+            :class:`e3va.MixingAdapter`.
 
     Raises:
-        UserError: an unknown ``form`` or ``downsample``, or ``out_stages`` that the trunk does not
-            have.
+        UserError: an unknown ``form``, ``downsample`` or ``keep``, or ``out_stages`` that the trunk
+            does not have.
     """
 
     def __init__(
@@ -110,12 +146,15 @@ class Highway(nn.Module):
         taps: str | None = "block",
         form: str = "chain",
         downsample: str = "offset",
+        keep: str | None = "half",
     ):
         super().__init__()
         if downsample not in DOWNSAMPLE_FORMS:
             raise UserError(f"downsample {downsample!r}: expected one of {DOWNSAMPLE_FORMS}")
         if form not in FORMS:
             raise UserError(f"form {form!r}: expected one of {FORMS}")
+        if keep is not None and keep not in KEPT_FORMS:
+            raise UserError(f"keep {keep!r}: expected one of {KEPT_FORMS}, or None")
         out_stages = tuple(out_stages)
         if not out_stages or any(s not in range(len(dims)) for s in out_stages):
             raise UserError(f"out_stages {out_stages}: expected some of {tuple(range(len(dims)))}")
@@ -123,7 +162,7 @@ class Highway(nn.Module):
         self.out_stages = out_stages
         # Stages after the last pyramid level would train nothing: they are not built.
         self.stages = nn.ModuleList(
-            HighwayStage(dims[s], depths[s], make_adapter, s in out_stages, taps, form)
+            HighwayStage(dims[s], depths[s], make_adapter, s in out_stages, taps, form, keep)
             for s in range(max(out_stages) + 1)
         )
 
@@ -144,16 +183,12 @@ class Highway(nn.Module):
         """
         own = self.stages[stage.index]
         h = own(stage, h_in)
-        joined = stage.out if h is None else stage.out + h
-        out = None
-        if own.out_norm is not None:
-            out = own.out_norm(joined).transpose(1, 2)
-            out = out.unflatten(2, (stage.height, stage.width)).contiguous()
-        if h is None or stage.index + 1 == len(self.stages) or patch_merging is None:
-            return out, None
-        if self.downsample == "direct":
-            return out, patch_merging(h, stage.height, stage.width)
-        return out, patch_merging.difference(joined, stage.out, stage.height, stage.width)
+        goes_on = h is not None and stage.index + 1 < len(self.stages)
+        merging = patch_merging if goes_on else None
+        if self.downsample == "offset":
+            return own.join(stage, h, merging)
+        out, _ = own.join(stage, h, None)
+        return out, merging and merging(h, stage.height, stage.width)
 
     def forward(
         self, stages: Iterable[Stage], patch_mergings: Sequence[PatchMerging | None]

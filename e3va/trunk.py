@@ -6,7 +6,6 @@ detection code and Detectron2: a map is padded on the right and below with zeros
 norm, then shifted, and the shift stays on when a single window covers the map.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,11 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fast_trunk
 from .errors import UserError
+from .precision import check_precision, compute_dtype
 from .presets import SwinPreset, get_preset
+from .windows import from_windows, relative_position_index, shift_mask, to_windows
 
 PATCH = 4  # pixels; all published Swins
 TAPS = ("block", "residual", "sublayer")
+# What a block computes, see SwinBlock.forward, that is a tap: of its attention and of its MLP.
+_TAPPED = {
+    "block": (None, "after_mlp"),
+    "residual": ("after_msa", "after_mlp"),
+    "sublayer": ("attended", "projected"),
+    None: (None, None),
+}
 
 
 class TrunkNotFrozenError(RuntimeError):
@@ -57,9 +66,13 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.proj(self.pad(images)).permute(0, 2, 3, 1))
+
+    @staticmethod
+    def pad(images: Tensor) -> Tensor:
+        """Pad with zeros on the right and below to whole patches."""
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % PATCH, 0, -height % PATCH))
-        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+        return F.pad(images, (0, -width % PATCH, 0, -height % PATCH))
 
 
 class WindowAttention(nn.Module):
@@ -142,17 +155,22 @@ class SwinBlock(nn.Module):
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x[:, :height, :width]
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Run on the residual stream [B, H, W, C].
 
         Returns:
-            the attention's output, the stream after it, the MLP's output, the stream after that;
-            all [B, H, W, C].
+            ``attended``, the attention's output; ``after_msa``, the stream after it; ``projected``,
+            the MLP's output; ``after_mlp``, the stream after that; all [B, H, W, C].
         """
         attended = self.window_attention(x, mask)
         after_msa = x + attended
         projected = self.mlp(self.norm2(after_msa))
-        return attended, after_msa, projected, after_msa + projected
+        return {
+            "attended": attended,
+            "after_msa": after_msa,
+            "projected": projected,
+            "after_mlp": after_msa + projected,
+        }
 
 
 class PatchMerging(nn.Module):
@@ -177,10 +195,15 @@ class PatchMerging(nn.Module):
         return self.reduction(self._join(x, height, width) - self._join(base, height, width))
 
     def _join(self, x: Tensor, height: int, width: int) -> Tensor:
+        return self.norm(self.corners(x, height, width))
+
+    @staticmethod
+    def corners(x: Tensor, height: int, width: int) -> Tensor:
+        """[B, H·W, C] → [B, ceil(H/2)·ceil(W/2), 4C]: each 2×2 tokens side by side, unnormed."""
         x = x.unflatten(1, (height, width))
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.norm(torch.cat(corners, dim=-1).flatten(1, 2))
+        return torch.cat(corners, dim=-1).flatten(1, 2)
 
 
 class SwinStage(nn.Module):
@@ -198,20 +221,36 @@ class SwinStage(nn.Module):
         last = index + 1 == len(preset.depths)
         self.downsample = None if last else PatchMerging(dim)
 
-    def forward(self, x: Tensor, index: int, taps: str | None) -> Stage:
-        """Run the stage on [B, H, W, C]; see :meth:`SwinTrunk.stages` for ``taps``."""
+    def forward(self, x: Tensor, index: int, taps: str | None, fast: bool = False) -> Stage:
+        """Run the stage on [B, H, W, C]; see :meth:`SwinTrunk.stages` for ``taps``.
+
+        ``fast``: by :mod:`e3va.fast_trunk` in the type of ``x``, instead of by the plain modules.
+        """
         height, width = x.shape[1:3]
-        mask = shift_mask(height, width, self.window, self.shift, x.device)
-        msa, mlp = [], []
-        for block in self.blocks:
-            attended, after_msa, projected, x = block(x, mask)
-            if taps is not None:
-                mlp.append((projected if taps == "sublayer" else x).flatten(1, 2))
-            if taps in ("residual", "sublayer"):
-                msa.append((after_msa if taps == "residual" else attended).flatten(1, 2))
-        out = x.flatten(1, 2)
-        merged = self.downsample(out, height, width) if self.downsample is not None else None
-        return Stage(index, msa, mlp, out, merged, height, width)
+        of_msa, of_mlp = _TAPPED[taps]
+        run = fast_trunk.run_blocks if fast else self._run_blocks
+        values = run(self.blocks, x, tuple(filter(None, (of_msa, of_mlp))))
+        out, merged = values["after_mlp"][-1], None
+        if self.downsample is not None:
+            merge = fast_trunk.merge if fast else PatchMerging.__call__
+            merged = merge(self.downsample, out, height, width)
+        return Stage(
+            index, values.get(of_msa, []), values.get(of_mlp, []), out, merged, height, width
+        )
+
+    def _run_blocks(
+        self, blocks: nn.ModuleList, x: Tensor, keep: tuple[str, ...]
+    ) -> dict[str, list[Tensor]]:
+        """The reference that :func:`e3va.fast_trunk.run_blocks` equals."""
+        mask = shift_mask(*x.shape[1:3], self.window, self.shift, x.device)
+        outputs: dict[str, list[Tensor]] = {name: [] for name in keep}
+        for block in blocks:
+            values = block(x, mask)
+            x = values["after_mlp"]
+            for name in keep:
+                outputs[name].append(values[name].flatten(1, 2))
+        outputs.setdefault("after_mlp", [x.flatten(1, 2)])
+        return outputs
 
 
 class SwinTrunk(nn.Module):
@@ -225,15 +264,29 @@ class SwinTrunk(nn.Module):
     Args:
         preset: a name of :data:`e3va.presets.PRESETS`, or a geometry.
         frozen: whether the trunk is outside autograd.
+        fast: whether a frozen trunk computes its stages by :mod:`e3va.fast_trunk`, or by the plain
+            modules below.
+        precision: in which type it does so, see :mod:`e3va.precision`; the plain modules compute in
+            the types of their inputs and weights, and as autocast has it.
 
     Raises:
-        UserError: no such preset.
+        UserError: no such preset or precision.
     """
 
-    def __init__(self, preset: str | SwinPreset = "swin_t", *, frozen: bool = True):
+    def __init__(
+        self,
+        preset: str | SwinPreset = "swin_t",
+        *,
+        frozen: bool = True,
+        fast: bool = True,
+        precision: str = "auto",
+    ):
         super().__init__()
+        check_precision(precision)
         self.preset = get_preset(preset)
         self.frozen = frozen
+        self.fast = fast
+        self.precision = precision
         self.patch_embed = PatchEmbed(self.preset.embed_dim)
         self.absolute_pos_embed = None
         if self.preset.absolute_position:
@@ -277,25 +330,47 @@ class SwinTrunk(nn.Module):
             raise UserError(f"taps {taps!r}: expected one of {TAPS}, or None")
         if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise UserError(f"images of shape {list(images.shape)}: expected [B, 3, H, W]")
-        x = self._run(self._embed, images)
+        fast = self.fast and self.frozen
+        run = self._run_fast if fast else self._run
+        dtype = self._compute_dtype(images) if fast else None
+        x = run(self._embed, images, dtype)
         for index, layer in enumerate(self.layers[:count]):
-            stage = self._run(layer, x, index, taps)
+            stage = run(layer, x, index, taps, fast)
             if stage.merged is not None:
                 x = stage.merged.unflatten(1, (-(-stage.height // 2), -(-stage.width // 2)))
             yield stage
             del stage  # the consumer decides what lives on
 
     def _run(self, function, *args):
-        # Not around the generator: a grad mode set across a yield would leak into the consumer.
+        # Not around the generator: modes set across a yield would leak into the consumer.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return function(*args)
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def _run_fast(self, function, *args):
+        # Its types are its own: autocast would cast weights anew in every pass.
+        with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
+            return function(*args)
+
+    def _embed(self, images: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """Tokens [B, H, W, C]; of type ``dtype`` by the fast form, None for the plain one."""
+        if dtype is not None:
+            return fast_trunk.embed(self, images, dtype)
         x = self.patch_embed(images)
-        if self.absolute_pos_embed is not None:
-            grid = F.interpolate(self.absolute_pos_embed, size=x.shape[1:3], mode="bicubic")
-            x = x + grid.permute(0, 2, 3, 1)
-        return x
+        return x if self.absolute_pos_embed is None else x + self.position_grid(*x.shape[1:3])
+
+    def _compute_dtype(self, images: Tensor) -> torch.dtype:
+        own = self.patch_embed.proj.weight.dtype
+        if own is torch.float64:
+            return own
+        mixed = torch.is_autocast_enabled(images.device.type)
+        return compute_dtype(self.precision, images.device, mixed)
+
+    def position_grid(self, height: int, width: int) -> Tensor:
+        """The absolute position embedding, interpolated to [1, H, W, C]."""
+        grid = self.absolute_pos_embed
+        grid = grid.to(torch.promote_types(grid.dtype, torch.float32))  # it may be kept in half
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic")
+        return grid.permute(0, 2, 3, 1)
 
     def check_frozen(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Prove that no parameter of the trunk can change.
@@ -313,43 +388,6 @@ class SwinTrunk(nn.Module):
                 raise TrunkNotFrozenError(f"trunk parameter {name} got a gradient")
             if id(parameter) in optimized:
                 raise TrunkNotFrozenError(f"trunk parameter {name} is in the optimizer")
-
-
-def to_windows(x: Tensor, side: int) -> Tensor:
-    """[B, H, W, C] with sides that ``side`` divides → [B, nW, side², C], windows in row order."""
-    x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))
-    return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
-
-
-def from_windows(windows: Tensor, size: tuple[int, int], side: int) -> Tensor:
-    """The inverse of :func:`to_windows` for a map of ``size`` (H, W)."""
-    rows, columns = size[0] // side, size[1] // side
-    x = windows.unflatten(2, (side, side)).unflatten(1, (rows, columns))
-    return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
-
-
-def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each pair of tokens of a window, flattened to [N · N], int64."""
-    position = torch.stack(
-        torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    ).flatten(1)
-    offset = position[:, :, None] - position[:, None, :] + window - 1
-    return (offset[0] * (2 * window - 1) + offset[1]).flatten()
-
-
-def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """The mask [nW, N, N] of shifted windows: 0 between tokens that are neighbours in the image,
-    −100 (Swin's own value) between those that the cyclic shift brought together."""
-
-    def regions(size: int) -> Tensor:
-        padded = math.ceil(size / window) * window
-        index = torch.arange(padded, device=device)
-        return (index >= padded - window).int() + (index >= padded - shift).int()
-
-    region = regions(height)[:, None] * 3 + regions(width)[None, :]
-    region = to_windows(region[None, :, :, None], window)[0, :, :, 0]
-    differs = region[:, :, None] != region[:, None, :]
-    return torch.zeros(differs.shape, device=device).masked_fill_(differs, -100.0)
 
 
 def _init_linear(module: nn.Module) -> None:

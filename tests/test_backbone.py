@@ -150,9 +150,67 @@ def test_kept_bytes_grow_with_the_taps():
     # The norm keeps 1/std and shares its result with D; convolution, GELU and U keep their inputs.
     e3va = 1 + dim + rank + rank + rank
     for method, elements in (("paper", paper), ("e3va", e3va)):
-        settings_ = {"method": method, "rank": rank}
+        settings_ = {"method": method, "rank": rank, "memory": "plain"}
         sizes = [kept(replace(NANO, depths=(2, n, 2, 2)), **settings_)[1] for n in (2, 4, 6)]
         assert sizes[2] - sizes[1] == sizes[1] - sizes[0] == 2 * tokens * elements * 4
+
+
+def test_kept_bytes_of_each_memory_mode():
+    """By hand: what a further block adds, and what a joint keeps."""
+    tokens, dim, rank = 8 * 8, 32, 16
+    block = {
+        "standard": tokens * (2 * dim + 4 * rank + 4),  # bfloat16 tap, bottleneck, 1/std
+        "lean": tokens * (dim + 2 + 4),  # 8-bit tap, one bfloat16 scale for 32 channels, 1/std
+    }
+    for memory, expected in block.items():
+        settings_ = {"rank": rank, "memory": memory}
+        sizes = [kept(replace(NANO, depths=(2, n, 2, 2)), **settings_)[1] for n in (2, 4, 6)]
+        assert sizes[2] - sizes[1] == sizes[1] - sizes[0] == 2 * expected
+    levels = [(256 // 4**s, 16 * 2**s) for s in range(4)]
+    joints = {
+        "standard": sum(t * (2 * c + 8) for t, c in levels),  # bfloat16, mean and 1/std
+        "lean": sum(t * (c + 2 * max(1, c // 64) + 8) for t, c in levels),
+    }
+    for memory, expected in joints.items():
+        assert kept(NANO, method="frozen", memory=memory) == (0, expected)
+
+
+@pytest.mark.parametrize("memory", ["standard", "lean"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_training_leaves_a_prepared_trunk_alone(memory, mixed):
+    backbone = E3VABackbone("swin_nano", memory=memory, rank=2).train()
+    names = set(backbone.state_dict())
+    backbone.prepare(mixed)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    assert set(before) == names
+    optimizer = torch.optim.AdamW([p for p in backbone.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            outputs = backbone(torch.rand(1, 3, 48, 48))
+        sum((out - 1).abs().mean() for out in outputs.values()).backward()
+        optimizer.step()
+        backbone.trunk.check_frozen(optimizer)
+    after = backbone.state_dict()
+    changed = {n for n, v in after.items() if not torch.equal(v, before[n])}
+    assert changed == {name for name in before if name.startswith("highway.")}
+    again = E3VABackbone("swin_nano", memory=memory, rank=2)
+    again.load_state_dict(after)
+    again.prepare(mixed)
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, after[name])
+    images = torch.rand(1, 3, 40, 40)
+    plain = E3VABackbone("swin_nano", memory="plain", rank=2)
+    plain.load_state_dict(after)
+    for ours, theirs in zip(again(images).values(), plain(images).values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_preparing_leaves_alone_what_trains_or_is_plain():
+    for settings_ in ({"method": "full"}, {"memory": "plain"}):
+        backbone = E3VABackbone("swin_nano", **settings_)
+        backbone.prepare(mixed=True)
+        assert {p.dtype for p in backbone.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("method", ["e3va", "paper"])

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from e3va import PRESETS, Highway, SwinPreset, SwinTrunk, TrunkNotFrozenError, UserError
-from e3va.trunk import SwinBlock, shift_mask
+from e3va.trunk import SwinBlock
+from e3va.windows import shift_mask
 
 NANO = PRESETS["swin_nano"]
 WIDE = SwinPreset(24, (2, 2, 2, 2), (1, 2, 4, 8), window=7)

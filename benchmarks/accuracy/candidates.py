@@ -83,7 +83,7 @@ def _feedback(backbone: E3VABackbone) -> None:
 
 def _forward_with_feedback(self, images: Tensor) -> dict[str, Tensor]:
     trunk, outputs, h = self.trunk, [], None
-    x = trunk._run(trunk._embed, images)
+    x = trunk._run(trunk._embed, images, None)
     for index, layer in enumerate(trunk.layers):
         if h is not None:
             x, h = x + h.detach().view_as(x), h - h.detach()

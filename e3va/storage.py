@@ -1,0 +1,96 @@
+"""How a frozen trunk's weights are kept in memory: in half precision, or in 8 bits."""
+
+import torch
+from torch import Tensor, nn
+
+_LEVELS = 127  # of an 8-bit weight, on each side of zero
+
+
+class Int8Linear(nn.Module):
+    """A frozen linear layer whose weight is kept in 8 bits, with a scale for each output channel.
+
+    Its state is that of an ``nn.Linear``: ``weight`` (widened) and ``bias``. Loading rounds a
+    weight to 8 bits; one that has been rounded before is loaded as it was.
+
+    Args:
+        linear: the layer to take the weights of.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.out_features, self.in_features = linear.weight.shape
+        values, scale = quantise(linear.weight.detach())
+        self.values = nn.Parameter(values, requires_grad=False)  # counted with the parameters
+        self.register_buffer("scale", scale, persistent=False)
+        self.bias = linear.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight [out, in], float32."""
+        return self.values * self.scale[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, in] → […, out]."""
+        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[prefix + "values"]
+        destination[prefix + "weight"] = self.weight
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *rest) -> None:
+        state_dict = dict(state_dict)
+        weight = state_dict.pop(prefix + "weight", None)
+        state_dict[prefix + "values"] = self.values
+        if weight is None:
+            missing.append(prefix + "weight")
+        elif weight.shape != self.values.shape:
+            rest[-1].append(
+                f"size mismatch for {prefix}weight: {list(weight.shape)} in the file, "
+                f"{list(self.values.shape)} in the model"
+            )
+        else:
+            values, scale = quantise(weight)
+            state_dict[prefix + "values"] = values
+            self.scale.copy_(scale)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight [out, in] to 8 bits.
+
+    Returns:
+        int8 values [out, in] and float32 scales [out]; their product is nearest to the weight.
+        Rounding the product again gives the same values and scales.
+    """
+    weight = weight.float()
+    scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / _LEVELS
+    for _ in range(2):  # the scale that the product will be found to have
+        scale = (_LEVELS * scale) / _LEVELS
+    return (weight / scale[:, None]).round().clamp(-_LEVELS, _LEVELS).to(torch.int8), scale
+
+
+def store_as(trunk: nn.Module, dtype: torch.dtype) -> None:
+    """Convert a trunk's weights, but for those of its patch mergings, which the highway uses too.
+
+    Weights in 8 bits stay so.
+    """
+    theirs = {id(p) for merging in trunk.patch_mergings if merging for p in merging.parameters()}
+    for parameter in trunk.parameters():
+        if parameter.is_floating_point() and id(parameter) not in theirs:
+            parameter.data = parameter.data.to(dtype)
+
+
+def store_in_8_bits(trunk: nn.Module) -> None:
+    """Replace the blocks' linear layers, which hold nearly all of a Swin's weights."""
+    for layer in trunk.layers:
+        for block in layer.blocks:
+            for owner, name in (
+                (block.attn, "qkv"),
+                (block.attn, "proj"),
+                (block.mlp, "fc1"),
+                (block.mlp, "fc2"),
+            ):
+                linear = getattr(owner, name)
+                if not isinstance(linear, Int8Linear):
+                    setattr(owner, name, Int8Linear(linear))
