@@ -59,7 +59,7 @@ class HighwayStage(nn.Module):
         The sum is at least float32, also under autocast: it is small beside the residual stream
         that it is added to.
         """
-        if self._is_fast():
+        if self._is_fast(stage):
             size = fast_highway.describe(stage, self.mlp[0].up.weight, self.keep)
             return fast_highway.run_chain(self.mlp, stage.mlp, size, h)
         adapters = _interleave(self.msa, self.mlp)
@@ -70,9 +70,13 @@ class HighwayStage(nn.Module):
             h = _at_least_float32(offset) if h is None else _at_least_float32(h) + offset
         return h
 
-    def _is_fast(self) -> bool:
+    def _is_fast(self, stage: Stage) -> bool:
         known = self.chained and len(self.mlp) and not len(self.msa)
-        return bool(self.keep and known and fast_highway.is_chain(self.mlp))
+        return bool(self._keeps(stage) and known and fast_highway.is_chain(self.mlp))
+
+    def _keeps(self, stage: Stage) -> bool:
+        # The hand-written passes know no gradient of the trunk: one that trains is autograd's.
+        return self.keep is not None and not stage.out.requires_grad
 
     def join(
         self, stage: Stage, h: Tensor | None, patch_merging: PatchMerging | None
@@ -82,7 +86,7 @@ class HighwayStage(nn.Module):
         None for what is not there: the norm, ``patch_merging``.
         """
         norm = self.out_norm
-        if self.keep and (norm is not None or len(self.mlp)):
+        if self._keeps(stage) and (norm is not None or len(self.mlp)):
             parameter = next(self.parameters())
             size = fast_highway.describe(stage, parameter, self.keep)
             return fast_highway.join(stage.out, h, norm, patch_merging, size)

@@ -136,6 +136,21 @@ def test_unused_levels_get_no_gradient_and_do_no_harm():
                 assert (other - value).norm() < 0.01 * value.norm()
 
 
+def test_a_trunk_that_trains_gets_its_gradients():
+    """The hand-written passes know none: such a trunk is left to autograd."""
+    trunk = SwinTrunk(NANO, frozen=False)
+    highways = [Highway(NANO.dims, NANO.depths, keep=keep) for keep in (None, "half")]
+    highways[1].load_state_dict(highways[0].state_dict())
+    images = torch.rand(1, 3, 48, 40)
+    results = []
+    for highway in highways:
+        loss = sum(o.cos().sum() for o in highway(trunk.stages(images), trunk.patch_mergings))
+        results.append(torch.autograd.grad(loss, list(trunk.parameters())))
+    for one, other in zip(*results, strict=True):
+        assert one.any()
+        assert torch.equal(one, other)
+
+
 # --- what is kept
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from ..backbone import LEVELS, E3VABackbone
 from ..errors import UserError
 from ..trunk import PATCH, SwinTrunk
+from .pyramid import LeanPyramid
 
 
 class E3VASwin(E3VABackbone, Backbone):
@@ -50,6 +51,8 @@ def model_parts(model: nn.Module) -> dict[str, nn.Module | None]:
     """
     trunk = find_backbone(model)
     neck = [m for m in model.backbone.children() if m is not trunk]
+    if isinstance(model.backbone.forward, LeanPyramid):  # then that is what runs
+        neck.append(model.backbone.forward.top_down)
     heads = [m for name, m in model.named_children() if name != "backbone"]
     return {
         "trunk": trunk.trunk,
@@ -96,6 +99,8 @@ def _build_bottom_up(cfg, input_shape: ShapeSpec, out_features: list[str]) -> E3
         reduction=settings.REDUCTION,
         taps=settings.TAPS or None,
         downsample=settings.DOWNSAMPLE or None,
+        memory=settings.MEMORY,
+        trunk_precision=settings.TRUNK_PRECISION,
         out_features=out_features,
     )
 

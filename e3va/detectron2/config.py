@@ -31,8 +31,9 @@ def add_e3va_config(cfg: CfgNode) -> None:
 
     ``MODEL.E3VA``: PRESET (a name of :data:`e3va.PRESETS`), METHOD (``e3va``,
     ``paper``, ``frozen`` or ``full``), RANK, REDUCTION, TAPS, DOWNSAMPLE as in
-    :class:`e3va.E3VABackbone` (0 and "" stand for the method's own); OUT_FEATURES for the bare
-    backbone (with FPN, ``MODEL.FPN.IN_FEATURES`` says which levels there are).
+    :class:`e3va.E3VABackbone` (0 and "" stand for the method's own), MEMORY and TRUNK_PRECISION
+    likewise; OUT_FEATURES for the bare backbone (with FPN, ``MODEL.FPN.IN_FEATURES`` says which
+    levels there are).
     """
     cfg.MODEL.E3VA = CfgNode()
     cfg.MODEL.E3VA.PRESET = "swin_t"
@@ -41,6 +42,8 @@ def add_e3va_config(cfg: CfgNode) -> None:
     cfg.MODEL.E3VA.REDUCTION = 4
     cfg.MODEL.E3VA.TAPS = ""
     cfg.MODEL.E3VA.DOWNSAMPLE = ""
+    cfg.MODEL.E3VA.MEMORY = "standard"
+    cfg.MODEL.E3VA.TRUNK_PRECISION = "auto"
     cfg.MODEL.E3VA.OUT_FEATURES = ["p0", "p1", "p2", "p3"]
 
 

@@ -21,6 +21,7 @@ from .checkpoint import HighwayCheckpointer
 from .config import find_config, load_config
 from .data import class_names, coco_dicts
 from .hooks import MetricPrinter, PeakMemory, TrainedPartsReport
+from .lean import leave_trunk_out_of_ddp
 from .trainer import HighwayTrainer
 
 logger = logging.getLogger(__name__)
@@ -179,6 +180,8 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
     ddp = OmegaConf.to_container(train_cfg.ddp)
     if torch.device(train_cfg.device).type != "cuda":
         ddp["device_ids"] = None
+    if comm.get_world_size() > 1:
+        leave_trunk_out_of_ddp(model)
     model = create_ddp_model(model, **ddp)
     trainer = HighwayTrainer(
         model,

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..measure import MIB, track_saved_bytes
 from ..stream import seed_everything
 from .backbone import find_trunk_module, model_parts
+from .lean import prepare_model
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +77,15 @@ class HighwayTrainer(SimpleTrainer):
         self._measured = False
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run iterations ``start_iter`` to ``max_iter`` − 1 with all hooks."""
+        """Run iterations ``start_iter`` to ``max_iter`` − 1 with all hooks.
+
+        Weights are to be loaded before: the model is prepared for its ``memory`` here.
+        """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         if hasattr(self.data_loader, "seek"):
             self.data_loader.seek(start_iter)
+        prepare_model(self._bare_model(), mixed=self.dtype is not None)
         self._prove_frozen()
         # Detectron2's own loop prints a traceback for every exception, a user's mistake included.
         with EventStorage(start_iter) as self.storage:
@@ -143,13 +148,16 @@ class HighwayTrainer(SimpleTrainer):
             return self.model.no_sync()
         return contextlib.nullcontext()
 
+    def _bare_model(self) -> nn.Module:
+        return self.model.module if hasattr(self.model, "module") else self.model
+
     @contextlib.contextmanager
     def _report_first_forward(self, images: int):
         if self._measured:
             yield
             return
         self._measured = True
-        model = self.model.module if hasattr(self.model, "module") else self.model
+        model = self._bare_model()
         with track_saved_bytes(model, model_parts(model)) as saved:
             yield
         gradients = sum(p.numel() * p.element_size() for p in self.trained) / MIB

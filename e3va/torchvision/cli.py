@@ -4,9 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..backbone import METHODS
+from ..backbone import MEMORY, METHODS
 from ..errors import UserError
 from ..highway import DOWNSAMPLE_FORMS
+from ..precision import PRECISIONS as TRUNK_PRECISIONS
 from ..trunk import TAPS
 from . import commands
 from .models import DEMO_TRUNK, HEADS, MODELS
@@ -151,6 +152,8 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     add(model, "--reduction", "q: paper's bottleneck is C/q wide", type=whole(1), metavar="Q")
     add(model, "--taps", f"what the adapters read; {own}", choices=TAPS)
     add(model, "--downsample", f"between stages; {own}", choices=DOWNSAMPLE_FORMS)
+    add(model, "--memory", "lean: keep less, compute more", choices=MEMORY)
+    add(model, "--trunk-precision", "of a frozen trunk", choices=TRUNK_PRECISIONS)
     add(model, "--heads", "widths; default: light for trunks below Swin-T", choices=HEADS)
     add(model, "--size", "shorter side of the images, pixels", type=whole(32), metavar="PX")
     add(model, "--max-size", "longer side at most", type=whole(32), metavar="PX")

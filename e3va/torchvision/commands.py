@@ -47,7 +47,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "precision": None,
     "lr": None,
     **{k: _CONFIG[k] for k in ("method", "rank", "reduction", "taps", "downsample")},
-    **{k: _CONFIG[k] for k in ("size", "max_size")},
+    **{k: _CONFIG[k] for k in ("memory", "trunk_precision", "size", "max_size")},
     **{k: _SETTINGS[k] for k in ("steps", "batch_size", "adapter_lr", "trunk_lr", "seed")},
     **{k: _SETTINGS[k] for k in ("eval_every", "checkpoint_every")},
 }

@@ -68,6 +68,7 @@ class ModelConfig:
         trunk: where its weights came from: ``"demo"``, a file's path, or ``"random"``.
         method, rank, reduction, taps, downsample: see :class:`e3va.E3VABackbone`; None is replaced
             by the method's own setting.
+        memory, trunk_precision: see :class:`e3va.E3VABackbone`.
         heads: a key of ``HEADS``.
         size, max_size: images are resized so that the shorter side has ``size`` pixels and the
             longer at most ``max_size``.
@@ -84,6 +85,8 @@ class ModelConfig:
     reduction: int = 4
     taps: str | None = None
     downsample: str | None = None
+    memory: str = "standard"
+    trunk_precision: str = "auto"
     heads: str = "standard"
     size: int = 480
     max_size: int = 800
@@ -167,6 +170,8 @@ def build_model(config: ModelConfig) -> nn.Module:
             reduction=config.reduction,
             taps=config.taps,
             downsample=config.downsample,
+            memory=config.memory,
+            trunk_precision=config.trunk_precision,
         )
     backbone = PyramidBackbone(bottom_up, HEADS[config.heads].channels, extra_level=detects)
     return MODELS[config.model](config, backbone)
@@ -278,7 +283,7 @@ def describe(config: ModelConfig) -> str:
             value = f"{preset_name(value) or 'a Swin'} ({value})"
         elif isinstance(value, tuple):
             value = ", ".join(map(str, value))
-        lines.append(f"{field.name:<14}{value}")
+        lines.append(f"{field.name:<13} {value}")
     return "\n".join(lines)
 
 

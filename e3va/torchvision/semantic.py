@@ -81,19 +81,24 @@ class SemanticFPN(nn.Module):
         sizes = [image.shape[-2:] for image in images]
         batch, _ = self.transform(images)
         logits = self.sem_seg_head(self.backbone(batch.tensors))
-        logits = _resize(logits.float(), batch.tensors.shape[-2:])
         if self.training:
             labels = [target["labels"] for target in targets]
-            wanted = _pad_labels(labels, batch.image_sizes, logits.shape[-2:])
-            # The mean over no pixel at all is not a number.
-            count = (wanted != IGNORED).sum().clamp(min=1)
-            loss = F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
-            return {"loss_sem_seg": loss / count}
+            wanted = _pad_labels(labels, batch.image_sizes, batch.tensors.shape[-2:])
+            return {"loss_sem_seg": self._loss(logits, wanted)}
+        logits = _resize(logits.float(), batch.tensors.shape[-2:])
         results = []
         for scores, (height, width), size in zip(logits, batch.image_sizes, sizes, strict=True):
             own = _resize(scores[None, :, :height, :width], size)[0]
             results.append({"labels": own.argmax(0)})
         return results
+
+    def _loss(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """Of logits [B, num_classes, h, w] at any size and labels [B, H, W]."""
+        # The mean over no pixel at all is not a number.
+        count = (wanted != IGNORED).sum().clamp(min=1)
+        logits = _resize(logits.float(), wanted.shape[-2:])
+        loss = F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
+        return loss / count
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -20,6 +20,7 @@ from ..measure import MIB, count_parameters, parameter_table, peak_memory, track
 from ..stream import BatchStream, SeededDataset, seed_everything, stream_batches
 from .data import Dataset, TrainMapper
 from .evaluate import Scores
+from .lean import prepare_model
 from .models import ModelConfig, load_state, model_parts
 from .progress import Progress
 
@@ -136,7 +137,7 @@ class Trainer:
         self.scores: Scores | None = None
 
     def train(self) -> None:
-        """Train to the last step, then save the model.
+        """Prepare the model for its ``memory``, train to the last step, then save the model.
 
         Ctrl-C (or SIGTERM) ends the step, saves, and raises ``KeyboardInterrupt``.
 
@@ -147,6 +148,7 @@ class Trainer:
             KeyboardInterrupt: after a checkpoint has been written.
         """
         settings, last = self.settings, self.settings.steps
+        prepare_model(self.model, mixed=PRECISIONS[settings.precision] is not None)
         print(f"What trains:\n{parameter_table(self.parameter_rows())}", flush=True)
         batches = self._batches()
         with Progress(self.step, last) as progress:

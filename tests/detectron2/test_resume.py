@@ -56,11 +56,15 @@ def state(trainer):
     return tensors
 
 
-@pytest.mark.parametrize(("workers", "precision"), [(0, "fp16"), (2, "fp32")])
-def test_resumed_run_ends_with_the_same_bits(small_config, tmp_path, workers, precision):
+@pytest.mark.parametrize(
+    ("workers", "precision", "memory"),
+    [(0, "fp16", "standard"), (2, "fp32", "standard"), (0, "bf16", "lean"), (0, "fp32", "lean")],
+)
+def test_resumed_run_ends_with_the_same_bits(small_config, tmp_path, workers, precision, memory):
     """Under fp16, the loss scale that the first steps found is part of what goes on."""
     small_config.train.amp.enabled = precision == "fp16"
     small_config.train.amp.dtype = precision
+    small_config.model.backbone.bottom_up.memory = memory
     whole = state(train(small_config, tmp_path / "whole"))
     # One step past the checkpoint is lost and must be done again, the same.
     with pytest.raises(Stop):

@@ -27,7 +27,7 @@ class MeanModel(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.backbone = E3VASwin("swin_nano", rank=2, out_features=["p3"])
+        self.backbone = E3VASwin("swin_nano", rank=2, out_features=["p3"], memory="plain")
         for name, parameter in self.backbone.highway.named_parameters():
             if name.endswith("up.weight"):  # zero at the start: hides the other factors' gradients
                 nn.init.normal_(parameter, std=0.1)
@@ -240,7 +240,7 @@ def test_every_precision_trains_on_cpu(small_config, tmp_path, precision):
     losses = [value for value, _ in trainer.storage.history("total_loss").values()]
     assert all(torch.isfinite(torch.tensor(losses)))
     assert sum(losses[-3:]) < sum(losses[:3])
-    dtypes = {p.dtype for p in trainer.model.parameters()}
+    dtypes = {p.dtype for p in trainer.trained}
     assert dtypes == {torch.float32}
 
 

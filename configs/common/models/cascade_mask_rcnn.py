@@ -12,6 +12,8 @@ model.backbone.bottom_up = L(E3VASwin)(
     reduction=4,
     taps=None,
     downsample=None,
+    memory="standard",
+    trunk_precision="auto",
     out_features=["p0", "p1", "p2", "p3"],
 )
 
