@@ -10,7 +10,6 @@ Tokens of a batch are rows [T, C] here, T = B · H · W.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,55 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from .adapter import EPS, MixingAdapter
 from .kept import Kept
+from .maps import Map
 from .products import Product
-
-# Of float32 rows at a time: what stays in a CPU's cache; on a GPU what keeps it busy.
-_CHUNK_BYTES = {"cpu": 4 * 2**20}
-_CHUNK_BYTES_ELSEWHERE = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class Map:
-    """What the rows are: a batch of maps, and in which types they are worked on.
-
-    Attributes:
-        batch, height, width: B, H, W.
-        wide: type of sums and norms, at least float32.
-        narrow: type of matrix products: autocast's where it is on, else ``wide``.
-        keep: one of :data:`e3va.kept.FORMS`; None where nothing is kept (inference).
-    """
-
-    batch: int
-    height: int
-    width: int
-    wide: torch.dtype
-    narrow: torch.dtype
-    keep: str | None
-
-    def chunks(self, x: Tensor) -> Iterator[slice]:
-        """Rows of [T, C] to work on together."""
-        limit = _CHUNK_BYTES.get(x.device.type, _CHUNK_BYTES_ELSEWHERE)
-        count = max(1, limit // (4 * x.shape[1]))
-        for start in range(0, len(x), count):
-            yield slice(start, min(start + count, len(x)))
-
-    def as_map(self, rows: Tensor) -> Tensor:
-        """[T, r] → [B, r, H, W], channels last in memory, nothing copied."""
-        return rows.view(self.batch, self.height, self.width, -1).permute(0, 3, 1, 2)
-
-    def as_rows(self, x: Tensor) -> Tensor:
-        """[B, r, H, W] → [T, r]."""
-        return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def describe(stage, parameter: Tensor, keep: str) -> Map:
-    """The map of a stage, as the highway whose ``parameter`` is given works on it."""
-    device = stage.out.device.type
-    wide = torch.promote_types(parameter.dtype, torch.float32)
-    mixed = torch.is_autocast_enabled(device)
-    narrow = torch.get_autocast_dtype(device) if mixed else wide
-    own = keep if torch.is_grad_enabled() else None
-    return Map(stage.out.shape[0], stage.height, stage.width, wide, narrow, own)
 
 
 def is_chain(adapters: Sequence[nn.Module]) -> bool:
@@ -81,7 +33,7 @@ def run_chain(
     """``h ← h + A(z + h)`` for each adapter A and tap z [B, T, C] in turn.
 
     Args:
-        size: of the maps, see :func:`describe`.
+        size: of the maps, see :func:`e3va.maps.describe`.
         h: what comes in [B, T, C]; None for zero.
 
     Returns:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from . import fast_highway
+from . import fast_highway, fast_parallel, maps
 from .adapter import MixingAdapter
 from .errors import UserError
 from .kept import FORMS as KEPT_FORMS
@@ -59,20 +59,24 @@ class HighwayStage(nn.Module):
         The sum is at least float32, also under autocast: it is small beside the residual stream
         that it is added to.
         """
-        if self._is_fast(stage):
-            size = fast_highway.describe(stage, self.mlp[0].up.weight, self.keep)
-            return fast_highway.run_chain(self.mlp, stage.mlp, size, h)
         adapters = _interleave(self.msa, self.mlp)
         taps = _interleave(stage.msa, stage.mlp)
+        run = self._fast_form(adapters) if self._keeps(stage) else None
+        if run is not None:
+            size = maps.describe(stage, next(adapters[0].parameters()), self.keep)
+            return run(adapters, taps, size, h)
         for adapter, tap in zip(adapters, taps, strict=bool(adapters)):
             z = tap + h if self.chained and h is not None else tap
             offset = adapter(z, stage.height, stage.width)
             h = _at_least_float32(offset) if h is None else _at_least_float32(h) + offset
         return h
 
-    def _is_fast(self, stage: Stage) -> bool:
-        known = self.chained and len(self.mlp) and not len(self.msa)
-        return bool(self._keeps(stage) and known and fast_highway.is_chain(self.mlp))
+    def _fast_form(self, adapters: Sequence[nn.Module]) -> Callable | None:
+        if adapters and self.chained and fast_highway.is_chain(adapters):
+            return fast_highway.run_chain
+        if adapters and not self.chained and fast_parallel.is_parallel(adapters):
+            return fast_parallel.run_parallel
+        return None
 
     def _keeps(self, stage: Stage) -> bool:
         # The hand-written passes know no gradient of the trunk: one that trains is autograd's.
@@ -88,7 +92,7 @@ class HighwayStage(nn.Module):
         norm = self.out_norm
         if self._keeps(stage) and (norm is not None or len(self.mlp)):
             parameter = next(self.parameters())
-            size = fast_highway.describe(stage, parameter, self.keep)
+            size = maps.describe(stage, parameter, self.keep)
             return fast_highway.join(stage.out, h, norm, patch_merging, size)
         joined, out, after = stage.out if h is None else stage.out + h, None, None
         if norm is not None:
@@ -130,10 +134,10 @@ class Highway(nn.Module):
         taps: which taps it will be given, see :meth:`e3va.trunk.SwinTrunk.stages`.
         form: ``"parallel"`` or ``"chain"``.
         downsample: ``"offset"`` or ``"direct"``.
-        keep: how the taps of a chain are kept for the backward pass, one of
-            :data:`e3va.kept.FORMS`: its gradients are then those of :mod:`e3va.fast_highway`. None
-            leaves them to autograd, as for every highway that is no chain of
-            :class:`e3va.MixingAdapter`.
+        keep: how taps are kept for the backward pass, one of :data:`e3va.kept.FORMS`: gradients
+            are then those of :mod:`e3va.fast_highway` for a chain of :class:`e3va.MixingAdapter`
+            and of :mod:`e3va.fast_parallel` for :class:`e3va.Adapter` in parallel. None leaves them
+            to autograd, as they are for all others.
 
     Raises:
         UserError: an unknown ``form``, ``downsample`` or ``keep``, or ``out_stages`` that the trunk

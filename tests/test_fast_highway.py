@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e3va import PRESETS, E3VABackbone, Highway, SwinTrunk, UserError, fast_highway
+from e3va import PRESETS, Adapter, E3VABackbone, Highway, SwinTrunk, UserError, maps
 from e3va.kept import FORMS, Kept
 
 NANO = PRESETS["swin_nano"]
@@ -42,9 +42,10 @@ def error(ours: dict, reference: dict) -> float:
 
 
 @pytest.mark.parametrize(("mode", "most"), [("standard", 0.005), ("lean", 0.03)])
-def test_values_are_the_plain_ones_and_gradients_close(mode, most):
+@pytest.mark.parametrize("method", ["e3va", "paper"])
+def test_values_are_the_plain_ones_and_gradients_close(method, mode, most):
     """Relative error of the worst parameter: bfloat16 has 8 bits of mantissa, "lean" 8 bits."""
-    plain, fast = backbones(mode, preset=MICRO)
+    plain, fast = backbones(mode, preset=MICRO, method=method)
     images = torch.rand(2, 3, 100, 72)
     (expected, reference), (found, gradients) = run(plain, images), run(fast, images)
     for one, other in zip(found, expected, strict=True):
@@ -53,6 +54,10 @@ def test_values_are_the_plain_ones_and_gradients_close(mode, most):
     assert 1e-5 < error(gradients, reference) < most
 
 
+PAPER = {"make_adapter": Adapter, "form": "parallel", "taps": "residual"}
+
+
+@pytest.mark.parametrize("form", [{}, PAPER], ids=["chain", "paper"])
 @settings(max_examples=15, deadline=None)
 @given(
     batch=st.integers(1, 2),
@@ -60,19 +65,20 @@ def test_values_are_the_plain_ones_and_gradients_close(mode, most):
     width=st.integers(1, 70),
     rows=st.sampled_from([1, 7, 10**6]),
 )
-def test_exact_form_equals_autograd_at_any_size(batch, height, width, rows):
+def test_exact_form_equals_autograd_at_any_size(form, batch, height, width, rows):
     torch.manual_seed(height)
     trunk = SwinTrunk(NANO).double()
     images = torch.randn(batch, 3, height, width).double()
-    stages = list(trunk.stages(images))
-    highways = [Highway(NANO.dims, NANO.depths, keep=keep).double() for keep in (None, "exact")]
+    stages = list(trunk.stages(images, taps=form.get("taps", "block")))
+    sizes = NANO.dims, NANO.depths
+    highways = [Highway(*sizes, keep=keep, **form).double() for keep in (None, "exact")]
     for parameter in highways[0].parameters():
         parameter.data.add_(0.2 * torch.randn_like(parameter))
     highways[1].load_state_dict(highways[0].state_dict())
     results = []
     for highway in highways:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(fast_highway._CHUNK_BYTES, "cpu", rows * 4 * 16)
+            patch.setitem(maps.CHUNK_BYTES, "cpu", rows * 4 * 16)
             outputs = highway(stages, trunk.patch_mergings)
             loss = sum((out * (out + 1).cos()).sum() for out in outputs)
             results.append((outputs, torch.autograd.grad(loss, list(highway.parameters()))))
