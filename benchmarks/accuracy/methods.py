@@ -5,7 +5,7 @@ adds starts as the identity. The ranks of LoRA, bottleneck adapters and highways
 that train at most 1.5% of the backbone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,12 +58,12 @@ def _last_stage(trunk: SwinTrunk) -> None:
     _train_only(trunk, lambda name: name.startswith(f"layers.{last}."))
 
 
-def lora(rank: int) -> Callable[[SwinTrunk], None]:
-    """LoRA (arXiv 2106.09685) of Hugging Face peft on the projections that widen: qkv and fc1."""
+def lora(rank: int, target_modules: Sequence[str] = ("qkv", "fc1")) -> Callable[[SwinTrunk], None]:
+    """LoRA (arXiv 2106.09685) of Hugging Face peft, by default on the projections that widen."""
 
     def prepare(trunk: SwinTrunk) -> None:
         peft = require("peft", "the method lora")
-        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["qkv", "fc1"])
+        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=[*target_modules])
         peft.inject_adapter_in_model(config, trunk)
 
     return prepare

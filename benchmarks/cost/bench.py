@@ -1,0 +1,185 @@
+"""One method on its batch: counts and timed steps."""
+
+import contextlib
+import ctypes
+import gc
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from e3va.measure import MIB, count_parameters, track_saved_bytes
+from e3va.stream import seed_everything
+
+from . import limits
+from .clock import Arrivals, divided, now
+from .meters import flop_counter, resident_bytes, track_peak
+from .methods import METHODS
+from .models import SUBJECTS, Spec
+from .sharing import share_frozen
+
+GIB = 1024 * MIB
+AVERAGES = ("exp_avg", "exp_avg_sq")  # of AdamW
+
+
+class Bench:
+    """A method's model, its batch and its optimizer.
+
+    The learning rate is zero: an update computes what it always computes and changes nothing, so
+    that every step does the same work.
+    """
+
+    def __init__(self, spec: Spec):
+        self.spec = spec
+        self.device = torch.device(spec.device)
+        self.cuda = self.device.type == "cuda"
+        if self.cuda and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        if spec.cap:
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(spec.cap * GIB / total, self.device)
+        self.subject = SUBJECTS[spec.host](spec)
+        if spec.shared and self.device.type == "cpu":
+            share_frozen(self.subject.model, Path(spec.shared))
+        trained = [p for p in self.subject.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.05)
+        # A scale at which the gradients of random weights do not overflow: no update is left out.
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=spec.precision == "fp16", init_scale=1.0
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """The method's title and its parameters by part."""
+        rows = count_parameters(self.subject.model, self.subject.parts)
+        backbone = [row for row in rows if row.part in ("trunk", "highway")]
+        trained = sum(row.trained for row in backbone)
+        return {
+            "method": self.spec.method,
+            "title": METHODS[self.spec.method].title.format(rank=self.spec.rank),
+            "trained": sum(row.trained for row in rows),
+            "trained_in_backbone": trained,
+            "share_of_backbone": trained / sum(row.total for row in backbone),
+            "parameters": {row.part: {"all": row.total, "trained": row.trained} for row in rows},
+        }
+
+    def load(self, height: int, width: int, batch: int) -> None:
+        """Take a batch of another size."""
+        self.subject.load(height, width, batch)
+
+    def count(self) -> dict[str, Any]:
+        """Bytes saved for backward and FLOPs by part, and the loss: equal losses, equal work."""
+        subject = self.subject
+        self._wake()
+        with flop_counter() as counter:
+            with (
+                track_saved_bytes(subject.model, subject.parts) as saved,
+                divided(subject, counter.get_total_flops) as forward,
+            ):
+                loss = self._forward()
+            done = counter.get_total_flops()
+            self.scaler.scale(loss).backward()
+            backward = counter.get_total_flops() - done
+        value = float(loss.detach())
+        del loss
+        self._update()
+        self._rest()
+        return {
+            "loss": value,
+            "saved_bytes": saved.by_part,
+            "flops": {"forward": forward, "backward": backward},
+        }
+
+    def peak(self) -> dict[str, Any]:
+        """Peak bytes of a step above what is there before it, and what is there before it.
+
+        The optimizer's state must be there: a step has been done before.
+        """
+        self._wake()
+        with track_peak(self.device) as peak:
+            self.scaler.scale(self._forward()).backward()
+            self._update()
+        resident = resident_bytes(self.subject.model, self.optimizer)
+        self._rest()
+        return {"peak_bytes": peak.bytes, "resident_bytes": resident}
+
+    def round(self) -> dict[str, Any]:
+        """Seconds of one step, and of its parts.
+
+        On CUDA the parts are timed in a step of their own, for which the device must wait at every
+        boundary; and a step that is not timed comes first, because memory was given back since.
+        """
+        self._wake()
+        if self.cuda:
+            self._step(divide=False)
+            whole = self._step(divide=False)
+            found = {**self._step(divide=True), **whole}
+        else:
+            found = self._step(divide=True)
+        self._rest()
+        return found
+
+    def limits(self) -> dict[str, float]:
+        """See :func:`cost.limits.measure`."""
+        found = limits.measure(self.device, self.spec.precision)
+        self._rest()
+        return found
+
+    def _step(self, divide: bool) -> dict[str, Any]:
+        subject, device = self.subject, self.device
+        arrivals, parts = Arrivals(subject), {}
+        began = now(device)
+        with contextlib.ExitStack() as stack:
+            if divide:
+                stack.enter_context(arrivals.watched())
+                parts["forward_parts"] = stack.enter_context(divided(subject, lambda: now(device)))
+            loss = self._forward()
+        forward_done = now(device)
+        self.scaler.scale(loss).backward()
+        backward_done = now(device)
+        self._update()
+        ended = now(device)
+        del loss
+        self.optimizer.zero_grad(set_to_none=True)
+        if divide:
+            parts["backward_parts"] = arrivals.divide(forward_done, backward_done)
+        return {
+            "forward": forward_done - began,
+            "backward": backward_done - forward_done,
+            "update": ended - backward_done,
+            "step": ended - began,
+            **parts,
+        }
+
+    def _forward(self) -> Tensor:
+        seed_everything(0)
+        dtype = limits.DTYPES[self.spec.precision]
+        with torch.autocast(self.device.type, dtype, enabled=self.spec.precision != "fp32"):
+            return self.subject.loss()
+
+    def _update(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _wake(self) -> None:
+        """Make the averages again that :meth:`_rest` let go."""
+        for parameter, state in self.optimizer.state.items():
+            for name in AVERAGES:
+                state[name] = torch.empty_like(parameter).zero_()  # written to, so that it is there
+
+    def _rest(self) -> None:
+        """Give back what a step leaves: other processes need the memory while this one waits.
+
+        The averages' values are of no account, as the learning rate is zero.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        for state in self.optimizer.state.values():
+            for name in AVERAGES:
+                state[name] = None
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+        elif sys.platform == "linux":
+            with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+                ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,0 +1,218 @@
+"""A method's model on a host, with the batch that it trains on."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from e3va.errors import UserError
+
+from .batch import CLASSES, detectron2_examples, draw, torchvision_examples
+from .methods import make_bottom_up
+
+HOSTS = ("detectron2", "torchvision")
+ALONE = "none"  # the host of a backbone without neck and heads
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What one process measures.
+
+    Attributes:
+        method: a key of :data:`cost.methods.METHODS`.
+        preset: of the trunk, see :data:`e3va.presets.PRESETS`.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast).
+        host: one of ``HOSTS``, or ``ALONE``.
+        device: cpu, cuda or cuda:N.
+        height, width: of the images, pixels.
+        batch: images in a step.
+        rank: of LoRA and of bottleneck adapters.
+        cap: GiB that the process may allocate on its GPU; None for all.
+        shared: a folder of frozen weights, see :mod:`cost.sharing`; None for weights of its own.
+    """
+
+    method: str
+    preset: str
+    precision: str
+    host: str
+    device: str
+    height: int
+    width: int
+    batch: int = 1
+    rank: int = 16
+    cap: float | None = None
+    shared: str | None = None
+
+
+class Subject:
+    """A model that is measured. Subclasses know a host.
+
+    Attributes:
+        model: on its device, ready to train.
+        bottom_up: the backbone without the neck.
+        pyramid: the module that calls the backbone and then the neck; None without a neck.
+        parts: disjoint submodules by the names trunk, highway, neck and heads.
+    """
+
+    def __init__(self, spec: Spec):
+        self.device = torch.device(spec.device)
+        self.model = self.build(spec).to(self.device).train()
+        self.prepare(spec.precision != "fp32")
+        self.bottom_up, self.pyramid = self.find()
+        self.parts = self._parts()
+        self.load(spec.height, spec.width, spec.batch)
+
+    def build(self, spec: Spec) -> nn.Module:
+        """The model on the CPU."""
+        raise NotImplementedError
+
+    def prepare(self, mixed: bool) -> None:
+        """Apply the model's memory mode."""
+        raise NotImplementedError
+
+    def find(self) -> tuple[nn.Module, nn.Module | None]:
+        """``bottom_up`` and ``pyramid``."""
+        return self.model.backbone.bottom_up, self.model.backbone
+
+    def load(self, height: int, width: int, batch: int) -> None:
+        """Draw the batch that :meth:`loss` is of."""
+        raise NotImplementedError
+
+    def loss(self) -> Tensor:
+        """Run forward; the scalar to go backward from."""
+        raise NotImplementedError
+
+    def _parts(self) -> dict[str, nn.Module]:
+        if hasattr(self.bottom_up, "trunk"):
+            parts = {"trunk": self.bottom_up.trunk, "highway": self.bottom_up.highway}
+        else:
+            parts = {"trunk": self.bottom_up}
+        if self.pyramid is not None:
+            parts["neck"] = _children_but(self.pyramid, "bottom_up")
+            parts["heads"] = _children_but(self.model, "backbone")
+        return parts
+
+
+def _children_but(module: nn.Module, left_out: str) -> nn.ModuleList:
+    return nn.ModuleList(child for name, child in module.named_children() if name != left_out)
+
+
+def _prepare_model(host: str, model: nn.Module, mixed: bool) -> None:
+    importlib.import_module(f"e3va.{host}.lean").prepare_model(model, mixed)
+
+
+def _images(height: int, width: int, batch: int) -> list:
+    return [draw(height, width, seed) for seed in range(batch)]
+
+
+class Detectron2Subject(Subject):
+    """Detectron2's Cascade Mask R-CNN of this project's configs."""
+
+    def build(self, spec: Spec) -> nn.Module:
+        from detectron2.config import LazyCall, instantiate
+
+        from e3va.detectron2 import E3VASwin, load_config
+
+        model = load_config("COCO/cascade_mask_rcnn_e3va_swin_t_1x.py").model
+        make = partial(make_bottom_up, spec.method, spec.preset, spec.rank, E3VASwin)
+        model.backbone.bottom_up = LazyCall(make)()
+        model.backbone.in_features = ["p0", "p1", "p2", "p3"]
+        model.roi_heads.num_classes = CLASSES
+        return instantiate(model)
+
+    def prepare(self, mixed: bool) -> None:
+        if hasattr(self.model.backbone.bottom_up, "trunk"):  # not Detectron2's own Swin
+            _prepare_model("detectron2", self.model, mixed)
+
+    def load(self, height: int, width: int, batch: int) -> None:
+        self.batch = detectron2_examples(_images(height, width, batch), self.device)
+
+    def loss(self) -> Tensor:
+        from detectron2.utils.events import EventStorage
+
+        with EventStorage():
+            return sum(self.model(self.batch).values())
+
+
+class TorchvisionSubject(Subject):
+    """Cascade Mask R-CNN out of torchvision's parts."""
+
+    def build(self, spec: Spec) -> nn.Module:
+        from e3va.presets import get_preset
+        from e3va.torchvision.models import HEADS, MODELS, ModelConfig, default_heads
+        from e3va.torchvision.pyramid import PyramidBackbone
+
+        preset = get_preset(spec.preset)
+        config = ModelConfig(
+            model="cascade_mask_rcnn",
+            classes=tuple(map(str, range(CLASSES))),
+            preset=preset,
+            trunk="random",
+            heads=default_heads(preset),
+            size=min(spec.height, spec.width),
+            max_size=max(spec.height, spec.width),
+            jitter=(1.0, 1.0),
+        )
+        bottom_up = make_bottom_up(spec.method, spec.preset, spec.rank)
+        backbone = PyramidBackbone(bottom_up, HEADS[config.heads].channels)
+        return MODELS[config.model](config, backbone)
+
+    def prepare(self, mixed: bool) -> None:
+        _prepare_model("torchvision", self.model, mixed)
+
+    def load(self, height: int, width: int, batch: int) -> None:
+        self.batch = torchvision_examples(_images(height, width, batch), self.device)
+        transform = self.model.transform  # images go in at their own size
+        transform.min_size, transform.max_size = (min(height, width),), max(height, width)
+
+    def loss(self) -> Tensor:
+        return sum(self.model(*self.batch).values())
+
+
+class BackboneSubject(Subject):
+    """The backbone alone; the loss is the sum over the levels of the mean of the squares."""
+
+    def build(self, spec: Spec) -> nn.Module:
+        return make_bottom_up(spec.method, spec.preset, spec.rank)
+
+    def prepare(self, mixed: bool) -> None:
+        if hasattr(self.model, "prepare"):
+            self.model.prepare(mixed)
+
+    def find(self) -> tuple[nn.Module, nn.Module | None]:
+        return self.model, None
+
+    def load(self, height: int, width: int, batch: int) -> None:
+        images = torch.stack([one.image for one in _images(height, width, batch)])
+        self.batch = images.to(self.device).float() / 127.5 - 1
+
+    def loss(self) -> Tensor:
+        features: Mapping[str, Tensor] = self.model(self.batch)
+        return sum(level.float().square().mean() for level in features.values())
+
+
+SUBJECTS: dict[str, type[Subject]] = {
+    "detectron2": Detectron2Subject,
+    "torchvision": TorchvisionSubject,
+    ALONE: BackboneSubject,
+}
+
+
+def pick_host(name: str | None) -> str:
+    """Detectron2 where it is installed, else torchvision.
+
+    Raises:
+        UserError: no such host, or it is not installed.
+    """
+    if name is not None and name not in HOSTS:
+        raise UserError(f"--host {name}: expected {' or '.join(HOSTS)}")
+    for host in (name,) if name else HOSTS:
+        try:
+            importlib.import_module(f"e3va.{host}")
+            return host
+        except UserError:
+            if host in (name, HOSTS[-1]):
+                raise
