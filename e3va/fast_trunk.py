@@ -21,7 +21,7 @@ from .products import Product
 from .windows import Chunk, kind_masks, plan_windows
 
 # Of the MLP's hidden layer in one chunk: what stays in a CPU's cache; on a GPU what keeps it busy.
-CHUNK_BYTES = {"cpu": 4 * 2**20}
+CHUNK_BYTES = {"cpu": 12 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 256 * 2**20
 
 

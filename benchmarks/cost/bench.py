@@ -107,12 +107,13 @@ class Bench:
     def round(self) -> dict[str, Any]:
         """Seconds of one step, and of its parts.
 
-        On CUDA the parts are timed in a step of their own, for which the device must wait at every
-        boundary; and a step that is not timed comes first, because memory was given back since.
+        A step that is not timed comes first, because memory was given back since, and is slow when
+        it is touched again. On CUDA the parts are timed in a step of their own, for which the
+        device must wait at every boundary.
         """
         self._wake()
+        self._step(divide=False)
         if self.cuda:
-            self._step(divide=False)
             whole = self._step(divide=False)
             found = {**self._step(divide=True), **whole}
         else:

@@ -1,0 +1,164 @@
+"""Seconds of the frozen trunk's forward pass beside Detectron2's and timm's Swin, in one run.
+
+    python benchmarks/trunk_speed.py [--presets swin_t swin_b swin_l] [--precision fp32 bf16]
+
+All run under no_grad on one image, in turn, so that a noisy machine disturbs them alike; ratios are
+those of each round. ``plain`` is this project's trunk by its plain modules. timm's Swin has its
+weights in the precision; Detectron2's runs under autocast (it refuses half-precision weights), and
+so does ``plain``. Detectron2 is left out where it is not installed. ``reached`` is the trunk's rate
+of arithmetic over the machine's, measured with a large product of square matrices in the same
+precision.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from cost import limits, report
+
+from e3va import PRESETS, SwinTrunk, UserError
+from e3va.checkpoint import atomic_open
+from e3va.torchvision.cli import whole
+from e3va.torchvision.commands import pick_device
+from e3va.torchvision.trainer import make_folder
+
+Forward = Callable[[], object]
+
+
+def read(trunk: SwinTrunk, images: torch.Tensor) -> None:
+    """Run a trunk through, keeping nothing."""
+    for stage in trunk.stages(images, taps=None):
+        del stage
+
+
+def contestants(preset: str, precision: str, images: torch.Tensor) -> dict[str, Forward]:
+    """Forward passes by name."""
+    from timm.models.swin_transformer import SwinTransformer as TimmSwin
+
+    dtype, device = limits.DTYPES[precision], images.device
+    fast = SwinTrunk(preset, precision=precision).to(device, dtype)
+    plain = SwinTrunk(preset, fast=False).to(device)
+    size = {
+        "embed_dim": fast.preset.embed_dim,
+        "depths": fast.preset.depths,
+        "num_heads": fast.preset.num_heads,
+        "window_size": fast.preset.window,
+        "drop_path_rate": 0.0,
+    }
+    timm = TimmSwin(img_size=tuple(images.shape[2:]), always_partition=True, **size)
+    timm = timm.to(device, dtype).eval()
+    inputs, mixed = images.to(dtype), precision != "fp32"
+
+    def autocast(run: Forward) -> Forward:
+        def forward() -> None:
+            with torch.autocast(device.type, dtype, enabled=mixed):
+                run()
+
+        return forward
+
+    found = {
+        "fast": lambda: read(fast, images),
+        "plain": autocast(lambda: read(plain, images)),
+        "timm": lambda: timm.forward_intermediates(inputs, intermediates_only=True, norm=False),
+    }
+    try:
+        from detectron2.modeling import SwinTransformer
+    except ModuleNotFoundError:
+        return found
+    theirs = SwinTransformer(**size).to(device).eval()
+    return {**found, "detectron2": autocast(lambda: theirs(images))}
+
+
+def measure(preset: str, precision: str, images: torch.Tensor, rounds: int) -> dict:
+    """Seconds of each contestant in each round, and the arithmetic of ``plain``."""
+    runs = contestants(preset, precision, images)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.no_grad():
+        for number in range(rounds + 1):  # the first is a warm-up
+            for name, run in runs.items():
+                began = time.perf_counter()
+                run()
+                if images.is_cuda:
+                    torch.cuda.synchronize()
+                if number:
+                    seconds[name].append(time.perf_counter() - began)
+        with FlopCounterMode(display=False) as counter:
+            runs["plain"]()
+    rate = limits.measure(images.device, precision)
+    return {
+        "preset": preset,
+        "precision": precision,
+        "size": list(images.shape[2:]),
+        "seconds": seconds,
+        "flops": counter.get_total_flops(),
+        "limits": rate,
+    }
+
+
+def row(found: dict) -> str:
+    """A line of the table: seconds, how many times as fast, and how near to the machine's rate."""
+    seconds = found["seconds"]
+    fast = statistics.median(seconds["fast"])
+    cells = [found["preset"], found["precision"], f"{fast:.3f}"]
+    for name in ("plain", "timm", "detectron2"):
+        if name in seconds:
+            ratios = [b / a for a, b in zip(seconds["fast"], seconds[name], strict=True)]
+            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
+        else:
+            cells.append("–")
+    least = found["flops"] / found["limits"]["flops_per_second"]
+    cells += [f"{least:.3f}", f"{least / fast:.0%}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--presets", nargs="+", default=["swin_t", "swin_b", "swin_l"])
+    parser.add_argument("--precision", nargs="+", choices=limits.DTYPES, default=["fp32", "bf16"])
+    parser.add_argument("--size", nargs=2, type=whole(1), default=[800, 1216], metavar=("H", "W"))
+    parser.add_argument("--rounds", type=whole(1), default=5)
+    parser.add_argument("--device", help="default: cuda where there is one")
+    parser.add_argument("--output", type=Path, help="folder for trunk_speed.json and .md")
+    args = parser.parse_args()
+    try:
+        unknown = sorted(set(args.presets) - set(PRESETS))
+        if unknown:
+            raise UserError(f"--presets {unknown[0]}: expected some of {', '.join(PRESETS)}")
+        device = pick_device(args.device)
+        if args.output:
+            make_folder(args.output)
+    except UserError as error:
+        print(f"error: {error.line}", file=sys.stderr)
+        return 1
+    images = torch.rand(1, 3, *args.size, device=device)
+    head = "| Swin | precision | seconds | plain | timm | Detectron2 | limit, s | reached |"
+    lines = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    print("\n".join(lines))
+    found = []
+    for preset in args.presets:
+        for precision in args.precision:
+            found.append(measure(preset, precision, images, args.rounds))
+            lines.append(row(found[-1]))
+            print(lines[-1], flush=True)
+    if args.output:
+        machine = report.machine(str(device))
+        with atomic_open(args.output / "trunk_speed.json", "w") as file:
+            json.dump({"machine": machine, "rows": found}, file, indent=1)
+        text = "\n".join(lines)
+        with atomic_open(args.output / "trunk_speed.md", "w") as file:
+            file.write(f"{__doc__.splitlines()[0]}\n\n{text}\n\n{report.machine_text(machine)}\n")
+        print(f"wrote {args.output}: trunk_speed.json, trunk_speed.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
