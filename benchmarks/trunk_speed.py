@@ -27,6 +27,7 @@ from cost import limits, report
 
 from e3va import PRESETS, SwinTrunk, UserError
 from e3va.checkpoint import atomic_open
+from e3va.optional import require
 from e3va.torchvision.cli import whole
 from e3va.torchvision.commands import pick_device
 from e3va.torchvision.trainer import make_folder
@@ -42,8 +43,7 @@ def read(trunk: SwinTrunk, images: torch.Tensor) -> None:
 
 def contestants(preset: str, precision: str, images: torch.Tensor) -> dict[str, Forward]:
     """Forward passes by name."""
-    from timm.models.swin_transformer import SwinTransformer as TimmSwin
-
+    timm = require("timm.models.swin_transformer", "the comparison")
     dtype, device = limits.DTYPES[precision], images.device
     fast = SwinTrunk(preset, precision=precision).to(device, dtype)
     plain = SwinTrunk(preset, fast=False).to(device)
@@ -54,8 +54,8 @@ def contestants(preset: str, precision: str, images: torch.Tensor) -> dict[str, 
         "window_size": fast.preset.window,
         "drop_path_rate": 0.0,
     }
-    timm = TimmSwin(img_size=tuple(images.shape[2:]), always_partition=True, **size)
-    timm = timm.to(device, dtype).eval()
+    theirs = timm.SwinTransformer(img_size=tuple(images.shape[2:]), always_partition=True, **size)
+    theirs = theirs.to(device, dtype).eval()
     inputs, mixed = images.to(dtype), precision != "fp32"
 
     def autocast(run: Forward) -> Forward:
@@ -68,14 +68,14 @@ def contestants(preset: str, precision: str, images: torch.Tensor) -> dict[str, 
     found = {
         "fast": lambda: read(fast, images),
         "plain": autocast(lambda: read(plain, images)),
-        "timm": lambda: timm.forward_intermediates(inputs, intermediates_only=True, norm=False),
+        "timm": lambda: theirs.forward_intermediates(inputs, intermediates_only=True, norm=False),
     }
     try:
         from detectron2.modeling import SwinTransformer
     except ModuleNotFoundError:
         return found
-    theirs = SwinTransformer(**size).to(device).eval()
-    return {**found, "detectron2": autocast(lambda: theirs(images))}
+    detectron2 = SwinTransformer(**size).to(device).eval()
+    return {**found, "detectron2": autocast(lambda: detectron2(images))}
 
 
 def measure(preset: str, precision: str, images: torch.Tensor, rounds: int) -> dict:
@@ -115,7 +115,7 @@ def row(found: dict) -> str:
             cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
         else:
             cells.append("–")
-    least = found["flops"] / found["limits"]["flops_per_second"]
+    least = found["flops"] / found["limits"]["flops"]
     cells += [f"{least:.3f}", f"{least / fast:.0%}"]
     return f"| {' | '.join(cells)} |"
 
@@ -150,12 +150,12 @@ def main() -> int:
             lines.append(row(found[-1]))
             print(lines[-1], flush=True)
     if args.output:
-        machine = report.machine(str(device))
+        about = {"machine": report.machine(str(device))}
         with atomic_open(args.output / "trunk_speed.json", "w") as file:
-            json.dump({"machine": machine, "rows": found}, file, indent=1)
+            json.dump({**about, "rows": found}, file, indent=1)
         text = "\n".join(lines)
         with atomic_open(args.output / "trunk_speed.md", "w") as file:
-            file.write(f"{__doc__.splitlines()[0]}\n\n{text}\n\n{report.machine_text(machine)}\n")
+            file.write(f"{__doc__.splitlines()[0]}\n\n{text}\n\n{report.where(about)}\n")
         print(f"wrote {args.output}: trunk_speed.json, trunk_speed.md")
     return 0
 

@@ -14,6 +14,7 @@ HOW_TO_INSTALL = {
     "pycocotools": "pip install pycocotools",
     "safetensors": "pip install safetensors",
     "tensorboard": "pip install tensorboard",
+    "timm": "pip install timm",
     "torchvision": "pip install torchvision",
     "tqdm": "pip install tqdm",
 }

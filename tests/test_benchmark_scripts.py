@@ -1,0 +1,92 @@
+"""The smaller benchmarks run, and their figures are what they say."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Runs a benchmark's main() with arguments; returns its module and exit status."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def run(name: str, *arguments: object):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        return module, module.main()
+
+    return run
+
+
+def test_trunk_speed_times_every_trunk_in_every_round(script, tmp_path, capsys):
+    pytest.importorskip("timm")
+    small = ("--presets", "swin_nano", "--size", 64, 96, "--rounds", 2, "--device", "cpu")
+    module, status = script("trunk_speed", *small, "--precision", "fp32", "--output", tmp_path)
+    assert status == 0
+    found = json.loads((tmp_path / "trunk_speed.json").read_text())["rows"]
+    assert [row["preset"] for row in found] == ["swin_nano"]
+    assert all(len(times) == 2 and min(times) > 0 for times in found[0]["seconds"].values())
+    assert {"fast", "plain", "timm"} <= set(found[0]["seconds"])
+    assert module.row(found[0]) in capsys.readouterr().out
+
+
+def test_ratios_are_medians_of_those_of_each_round(script):
+    module = importlib.import_module("trunk_speed")
+    found = {
+        "preset": "swin_x",
+        "precision": "fp32",
+        "seconds": {"fast": [1.0, 2.0, 4.0], "plain": [3.0, 4.0, 4.0], "timm": [2.0, 4.0, 8.0]},
+        "flops": 1e9,
+        "limits": {"flops": 1e9},
+    }
+    line = module.row(found)
+    assert "| 2.000 | 2.00 (1.00–3.00) | 2.00 (2.00–2.00) | – | 1.000 | 50% |" in line
+
+
+def test_trunk_speed_refuses_what_it_does_not_know(script, capsys):
+    _, status = script("trunk_speed", "--presets", "swin_x")
+    assert status == 1
+    assert capsys.readouterr().err.startswith("error: --presets swin_x: expected some of swin_t")
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Two small pictures with label maps."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for number in range(2):
+        pixels = rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        labels = rng.integers(0, 2, (70, 90), dtype=np.uint8)
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{number}.png")
+    return tmp_path
+
+
+def test_fidelity_measures_errors_and_losses_of_every_mode(script, labelled, capsys):
+    data = ("--images", labelled / "images", "--labels", labelled / "labels", "--classes", "a,b")
+    picture = ("--image", labelled / "images" / "0.png", "--side", 64)
+    output = labelled / "out"
+    module, status = script("fidelity", *picture, *data, "--steps", 50, "--output", output)
+    assert status == 0, capsys.readouterr().err
+    found = json.loads((output / "fidelity.json").read_text())
+    assert set(found["errors"]) == set(found["losses"]) == set(module.MODES)
+    errors = found["errors"]
+    assert errors["plain, fp32"]["gradients"] < 1e-4
+    assert 1e-4 < errors["standard, fp32"]["gradients"] < 0.01
+    assert errors["standard, fp32"]["outputs"] < 1e-4  # the forward pass rounds nothing
+    assert errors["standard, fp32"]["gradients"] < errors["lean, fp32"]["gradients"] < 0.1
+    assert (output / "losses.png").stat().st_size > 1000
+
+
+def test_fidelity_says_what_is_wrong_with_an_image(script, tmp_path, capsys):
+    _, status = script("fidelity", "--image", tmp_path / "none.jpg", "--output", tmp_path)
+    assert status == 1
+    assert "cannot be read: it is not there" in capsys.readouterr().err
