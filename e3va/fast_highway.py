@@ -96,9 +96,9 @@ class _Block:
             y: the bottleneck [T, r]; None to compute it again.
             need_input: whether h came from somewhere.
         """
-        size, rank = self.size, len(self.mix)
+        size = self.size
         if y is None:
-            y = gradient.new_empty(len(gradient), rank, dtype=size.narrow)
+            y = gradient.new_empty(len(gradient), len(self.mix), dtype=size.narrow)
             for rows in size.chunks(gradient):
                 y[rows] = self.down(kept.get(rows).to(size.narrow))
         mixed = self.bottleneck(y)
@@ -124,21 +124,25 @@ class _Block:
         return [down, *wide, up, up_bias]
 
     def _convolution_backward(self, gradient: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        side, rank = self.mix.shape[2] // 2, len(self.mix)
-        d_y, weight, bias = torch.ops.aten.convolution_backward(
-            self.size.as_map(gradient),
-            self.size.as_map(y),
-            self.mix,
-            [rank],
+        size, side = self.size, self.mix.shape[2] // 2
+        through = self.mix.flip(2, 3)  # of odd side, so its transpose is a convolution again
+        d_y = F.conv2d(size.as_map(gradient), through, padding=side, groups=len(through))
+        # A depthwise convolution's weight gradient takes a CPU five times as long in bfloat16.
+        kind = size.wide if gradient.device.type == "cpu" else size.narrow
+        _, weight, _ = torch.ops.aten.convolution_backward(
+            size.as_map(gradient.to(kind)),
+            size.as_map(y.to(kind)),
+            self.mix.to(kind),
+            None,
             [1, 1],
             [side, side],
             [1, 1],
             False,
             [0, 0],
-            rank,
-            [True, True, True],
+            len(through),
+            [False, True, False],
         )
-        return self.size.as_rows(d_y), weight, bias
+        return size.as_rows(d_y), weight, gradient.sum(0, dtype=size.wide)
 
     def _norm_backward(self, gradient, normed, inverse_std, d_y, y) -> None:
         """Add ``(g − mean(g) − n · mean(g · n)) / std``, g = d_y · D, n the normed tap.
@@ -239,7 +243,7 @@ class _Join(torch.autograd.Function):
         out = after = None
         if weight is not None:
             out = torch.empty_like(joined).view(size.batch, -1, size.height, size.width)
-            out.copy_(size.as_map((normed * weight + bias).flatten(0, 1)))
+            out.copy_(size.as_map(torch.addcmul(bias, normed, weight).flatten(0, 1)))
         if merging is not None:
             reduction = Product(merging.reduction.weight, None, size.narrow)
             difference = _merged_norm(merging, joined, size)[0] - _merged_norm(merging, x, size)[0]
