@@ -127,7 +127,8 @@ class _Block:
         size, side = self.size, self.mix.shape[2] // 2
         through = self.mix.flip(2, 3)  # of odd side, so its transpose is a convolution again
         d_y = F.conv2d(size.as_map(gradient), through, padding=side, groups=len(through))
-        # A depthwise convolution's weight gradient takes a CPU five times as long in bfloat16.
+        # A depthwise convolution's weight gradient takes a CPU several times as long in bfloat16
+        # (benchmarks/operators.py).
         kind = size.wide if gradient.device.type == "cpu" else size.narrow
         _, weight, _ = torch.ops.aten.convolution_backward(
             size.as_map(gradient.to(kind)),

@@ -144,7 +144,7 @@ def _attend_fused(qkv: Tensor, bias: Tensor) -> Tensor:
 
 def _attend_in_steps(qkv: Tensor, bias: Tensor) -> Tensor:
     """The same on a CPU in half precision, where the fused operator takes twice as long for windows
-    of 49 tokens (benchmarks/results/cost)."""
+    of 49 tokens (benchmarks/operators.py)."""
     count, heads, tokens, dim = qkv.shape[1:]
     query, key, value = qkv.flatten(1, 2)
     logits = torch.bmm(query, key.transpose(1, 2)).view(count, heads, tokens, tokens)
