@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -90,3 +91,23 @@ def test_fidelity_says_what_is_wrong_with_an_image(script, tmp_path, capsys):
     _, status = script("fidelity", "--image", tmp_path / "none.jpg", "--output", tmp_path)
     assert status == 1
     assert "cannot be read: it is not there" in capsys.readouterr().err
+
+
+def test_operators_are_timed_side_by_side(script, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module("operators")
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    small = {"a product": next(iter(module.products(torch.float32, 8, 4).values()))}
+    monkeypatch.setattr(module, "products", lambda dtype: small)
+    monkeypatch.setattr(module, "attention", lambda: {})
+    monkeypatch.setattr(module, "convolution", lambda: {})
+    _, status = script("operators", "--output", tmp_path)
+    assert status == 0
+    assert "| a product |" in (tmp_path / "operators.md").read_text()
+
+
+def test_both_operators_of_a_pair_compute_the_same(script):
+    module = importlib.import_module("operators")
+    pairs = {**module.products(torch.float32, 8, 4), **module.attention(4, 2, 3, 8)}
+    for obvious, taken in pairs.values():
+        one, other = obvious().float(), taken().float()
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
