@@ -19,11 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from cost import limits, report
+from cost import limits, meters, report
 
 from e3va import PRESETS, SwinTrunk, UserError
 from e3va.checkpoint import atomic_open
@@ -91,7 +90,7 @@ def measure(preset: str, precision: str, images: torch.Tensor, rounds: int) -> d
                     torch.cuda.synchronize()
                 if number:
                     seconds[name].append(time.perf_counter() - began)
-        with FlopCounterMode(display=False) as counter:
+        with meters.flop_counter() as counter:
             runs["plain"]()
     rate = limits.measure(images.device, precision)
     return {
