@@ -156,7 +156,7 @@ def test_runs_add_to_and_replace_each_other(cost, tmp_path):
     assert "lora: does not fit (no memory)" in text and "| e3va |" in text
     # 2 GFLOP at 1 GFLOP/s where a step took 0.5 s
     assert "| e3va | 1.0 | 1.0 | 2.0 | 2.000 | 0.500 | 400% |" in text
-    assert (tmp_path / "cost.png").stat().st_size > 1000
+    assert (tmp_path / "cost_swin_t.png").stat().st_size > 1000
 
 
 def test_a_foreign_file_is_left_alone(cost, tmp_path):
@@ -230,7 +230,7 @@ def test_a_detector_from_end_to_end(cost, tmp_path, host):
     (table,) = run_small(cost, tmp_path, *more)
     check(table)
     assert table["limits"]["flops"] > 1e8 and table["limits"]["bytes"] > 1e7
-    assert (tmp_path / "cost.png").is_file()
+    assert (tmp_path / "cost_swin_nano.png").is_file()
     assert f"swin_nano, fp32, 1 × {size.replace('x', '×')}, {cost.rows.HOSTS[host]}" in (
         (tmp_path / "cost.md").read_text()
     )

@@ -9,8 +9,9 @@ equal, the learning rate is zero: every step does the same work. --backbone leav
 out, --growth measures bytes over image sizes and batch sizes instead, --cap GIB lets no process
 allocate more than that on a GPU.
 
-In the output folder: cost.md, cost.json, cost.png (growth.… with --growth). A further run with
-other settings and the same --output adds its tables, and replaces those of equal settings.
+In the output folder: cost.md, cost.json, and a picture cost_PRESET.png for each preset (growth.md,
+growth.json, growth.png with --growth). A further run with other settings and the same --output adds
+its tables, and replaces those of equal settings.
 """
 
 import sys

@@ -230,4 +230,5 @@ def add(folder: Path, table: Row) -> None:
     write_json(folder / "cost.json", tables)
     parts = [f"## {title(t)}\n\n{text(t)}\n\n{where(t)}" for t in tables]
     write_text(folder / "cost.md", [*parts, NOTES])
-    pictures.plot_cost(tables, folder / "cost.png")
+    of_preset = [other for other in tables if other["preset"] == table["preset"]]
+    pictures.plot_cost(of_preset, folder / f"cost_{table['preset']}.png")

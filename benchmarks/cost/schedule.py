@@ -247,5 +247,5 @@ def main(doc: str, arguments: list[str] | None = None) -> int:
         print("\nstopped; the tables that were complete are in the output folder", file=sys.stderr)
         return 130
     name = "growth" if args.growth else "cost"
-    print(f"wrote {args.output}: {name}.md, {name}.json, {name}.png")
+    print(f"wrote {args.output}: {name}.md, {name}.json, {name}*.png")
     return 0
