@@ -10,12 +10,13 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "e3va/__init__.py").read_t
 
 # What the "e3va" command needs. The core needs torch alone and asks for the rest when it is used.
 COMMAND = [
+    "iopath>=0.1.7,<0.1.10",
     "numpy>=1.24",
     "pillow>=10.1",
     "pycocotools>=2.0.6",
     "safetensors>=0.4",
-    "torch>=2.5",
-    "torchvision>=0.20",
+    "torch>=2.10",  # before, a file read with weights_only could run code (CVE-2026-24747),
+    "torchvision>=0.25",
     "tqdm>=4.60",
 ]
 
@@ -42,7 +43,10 @@ setup(
     # The config files lie beside the package in a checkout and inside it when installed.
     packages=[*find_packages(include=["e3va", "e3va.*"]), "e3va.configs"],
     package_dir={"e3va.configs": "configs"},
-    package_data={"e3va": ["assets/*.safetensors"], "e3va.configs": ["**/*.py", "**/*.yaml"]},
+    package_data={
+        "e3va": ["assets/**", "model_zoo/*.json"],
+        "e3va.configs": ["**/*.py", "**/*.yaml"],
+    },
     entry_points={"console_scripts": ["e3va = e3va.torchvision.cli:main"]},
     install_requires=COMMAND,
     extras_require={
@@ -58,6 +62,7 @@ setup(
             "ruff>=0.9",
             "tensorboard>=2.12",
             "timm>=1.0.9",
+            "transformers>=5.24",
         ],
     },
 )

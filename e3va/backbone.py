@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from .adapter import Adapter, MixingAdapter
 from .errors import UserError
 from .highway import Highway
+from .origin import origin_of
 from .precision import storage_dtype
-from .presets import SwinPreset, get_preset
+from .presets import SwinPreset, get_preset, same_geometry
 from .storage import store_as, store_in_8_bits
 from .trunk import TAPS, SwinTrunk
 
@@ -41,6 +42,19 @@ METHODS = {
     "frozen": Method(),
     "full": Method(trunk=True),
 }
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """All that the shapes and the arithmetic of a backbone depend on; see :class:`E3VABackbone`."""
+
+    preset: SwinPreset
+    method: str
+    rank: int
+    reduction: int
+    taps: str | None
+    downsample: str
+    out_features: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -101,9 +115,14 @@ class E3VABackbone(nn.Module):
             precision what the device is fast in; or ``"fp32"``, ``"bf16"``, ``"fp16"``. See
             :mod:`e3va.precision`.
         out_features: the pyramid levels to give, some of p0..p3 (strides 4, 8, 16, 32).
+        trunk: one of the same preset to share with other backbones, frozen; its own settings then
+            stand for ``trunk_precision``. None to build one.
+
+    Attributes:
+        settings: all of these that weights depend on.
 
     Raises:
-        UserError: a setting that is not one of those above.
+        UserError: a setting that is not one of those above, or a trunk that cannot be shared.
 
     Example::
 
@@ -124,6 +143,7 @@ class E3VABackbone(nn.Module):
         memory: str = "standard",
         trunk_precision: str = "auto",
         out_features: Sequence[str] = LEVELS,
+        trunk: SwinTrunk | None = None,
     ):
         super().__init__()
         preset = get_preset(preset)
@@ -144,7 +164,12 @@ class E3VABackbone(nn.Module):
         self.trunk_precision = trunk_precision
         self.out_features = tuple(sorted(set(out_features), key=LEVELS.index))
         self.taps = own.taps
-        self.trunk = SwinTrunk(
+        self.settings = BackboneSettings(
+            preset, method, own.rank, reduction, own.taps, own.downsample, self.out_features
+        )
+        if trunk is not None:
+            _check_shared(trunk, preset, method)
+        self.trunk = trunk or SwinTrunk(
             preset,
             frozen=not METHODS[method].trunk,
             fast=memory != "plain",
@@ -174,16 +199,44 @@ class E3VABackbone(nn.Module):
         """
         if not self.trunk.frozen or self.memory == "plain":
             return
+        origin = origin_of(self.trunk)  # before the weights are rounded
         if self.memory == "lean":
             store_in_8_bits(self.trunk)
         device = next(self.trunk.parameters()).device
-        store_as(self.trunk, storage_dtype(self.trunk_precision, device, mixed))
+        dtype = storage_dtype(self.trunk_precision, device, mixed)
+        store_as(self.trunk, dtype)
+        self.trunk.origin = origin.rounded(dtype, int8=self.memory == "lean")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images [B, 3, H, W] → {p_s: [B, C_s, ceil(H / 2^(s+2)), ceil(W / 2^(s+2))]}."""
         stages = self.trunk.stages(images, taps=self.taps, count=len(self.highway.stages))
         outputs = self.highway(stages, self.trunk.patch_mergings)
         return dict(zip(self.out_features, outputs, strict=True))
+
+
+def find_backbone(model: nn.Module) -> tuple[str, E3VABackbone]:
+    """The E³VA backbone inside a model, and its name there (``""`` for the model itself).
+
+    Raises:
+        UserError: there is none.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, E3VABackbone):
+            return name, module
+    raise UserError(f"the model ({type(model).__name__}) has no E³VA backbone: expected one")
+
+
+def trunk_prefix(model: nn.Module) -> str:
+    """What the names of the trunk's tensors begin with in the model's state dict."""
+    name, _ = find_backbone(model)
+    return f"{name}.trunk." if name else "trunk."
+
+
+def _check_shared(trunk: SwinTrunk, preset: SwinPreset, method: str) -> None:
+    if METHODS[method].trunk or not trunk.frozen:
+        raise UserError(f"method {method!r} with a shared trunk: expected a frozen one")
+    if not same_geometry(trunk.preset, preset):
+        raise UserError(f"the trunk to share is {trunk.preset}: expected {preset}")
 
 
 def _adapter_maker(method: str, rank: int, reduction: int) -> Callable[[int], nn.Module] | None:

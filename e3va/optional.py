@@ -9,6 +9,7 @@ HOW_TO_INSTALL = {
     "detectron2": "follow Detectron2's installation page, "
     "https://detectron2.readthedocs.io/tutorials/install.html (it is on no package index)",
     "cv2": "pip install opencv-python",
+    "iopath": "pip install 'iopath<0.1.10'",
     "matplotlib": "pip install matplotlib",
     "peft": "pip install peft",
     "pycocotools": "pip install pycocotools",

@@ -76,6 +76,14 @@ def get_preset(preset: "str | SwinPreset") -> SwinPreset:
     return PRESETS[preset]
 
 
+def same_geometry(one: SwinPreset, other: SwinPreset) -> bool:
+    """Whether weights of one fit the other; the pretraining size matters to a position embedding
+    alone."""
+    if not one.absolute_position:
+        one, other = replace(one, pretrain_size=0), replace(other, pretrain_size=0)
+    return one == other
+
+
 def preset_name(preset: SwinPreset) -> str | None:
     """The name under which ``preset`` is listed (its geometry, not its pretraining size)."""
     for name, known in PRESETS.items():

@@ -1,5 +1,7 @@
 """How a frozen trunk's weights are kept in memory: in half precision, or in 8 bits."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -83,14 +85,25 @@ def store_as(trunk: nn.Module, dtype: torch.dtype) -> None:
 
 def store_in_8_bits(trunk: nn.Module) -> None:
     """Replace the blocks' linear layers, which hold nearly all of a Swin's weights."""
+    for owner, name, linear in _matrices(trunk):
+        if not isinstance(linear, Int8Linear):
+            setattr(owner, name, Int8Linear(linear))
+
+
+def widen(trunk: nn.Module) -> None:
+    """Bring a trunk's weights back to float32, as a new trunk has them that loads their state."""
+    for owner, name, stored in _matrices(trunk):
+        if isinstance(stored, Int8Linear):
+            linear = nn.Linear(stored.in_features, stored.out_features, device="meta")
+            linear.weight = nn.Parameter(stored.weight, requires_grad=False)
+            linear.bias = stored.bias
+            setattr(owner, name, linear)
+    store_as(trunk, torch.float32)
+
+
+def _matrices(trunk: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     for layer in trunk.layers:
         for block in layer.blocks:
-            for owner, name in (
-                (block.attn, "qkv"),
-                (block.attn, "proj"),
-                (block.mlp, "fc1"),
-                (block.mlp, "fc2"),
-            ):
-                linear = getattr(owner, name)
-                if not isinstance(linear, Int8Linear):
-                    setattr(owner, name, Int8Linear(linear))
+            for owner, names in ((block.attn, ("qkv", "proj")), (block.mlp, ("fc1", "fc2"))):
+                for name in names:
+                    yield owner, name, getattr(owner, name)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import fast_trunk
 from .errors import UserError
+from .origin import TrunkOrigin
 from .precision import check_precision, compute_dtype
 from .presets import SwinPreset, get_preset
 from .windows import from_windows, relative_position_index, shift_mask, to_windows
@@ -287,6 +288,7 @@ class SwinTrunk(nn.Module):
         self.frozen = frozen
         self.fast = fast
         self.precision = precision
+        self.origin: TrunkOrigin | None = None  # of weights that were loaded
         self.patch_embed = PatchEmbed(self.preset.embed_dim)
         self.absolute_pos_embed = None
         if self.preset.absolute_position:
