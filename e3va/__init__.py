@@ -5,6 +5,8 @@ is the ``e3va`` command too, and ``e3va.detectron2``.
 """
 
 from .adapter import Adapter, MixingAdapter
+from .adapter_set import AdapterSet
+from .adapters import load_adapter, save_adapter
 from .backbone import E3VABackbone
 from .errors import UserError
 from .highway import Highway
@@ -16,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PRESETS",
     "Adapter",
+    "AdapterSet",
     "E3VABackbone",
     "Highway",
     "MixingAdapter",
@@ -25,4 +28,6 @@ __all__ = [
     "TrunkNotFrozenError",
     "UserError",
     "get_preset",
+    "load_adapter",
+    "save_adapter",
 ]
