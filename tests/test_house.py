@@ -14,13 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "e3va"
 CORE = sorted(PACKAGE.glob("*.py"))
 HOSTS = ("detectron2", "torchvision")
+ABOVE_THE_CORE = ("e3va.detectron2", "e3va.torchvision", "e3va.model_zoo")
 
 
-def imports(path: Path) -> set[str]:
-    """Full names of the modules that a file imports."""
+def imports(path: Path, text: str | None = None) -> set[str]:
+    """Full names of the modules that a file, or ``text`` in its place, imports."""
     package = ("e3va", *path.relative_to(PACKAGE).parts[:-1])
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(text or path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -34,7 +35,7 @@ def test_the_core_needs_torch_alone_and_knows_no_host(path):
     for name in imports(path):
         top = name.split(".")[0]
         assert top in sys.stdlib_module_names or top in ("torch", "e3va"), name
-        assert not name.startswith(("e3va.detectron2", "e3va.torchvision")), name
+        assert not name.startswith(ABOVE_THE_CORE), name
 
 
 def test_hosts_do_not_know_each_other():
@@ -43,12 +44,23 @@ def test_hosts_do_not_know_each_other():
             assert not any(name.startswith(f"e3va.{other}") for name in imports(path)), path
 
 
-def test_importing_the_library_imports_torch_and_no_host():
-    script = (
-        "import sys, e3va; print([m for m in ('detectron2', 'torchvision') if m in sys.modules])"
-    )
+@pytest.mark.parametrize("module", ["e3va", "e3va.model_zoo"])
+def test_importing_the_library_or_its_zoo_imports_no_host(module):
+    """The zoo builds models of both hosts, and asks for them when it does."""
+    hosts = ("detectron2", "torchvision", "e3va.detectron2", "e3va.torchvision")
+    script = f"import sys, {module}; print([m for m in {hosts} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "model_zoo").glob("*.py")), ids=lambda p: p.name)
+def test_no_file_of_the_zoo_imports_a_host_when_it_is_imported(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            node.body = [ast.Pass()]
+    names = imports(path, ast.unparse(tree))
+    assert not [name for name in names if name.startswith(ABOVE_THE_CORE[:2])]
 
 
 def test_files_stay_short():

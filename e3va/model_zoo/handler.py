@@ -1,0 +1,58 @@
+"""``e3va://`` addresses on iopath's and Detectron2's path managers."""
+
+from typing import IO, Any
+
+from iopath.common.file_io import PathHandler, PathManager, g_pathmgr
+
+from ..errors import UserError
+from .resolve import SCHEME, exists, find_place, local_path
+
+
+class E3VAPathHandler(PathHandler):
+    """Reads the zoo's files; whatever is not in the cache is downloaded, see
+    :func:`e3va.model_zoo.local_path`."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [SCHEME]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        self._check_kwargs(kwargs)
+        return str(local_path(path, force))
+
+    def _open(
+        self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
+    ) -> IO[str] | IO[bytes]:
+        if mode not in ("r", "rt", "rb"):
+            raise UserError(f"{path} cannot be opened with mode {mode!r}: the zoo is read alone")
+        local = local_path(path)
+        if local.is_dir():
+            raise UserError(f"{path} is a folder: add one of {', '.join(self._ls(path))}")
+        return open(local, mode, buffering, **kwargs)
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        self._check_kwargs(kwargs)
+        return exists(path)
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return self._exists(path, **kwargs) and not find_place(path).is_folder
+
+    def _isdir(self, path: str, **kwargs: Any) -> bool:
+        return self._exists(path, **kwargs) and find_place(path).is_folder
+
+    def _ls(self, path: str, **kwargs: Any) -> list[str]:
+        self._check_kwargs(kwargs)
+        place = find_place(path)
+        if not place.is_folder:
+            raise UserError(f"{path} is a file: expected a folder of the zoo")
+        return place.below()
+
+
+def register(path_manager: PathManager) -> None:
+    """Let a path manager read ``e3va://`` addresses; a second call changes nothing."""
+    try:
+        path_manager.register_handler(E3VAPathHandler(), allow_override=False)
+    except KeyError:
+        return  # registered already
+
+
+register(g_pathmgr)

@@ -1,0 +1,228 @@
+"""Configs and models by name, along Detectron2 and along torchvision."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from e3va import E3VABackbone, UserError
+from e3va.adapters import save_adapter
+from e3va.checkpoint import load_file, model_state
+from e3va.model_zoo import (
+    get,
+    get_checkpoint_url,
+    get_config,
+    get_config_file,
+    local_path,
+    models,
+    register,
+)
+from e3va.model_zoo.publish import publish
+from e3va.weights import load_trunk
+
+CONFIG = "COCO/cascade_mask_rcnn_e3va_swin_t_1x.py"
+
+
+def test_config_files():
+    file = Path(get_config_file(CONFIG))
+    assert file.is_file() and file.as_posix().endswith(f"configs/{CONFIG}")
+    yaml = get_config_file("COCO/cascade_mask_rcnn_e3va_swin_t.yaml")
+    assert "E3VA" in Path(yaml).read_text()
+    with pytest.raises(UserError, match=f"nearest: .*{CONFIG}"):
+        get_config_file("COCO/cascade_mask_rcnn_e3va_swin_t_2x.py")
+
+
+@pytest.mark.parametrize(
+    "name", ["../setup.py", "/etc/passwd", "COCO/../../setup.py", "", "COCO", "a\0.py", "COCO/x.py"]
+)
+def test_no_config_outside_the_folder(name):
+    with pytest.raises(UserError, match="in the zoo: expected a name below") as caught:
+        get_config_file(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_link_out_of_the_folder(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "outside.py").write_text("")
+    (tmp_path / "configs" / "inside.py").symlink_to(tmp_path / "outside.py")
+    monkeypatch.setattr(models, "_CONFIGS", tmp_path / "configs")
+    with pytest.raises(UserError, match="expected a name below"):
+        get_config_file("inside.py")
+
+
+def test_a_config_without_an_adapter_says_so():
+    for use in (get_checkpoint_url, lambda name: get_config(name, trained=True)):
+        with pytest.raises(UserError, match="nobody has published an adapter for .*trained=False"):
+            use("COCO/cascade_mask_rcnn_e3va_swin_l_3x.py")
+    with pytest.raises(UserError, match="expected a name below"):
+        get_checkpoint_url("COCO/nothing.py")
+
+
+def test_names_that_are_no_model():
+    with pytest.raises(UserError, match="'swin_micro' is a trunk"):
+        get("swin_micro", trained=True)
+    with pytest.raises(UserError, match="the zoo has no 'nothing'"):
+        get("nothing")
+
+
+def trunk_file(folder: Path, name: str = "nano_trunk.pth") -> Path:
+    folder.mkdir(exist_ok=True)
+    torch.save({"model": E3VABackbone("swin_nano").trunk.state_dict()}, folder / name)
+    return folder / name
+
+
+def finish(trained: torch.nn.Module, folder: Path, **about) -> Path:
+    """Give a model a trunk and trained weights, and write its adapter."""
+    trunk = trunk_file(folder)
+    own = next(m for m in trained.modules() if isinstance(m, E3VABackbone)).trunk
+    load_trunk(own, model_state(load_file(trunk), "trunk"), trunk.name)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.1)
+    save_adapter(trained, folder / "output", **about)
+    return trunk
+
+
+def same_weights(one, other) -> bool:
+    want = other.state_dict()
+    return all(torch.equal(value.cpu(), want[key].cpu()) for key, value in one.state_dict().items())
+
+
+def test_an_adapter_of_torchvision(tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    from e3va import get_preset
+    from e3va.torchvision import ModelConfig, build_model
+
+    config = ModelConfig(
+        *("mask_rcnn", ("red", "blue"), get_preset("swin_nano"), "nano_trunk.pth"),
+        **{"rank": 4, "heads": "light", "size": 64, "max_size": 96, "category_ids": (1, 2)},
+    )
+    model = build_model(config)
+    trunk = finish(
+        model, tmp_path, host="torchvision", model=config.to_dict(), classes=("red", "blue")
+    )
+    published = publish(tmp_path / "output", "drawn", tmp_path / "zoo", trunk=str(trunk))
+    assert (published.row["host"], published.row["config"]) == ("torchvision", "mask_rcnn")
+    monkeypatch.setenv("E3VA_ZOO", str(tmp_path / "zoo"))
+    for name in ("drawn", "e3va://drawn", "e3va://adapters/drawn"):
+        assert same_weights(get(name, trained=True, device="cpu"), model)
+    assert not same_weights(get("drawn", device="cpu"), model)
+    with pytest.raises(UserError, match="nobody has published"):
+        get_checkpoint_url(CONFIG)  # it is not Detectron2's
+
+
+SMALL_CONFIG = """\
+from e3va.detectron2 import load_config
+
+_cfg = load_config("custom/cascade_mask_rcnn_e3va_swin_t.py", {overrides})
+model, train, data = _cfg.model, _cfg.train, _cfg.data
+"""
+SMALL = [
+    "model.backbone.bottom_up.preset=swin_nano",
+    "model.backbone.out_channels=16",
+    "model.proposal_generator.head.in_channels=16",
+    "model.roi_heads.num_classes=3",
+    "model.roi_heads.mask_head.input_shape.channels=16",
+    "model.roi_heads.mask_head.conv_dims=[16,16]",
+    "train.device=cpu",
+    *(
+        f"model.roi_heads.{key}"
+        for stage in range(3)
+        for key in (
+            f"box_heads.{stage}.input_shape.channels=16",
+            f"box_heads.{stage}.fc_dims=[32]",
+            f"box_predictors.{stage}.input_shape.channels=32",
+        )
+    ),
+]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> str:
+    """Name of a config of the project, small enough to build in a test."""
+    pytest.importorskip("detectron2")
+    folder = tmp_path / "configs"
+    (folder / "custom").mkdir(parents=True)
+    (folder / "custom" / "small.py").write_text(SMALL_CONFIG.format(overrides=SMALL))
+    monkeypatch.setattr(models, "_CONFIGS", folder)
+    return "custom/small.py"
+
+
+@pytest.fixture
+def published(small, tmp_path, monkeypatch):
+    """A trained model of the small config with other settings than the config's, published."""
+    from detectron2.config import instantiate
+
+    cfg = get_config(small)
+    cfg.model.backbone.bottom_up.rank = 4  # as an override of the training
+    cfg.model.roi_heads.num_classes = 2
+    model = instantiate(cfg.model)
+    about = {"host": "detectron2", "model": {"config": small}, "classes": ("red", "blue")}
+    trunk = finish(model, tmp_path, **about)
+    publish(tmp_path / "output", "small_things", tmp_path / "zoo", trunk=str(trunk))
+    monkeypatch.setenv("E3VA_ZOO", str(tmp_path / "zoo"))
+    return model
+
+
+def test_configs_of_detectron2(small, published):
+    address = "e3va://adapters/small_things/model_final.pth"
+    assert get_checkpoint_url(small) == address
+    plain, trained = get_config(small), get_config(small, trained=True)
+    assert plain.train.init_checkpoint == "" and trained.train.init_checkpoint == address
+    assert list(trained.data.classes) == ["red", "blue"]
+    assert (plain.model.roi_heads.num_classes, trained.model.roi_heads.num_classes) == (3, 2)
+    assert trained.model.backbone.bottom_up.rank == 4
+
+
+def test_models_of_detectron2(small, published):
+    for name in (small, "small_things"):
+        assert same_weights(get(name, trained=True, device="cpu"), published)
+    fresh = get(small, device="cpu")
+    assert fresh.training and not same_weights(fresh.backbone, published.backbone)
+
+
+def test_the_stock_checkpointer_reads_the_address(small, published):
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import instantiate
+    from detectron2.utils.file_io import PathManager
+
+    register(PathManager)
+    model = instantiate(get_config(small, trained=True).model)
+    DetectionCheckpointer(model).load(get_checkpoint_url(small))
+    assert same_weights(model, published)
+    assert local_path(get_checkpoint_url(small)).name == "model_final.pth"
+
+
+def test_two_adapters_of_one_config(small, published, tmp_path):
+    publish(tmp_path / "output", "second", tmp_path / "zoo")
+    with pytest.raises(UserError, match=r"has several adapters \(small_things, second\)"):
+        get_checkpoint_url(small)
+    assert same_weights(get("second", trained=True, device="cpu"), published)
+
+
+def test_an_adapter_of_other_heads_does_not_fit(small, published, tmp_path):
+    """Heads that were overridden: nothing of them is in the adapter's description."""
+    config = tmp_path / "configs" / small
+    config.write_text(config.read_text().replace("fc_dims=[32]", "fc_dims=[48]"))
+    config.write_text(
+        config.read_text().replace("input_shape.channels=32", "input_shape.channels=48")
+    )
+    with pytest.raises(UserError, match="e3va://adapters/small_things does not fit the model of"):
+        get(small, trained=True, device="cpu")
+
+
+def test_a_yaml_config(published, small, tmp_path, monkeypatch):
+    twin = tmp_path / "configs" / "custom" / "small.yaml"
+    monkeypatch.undo()
+    name = "COCO/cascade_mask_rcnn_e3va_swin_t.yaml"
+    cfg = get_config(name)
+    assert cfg.MODEL.WEIGHTS == "" and cfg.MODEL.E3VA.PRESET == "swin_t"
+    twin.write_text(Path(get_config_file(name)).read_text())
+    monkeypatch.setattr(models, "_CONFIGS", tmp_path / "configs")
+    monkeypatch.setenv("E3VA_ZOO", str(tmp_path / "zoo"))
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    cfg = get_config("custom/small.yaml", trained=True)
+    assert cfg.MODEL.WEIGHTS == "e3va://adapters/small_things/model_final.pth"
+    assert (cfg.MODEL.E3VA.PRESET, cfg.MODEL.E3VA.RANK) == ("swin_nano", 4)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2

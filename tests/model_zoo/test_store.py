@@ -1,0 +1,380 @@
+"""Files found, downloaded, checked at every use; addresses; the path handler."""
+
+import hashlib
+import pickle
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from iopath.common.file_io import PathManager, g_pathmgr
+
+import e3va
+from e3va import UserError
+from e3va.model_zoo import E3VAPathHandler, download, local_path, mirror, register
+
+ADDRESS = "e3va://small"
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_downloaded_once_then_offline(web, small, cache, capsys):
+    path = local_path(ADDRESS)
+    assert path == cache / "trunks" / "small.pth" and path.read_bytes() == small
+    assert "sha256 as expected, kept in" in capsys.readouterr().err
+    web.stop()
+    web.requests.clear()
+    for address in (ADDRESS, f"{ADDRESS}/", "e3va://trunks/small.pth", "e3va://trunks/small"):
+        assert local_path(address) == path
+    assert web.requests == [] and capsys.readouterr().err == ""
+
+
+def test_offline_and_not_cached(web, small, cache, monkeypatch):
+    manager = PathManager()
+    register(manager)
+    assert manager.exists(ADDRESS)  # so the mirror's table is known
+    web.stop()
+    with pytest.raises(UserError) as caught:
+        local_path(ADDRESS)
+    text = str(caught.value)
+    assert f"{web.address}/trunks/small.pth" in text and "refused" in text and "\n" not in text
+    assert f"put it at {cache}/trunks/small.pth by hand, or set E3VA_ZOO" in text
+    (cache / "trunks").mkdir(exist_ok=True)
+    (cache / "trunks/small.pth").write_bytes(small)  # by hand
+    assert local_path(ADDRESS).read_bytes() == small
+    monkeypatch.delenv("E3VA_ZOO")
+    with pytest.raises(UserError, match="the zoo has no 'small'"):
+        local_path(ADDRESS)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data[:-100], "41541 bytes instead of 41641"),
+        (lambda data: data + b"\0", "bytes instead of"),
+        (lambda data: b"", "0 bytes instead of"),
+        (lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], "sha256 .* instead of"),
+    ],
+)
+def test_a_cached_file_that_was_altered(web, small, capsys, change, said):
+    path = local_path(ADDRESS)
+    path.write_bytes(change(small))
+    capsys.readouterr()
+    assert local_path(ADDRESS).read_bytes() == small
+    assert len(web.asked_for("trunks/small.pth")) == 2
+    text = capsys.readouterr().err
+    assert "altered or truncated, so it is downloaded again" in text
+    assert re.search(said, text)
+
+
+def test_a_renamed_file_is_found_out(web, small, make, cache):
+    """One trunk's file under another's name."""
+    other = make.checkpoint(seed=1)
+    web.files["trunks/other.pth"] = other
+    web.files["zoo.json"] = make.table(
+        {"small": make.trunk_row(small), "other": make.trunk_row(other, "other")}
+    )
+    one, two = local_path(ADDRESS), local_path("e3va://other")
+    one.replace(two)
+    assert two.read_bytes() == small
+    assert local_path("e3va://other").read_bytes() == other
+    assert local_path(ADDRESS).read_bytes() == small
+
+
+def test_a_wrong_file_then_the_right_one(web, small, make, cache):
+    local = cache / "trunks" / "small.pth"
+    web.faults = [make.fault(), make.fault(), make.fault(data=bytes(len(small)))]
+    with pytest.raises(UserError, match=f"sha256 {digest(bytes(len(small)))} instead of"):
+        local_path(ADDRESS)
+    assert not local.exists() and not local.with_name("small.pth.part").exists()
+    assert local_path(ADDRESS).read_bytes() == small
+
+
+def test_a_file_of_unknown_sha256_has_to_stay_the_same(web, make, monkeypatch, capsys, cache):
+    data, other = make.checkpoint(), make.checkpoint(seed=1)
+    web.files["trunks/small.pth"] = data
+    web.files["zoo.json"] = make.table({"small": make.trunk_row(data, sha256=None, size=None)})
+    monkeypatch.setenv("E3VA_ZOO", web.address)
+    path = local_path(ADDRESS)
+    said = capsys.readouterr().err
+    assert "could not be verified: no sha256 of it is known" in said and digest(data) in said
+    pin = cache / "trunks" / "small.pth.sha256"
+    assert pin.read_text() == f"{digest(data)}  small.pth\n"
+    assert local_path(ADDRESS) == path and capsys.readouterr().err == ""
+    path.write_bytes(other)  # in the cache
+    assert local_path(ADDRESS).read_bytes() == data
+    path.unlink()
+    web.files["trunks/small.pth"] = other  # on the server
+    with pytest.raises(UserError, match=f"{digest(other)} instead of {digest(data)}.*delete {pin}"):
+        local_path(ADDRESS)
+    pin.unlink()
+    assert local_path(ADDRESS).read_bytes() == other
+
+
+def test_a_row_of_the_library_is_looked_for_on_a_mirror(web, make, monkeypatch):
+    """Its sha256 is not public; the mirror has no table of its own."""
+    data = make.checkpoint()
+    name = "swin_small_patch4_window7_224"
+    web.files[f"trunks/{name}.pth"] = data
+    monkeypatch.setenv("E3VA_ZOO", f"{web.address}/")
+    assert local_path(f"e3va://{name}").read_bytes() == data
+    assert [request.path for request in web.requests] == [f"trunks/{name}.pth"]
+
+
+def test_a_folder_is_used_in_place(tmp_path, make, monkeypatch, cache):
+    data, folder = make.checkpoint(), tmp_path / "mirror"
+    (folder / "trunks").mkdir(parents=True)
+    file = folder / "trunks" / "small.pth"
+    file.write_bytes(data)
+    (folder / "zoo.json").write_bytes(make.table({"small": make.trunk_row(data)}))
+    monkeypatch.setenv("E3VA_ZOO", str(folder))
+    assert local_path(ADDRESS) == file
+    assert not (cache / "trunks" / "small.pth").exists()
+    file.write_bytes(data[:-1])
+    with pytest.raises(UserError, match=f"{file} has 41640 bytes instead of 41641.*copy it again"):
+        local_path(ADDRESS)
+    assert file.exists()  # it is the user's, not ours to delete
+    file.unlink()
+    with pytest.raises(UserError, match=r"no trunks/small\.pth in that folder"):
+        local_path(ADDRESS)
+    outside = tmp_path / "outside.pth"
+    outside.write_bytes(data)
+    file.symlink_to(outside)
+    with pytest.raises(UserError, match="leads out of"):
+        local_path(ADDRESS)
+
+
+def test_a_link_out_of_the_cache(web, small, cache, tmp_path):
+    outside = tmp_path / "outside.pth"
+    outside.write_bytes(small)
+    (cache / "trunks").mkdir(parents=True)
+    (cache / "trunks" / "small.pth").symlink_to(outside)
+    with pytest.raises(UserError, match="leads out of"):
+        local_path(ADDRESS)
+    (cache / "trunks" / "small.pth").unlink()
+    (cache / "trunks").rmdir()
+    (cache / "trunks").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(UserError, match="leads out of"):
+        local_path(ADDRESS)
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_cache_that_cannot_be_written(web, small, cache):
+    cache.mkdir(parents=True)
+    (cache / "trunks").write_text("a file in the folder's place")
+    with pytest.raises(UserError, match=r"small\.pth cannot be written .*set FVCORE_CACHE"):
+        local_path(ADDRESS)
+
+
+def test_a_cache_in_a_folder_that_others_can_write(web, small, tmp_path, monkeypatch):
+    """iopath falls back to the folder of temporary files if it cannot use its own."""
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = local_path(ADDRESS)
+    assert path == tmp_path / "iopath_cache" / "e3va" / "trunks" / "small.pth"
+    (tmp_path / "iopath_cache").chmod(0o777)
+    with pytest.raises(UserError, match="where others can write: set FVCORE_CACHE"):
+        local_path(ADDRESS)
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (str(self.marker), "w"))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_pickle_with_code_never_gets_into_the_cache(
+    web, make, monkeypatch, cache, tmp_path, known
+):
+    """Though it is the file that the row means; stock programs would unpickle it from there."""
+    marker, file = tmp_path / "executed", tmp_path / "evil.pth"
+    for write in (
+        lambda: torch.save({"model": Evil(marker)}, file),
+        lambda: file.write_bytes(pickle.dumps({"model": Evil(marker)})),
+    ):
+        write()
+        data = file.read_bytes()
+        row = make.trunk_row(data) if known else make.trunk_row(data, sha256=None, size=None)
+        web.files.update({"trunks/small.pth": data, "zoo.json": make.table({"small": row})})
+        monkeypatch.setenv("E3VA_ZOO", web.address)
+        with pytest.raises(UserError, match="running code|not .* plain tensors"):
+            local_path(ADDRESS, refresh=True)
+        assert not marker.exists() and not (cache / "trunks" / "small.pth").exists()
+        folder = tmp_path / "mirror"
+        (folder / "trunks").mkdir(parents=True, exist_ok=True)
+        (folder / "trunks" / "small.pth").write_bytes(data)
+        (folder / "zoo.json").write_bytes(web.files["zoo.json"])
+        monkeypatch.setenv("E3VA_ZOO", str(folder))
+        with pytest.raises(UserError, match="running code|not .* plain tensors"):
+            local_path(ADDRESS)
+        assert not marker.exists()
+
+
+def test_what_is_published_anew_is_found(web, small, make, capsys):
+    path = local_path(ADDRESS)
+    newer = make.checkpoint(seed=2)
+    web.files["trunks/small.pth"] = newer
+    web.files["zoo.json"] = make.table({"small": make.trunk_row(newer)})
+    assert local_path(ADDRESS).read_bytes() == small  # what is here serves
+    assert local_path(ADDRESS, refresh=True).read_bytes() == newer
+    path.unlink()
+    web.files["trunks/small.pth"] = small
+    web.files["zoo.json"] = make.table({"small": make.trunk_row(small)})
+    assert local_path(ADDRESS).read_bytes() == small  # the table is asked for before a download
+    web.requests.clear()
+    assert local_path(ADDRESS, force=True).read_bytes() == small
+    assert len(web.asked_for("trunks/small.pth")) == 1
+
+
+def test_the_mirrors_table_is_kept_for_later(web, small, cache, capsys):
+    local_path(ADDRESS)
+    copy = next((cache / "mirrors").glob("*.json"))
+    web.stop()
+    assert local_path(ADDRESS, refresh=True).read_bytes() == small
+    assert "could not be read" in capsys.readouterr().err
+    copy.write_text("{")  # a damaged copy is as none
+    with pytest.raises(UserError, match="the zoo has no 'small'"):
+        local_path(ADDRESS)
+
+
+def test_a_table_without_end(web, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "_TABLE_CAP", 50)
+    (tmp_path / "zoo.json").write_bytes(web.files["zoo.json"])
+    for place in (web.address, str(tmp_path)):
+        monkeypatch.setenv("E3VA_ZOO", place)
+        with pytest.raises(UserError, match="longer than 50 bytes"):
+            local_path(ADDRESS)
+
+
+def test_a_table_after_a_passing_fault(web, small, make):
+    web.faults = [make.fault(status=503)]
+    assert local_path(ADDRESS).read_bytes() == small
+
+
+HOSTILE = [
+    "e3va://../../etc/passwd",
+    "e3va://adapters/../../etc/passwd",
+    "e3va://adapters/..",
+    "e3va://trunks/../small",
+    "e3va:///etc/passwd",
+    "e3va:////etc/passwd",
+    "e3va://%2e%2e/%2e%2e/etc/passwd",
+    "e3va://trunks/..%2fsmall.pth",
+    "e3va://trunks\\small.pth",
+    "e3va://small\0",
+    "e3va://small\n",
+    "e3va://./small",
+    "e3va://trunks//small.pth",
+    "e3va://small/small.pth",
+    "e3va://trunks/small.pth/x",
+    "e3va://trunks/small.pth.part",
+    "e3va://trunks/small.pth.sha256",
+    "e3va://mirrors/x.json",
+    "e3va://adapters/small",
+    "e3va://a/b/c/d",
+    "e3va://" + "a" * 5000,
+    "e3va://C:small",
+    "e3va://~root",
+    "file:///etc/passwd",
+    "/etc/passwd",
+    "small",
+    "",
+]
+
+
+@pytest.mark.parametrize("address", HOSTILE, ids=lambda text: repr(text)[:40])
+def test_hostile_addresses(web, small, address):
+    local_path(ADDRESS)
+    manager = PathManager()
+    register(manager)
+    with pytest.raises(UserError) as caught:
+        local_path(address)
+    assert "\n" not in str(caught.value)
+    if address.startswith("e3va://"):
+        assert not (manager.exists(address) or manager.isfile(address) or manager.isdir(address))
+        with pytest.raises(UserError):
+            manager.open(address, "rb")
+
+
+parts = st.sampled_from(
+    ["..", ".", "", "trunks", "adapters", "small", "small.pth", "%2e%2e", "etc", "~", "a\0", "\\"]
+)
+
+
+@given(st.lists(parts, max_size=5).map("/".join) | st.text(max_size=12))
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_no_address_leads_out_of_cache_and_package(web, small, cache, rest):
+    try:
+        path = local_path(f"e3va://{rest}")
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    roots = (cache, Path(e3va.__file__).parent / "assets")
+    assert any(path.resolve().is_relative_to(root.resolve()) for root in roots)
+
+
+def read_through(manager, data: bytes) -> None:
+    register(manager)
+    register(manager)  # once more changes nothing
+    assert Path(manager.get_local_path(ADDRESS)).read_bytes() == data
+    with manager.open("e3va://trunks/small.pth", "rb") as file:
+        assert file.read() == data
+    assert manager.isfile(ADDRESS) and not manager.isdir(ADDRESS)
+    assert not manager.exists("e3va://nothing") and not manager.isfile("e3va://trunks")
+    assert manager.isdir("e3va://") and manager.isdir("e3va://trunks")
+    assert manager.ls("e3va://") == ["trunks", "adapters"]
+    assert {"small.pth", "swin_micro.safetensors"} <= set(manager.ls("e3va://trunks"))
+    for mode in ("w", "wb", "a", "r+"):
+        with pytest.raises(UserError, match="the zoo is read alone"):
+            manager.open(ADDRESS, mode)
+    with pytest.raises(UserError, match="is a file"):
+        manager.ls(ADDRESS)
+    with pytest.raises(UserError, match="is a listing: add one of its names"):
+        manager.get_local_path("e3va://trunks")
+    with pytest.raises(ValueError, match="Unused"):
+        manager.get_local_path(ADDRESS, cache_dir="x")
+
+
+def test_a_fresh_path_manager(small):
+    read_through(PathManager(), small)
+
+
+def test_iopaths_global_path_manager(small):
+    read_through(g_pathmgr, small)
+
+
+def test_detectron2s_path_manager(small):
+    file_io = pytest.importorskip("detectron2.utils.file_io")
+    read_through(file_io.PathManager, small)
+
+
+def test_force_through_the_handler(web, small):
+    manager = PathManager()
+    manager.register_handler(E3VAPathHandler())
+    manager.get_local_path(ADDRESS)
+    manager.get_local_path(ADDRESS, force=True)
+    assert len(web.asked_for("trunks/small.pth")) == 2
+
+
+def test_without_a_size_cap_nothing_is_downloaded(web, make, monkeypatch):
+    monkeypatch.setattr(download, "SIZE_CAP", 1000)
+    data = make.checkpoint()
+    web.files["trunks/small.pth"] = data
+    web.files["zoo.json"] = make.table({"small": make.trunk_row(data, size=None)})
+    monkeypatch.setenv("E3VA_ZOO", web.address)
+    with pytest.raises(UserError, match="41641 bytes instead of at most 1000"):
+        local_path(ADDRESS)
