@@ -11,7 +11,8 @@ from ..optional import require
 require("torchvision", "e3va.torchvision")
 
 from .cascade import CascadeRoIHeads  # noqa: E402
-from .models import ModelConfig, build_model, load_model, load_pretrained  # noqa: E402
+from .loading import load_adapters, load_model  # noqa: E402
+from .models import ModelConfig, build_model, load_pretrained  # noqa: E402
 from .pyramid import PyramidBackbone  # noqa: E402
 from .semantic import SemanticFPN  # noqa: E402
 
@@ -21,6 +22,7 @@ __all__ = [
     "PyramidBackbone",
     "SemanticFPN",
     "build_model",
+    "load_adapters",
     "load_model",
     "load_pretrained",
 ]

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from ..backbone import MEMORY, METHODS
 from ..errors import UserError
 from ..highway import DOWNSAMPLE_FORMS
+from ..model_zoo import cli as zoo_cli
 from ..precision import PRECISIONS as TRUNK_PRECISIONS
 from ..trunk import TAPS
-from . import commands
+from . import commands, convert, info
 from .models import DEMO_TRUNK, HEADS, MODELS
-from .trainer import PRECISIONS
+from .settings import PRECISIONS
 
 INTERRUPTED = 130  # the shells' status for a process that Ctrl-C ended
 
@@ -22,7 +23,9 @@ frozen trunk runs forward alone, so a step needs little memory.
   e3va train    on your own images, with COCO-format annotations or label maps
   e3va eval     score a trained model: box and mask AP, or mIoU
   e3va predict  draw what a trained model finds, and write it as COCO-format JSON or label maps
-  e3va info     say what a model or weights file contains
+  e3va info     say what a model, adapter or weights file contains
+  e3va convert  a whole model to its adapter, all but the trunk, or back
+  e3va zoo      list, download and publish trunks and adapters
 
 Each has its own --help."""
 
@@ -33,9 +36,17 @@ Instance masks, from a COCO-format file:
 Label maps, for photos/a.jpg the file labels/a.png with a class number in every pixel:
   e3va train --images photos --labels labels --classes background,road,car
 
-The trunk that comes with e3va is small and has seen drawn pictures alone. For real use download
-a pretrained Swin of the official repository and give it with --trunk FILE.
+The trunk that comes with e3va is small and has seen drawn pictures alone. For real use give a
+pretrained Swin: one of "e3va zoo list" by its name, or a file of the official repository,
+Detectron2, mmdetection, torchvision, timm or transformers, with --trunk.
 Ctrl-C saves; the same command with --resume goes on exactly where it stopped."""
+
+CONVERT_HELP = """\
+A whole model (model.pth, training.pth, a Detectron2 checkpoint) becomes an adapter's folder:
+  e3va convert output/model.pth --output fruit
+An adapter becomes the whole model, in the format of the host that it is of:
+  e3va convert fruit --output model.pth --trunk swin_tiny_patch4_window7_224.pth
+All tensors are the same to the bit, either way."""
 
 
 def whole(least: int):
@@ -82,13 +93,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train_options(train)
 
     evaluate = add("eval", commands.evaluate_model, "score a trained model")
-    evaluate.add_argument("model", metavar="MODEL", help="model.pth of e3va train")
+    _add_model(evaluate)
     _add_data(evaluate, "", "to score on")
     evaluate.add_argument("--output", metavar="FILE", help="write the scores here too, as JSON")
     _add_device(evaluate)
 
     predict = add("predict", commands.predict, "draw what a trained model finds")
-    predict.add_argument("model", metavar="MODEL", help="model.pth of e3va train")
+    _add_model(predict)
     predict.add_argument(
         "--input", nargs="+", required=True, metavar="PATH", help="images, folders, 'globs/*.jpg'"
     )
@@ -100,9 +111,44 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_device(predict)
 
-    info = add("info", commands.info, "say what a model or weights file contains")
-    info.add_argument("file", help="model.pth, training.pth, or pretrained Swin weights")
+    about = add("info", info.info, "say what a model, adapter or weights file contains")
+    about.add_argument(
+        "file", help="model.pth, training.pth, an adapter's folder, or pretrained Swin weights"
+    )
+    _add_trunk(about, "compare with the trunk that an adapter was trained on")
+
+    change = add(
+        "convert", convert.convert, "whole model to adapter, or back", description=CONVERT_HELP
+    )
+    change.add_argument("input", metavar="INPUT", help="model.pth, or an adapter's folder")
+    change.add_argument(
+        "--output",
+        required=True,
+        metavar="PATH",
+        help="adapter's folder, or the whole model's file",
+    )
+    _add_trunk(change, "the pretrained weights; default: those that INPUT names")
+    change.add_argument("--force", action="store_true", help="overwrite what is there")
+
+    zoo = add(
+        "zoo", None, "pretrained trunks and published adapters", description=zoo_cli.DESCRIPTION
+    )
+    zoo_cli.add_commands(zoo.add_subparsers(required=True, metavar="COMMAND"))
     return parser
+
+
+def _add_model(parser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="model.pth, an adapter's folder, or e3va://NAME of the zoo"
+    )
+    _add_trunk(parser, "of an adapter; default: the one that it was trained on, if it is found")
+
+
+def _add_trunk(parser, purpose: str) -> None:
+    parser.add_argument("--trunk", metavar="FILE", help=purpose)
+    parser.add_argument(
+        "--any-trunk", action="store_true", help="accept another trunk than the adapter's"
+    )
 
 
 def _add_data(parser, prefix: str, purpose: str, **options) -> None:
@@ -143,8 +189,18 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     add(out, "--checkpoint-every", "steps; 0: at the end alone", type=whole(0), metavar="N")
 
     model = parser.add_argument_group("model")
-    add(model, "--trunk", f"weights: a file, {DEMO_TRUNK!r}, or 'random'", metavar="FILE")
-    add(model, "--preset", "size of a random trunk, as swin_t", metavar="NAME")
+    add(
+        model,
+        "--trunk",
+        f"weights: a file, a name of the zoo, {DEMO_TRUNK!r}, or 'random'",
+        metavar="FILE",
+    )
+    add(model, "--adapter", "start from this adapter's backbone part", metavar="PATH")
+    model.add_argument(
+        "--any-trunk", action="store_true", help="though --trunk is not the adapter's own"
+    )
+    text = "size and window, as swin_t; default: as the weights file"
+    add(model, "--preset", text, metavar="NAME")
     add(model, "--model", "default: mask_rcnn, or semantic_fpn for label maps", choices=MODELS)
     add(model, "--method", "what of the backbone trains", choices=METHODS)
     own = "default: the method's own"

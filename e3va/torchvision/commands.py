@@ -8,32 +8,28 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import atomic_open, load_file, load_safetensors, model_state
+from ..checkpoint import atomic_open
 from ..errors import UserError
-from ..measure import MIB, count_parameters, parameter_table
 from ..optional import require
 from ..paths import find_images
-from ..presets import get_preset, preset_name
-from ..weights import find_trunk, read_geometry, trunk_state
 from . import curves
 from .data import Dataset, coco_dataset, label_dataset
 from .evaluate import evaluate
-from .models import (
-    DEMO_TRUNK,
-    HEADS,
-    ModelConfig,
-    build_model,
-    default_heads,
-    describe,
-    load_model,
-    load_pretrained,
-    model_parts,
-    read_trunk,
-)
+from .loading import load_model
+from .models import DEMO_TRUNK, HEADS, ModelConfig, build_model
 from .predict import predict_images
-from .trainer import MODEL, STATE, Trainer, TrainSettings, make_folder, read_state
+from .settings import TrainSettings
+from .start import (
+    WANTS,
+    Start,
+    load_start,
+    model_config,
+    read_start,
+    saved_option,
+    trunk_option,
+)
+from .trainer import MODEL, STATE, Trainer, make_folder, read_state
 
-RANDOM = "random"
 _SETTINGS = {f.name: f.default for f in fields(TrainSettings)}
 _CONFIG = {f.name: f.default for f in fields(ModelConfig)}
 # The options of "e3va train" that make a run what it is, with their defaults (None: see --help).
@@ -41,6 +37,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("images", "annotations", "labels")),
     **dict.fromkeys(("val_images", "val_annotations", "val_labels", "classes")),
     "trunk": DEMO_TRUNK,
+    "adapter": None,
     "preset": None,
     "model": None,
     "heads": None,
@@ -51,26 +48,32 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     **{k: _SETTINGS[k] for k in ("steps", "batch_size", "adapter_lr", "trunk_lr", "seed")},
     **{k: _SETTINGS[k] for k in ("eval_every", "checkpoint_every")},
 }
-_WANTS = {True: "works on label maps: give --labels", False: "needs instances: give --annotations"}
-_PATHS = ("images", "annotations", "labels", "val_images", "val_annotations", "val_labels")
+_DATA = ("images", "annotations", "labels", "val_images", "val_annotations", "val_labels")
+# How the options that name files are written so that they mean the same in any folder.
+_PATHS = {**dict.fromkeys(_DATA, saved_option), "trunk": trunk_option, "adapter": saved_option}
 
 
 def train(args: Namespace) -> None:
     """``e3va train``."""
     given = {k: v for k, v in vars(args).items() if k in TRAIN_DEFAULTS}
-    for key in (*_PATHS, "trunk"):
-        if key in given and given[key] not in (DEMO_TRUNK, RANDOM):
-            given[key] = str(Path(given[key]).expanduser().resolve())
+    for key in given.keys() & _PATHS.keys():
+        given[key] = _PATHS[key](given[key])
     folder = Path(args.output).expanduser()
     state = read_state(folder) if args.resume else None
-    options = _resumed(given, state, folder) if state else {**TRAIN_DEFAULTS, **given}
+    start = None
+    if state:
+        options = _resumed(given, state, folder)
+    else:
+        if given.get("adapter"):
+            start = read_start(given["adapter"], given.get("trunk"))
+        options = {**TRAIN_DEFAULTS, **(start.options if start else {}), **given}
     device = pick_device(args.device)
     if state is None and (folder / STATE).exists():
         raise UserError(
             f"{folder} holds a run already ({STATE}): add --resume to go on with it, or give "
             "another --output"
         )
-    trainer = _build_trainer(options, state, folder, device, args)
+    trainer = _build_trainer(options, state, start, folder, device, args)
     if state:
         trainer.load(state)
         print(f"going on after step {trainer.step} of {trainer.settings.steps}")
@@ -100,6 +103,7 @@ def _resumed(given: dict[str, Any], state: dict[str, Any], folder: Path) -> dict
 def _build_trainer(
     options: dict[str, Any],
     state: dict[str, Any] | None,
+    start: Start | None,
     folder: Path,
     device: torch.device,
     args: Namespace,
@@ -111,12 +115,12 @@ def _build_trainer(
         if dataset.summary != state["data"].get("summary"):
             print("the training data have changed since this run began: it goes on with the new")
     else:
-        config = _config(options, dataset)
+        config = model_config(options, dataset, start)
         settings = _settings(options, config, device)
     torch.manual_seed(settings.seed)
     model = build_model(config)
-    if state is None and config.trunk != RANDOM:
-        load_pretrained(model, config.trunk)
+    if state is None:
+        load_start(model, config, start, args.any_trunk)
     if config.trunk == DEMO_TRUNK:
         print(
             "trunk: the demonstration's, of 1.3 million parameters, which has seen drawn pictures "
@@ -170,33 +174,6 @@ def _tensorboard(folder: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder))
-
-
-def _config(options: dict[str, Any], dataset: Dataset) -> ModelConfig:
-    trunk = options["trunk"]
-    if trunk == RANDOM:
-        preset = get_preset(options["preset"] or "swin_t")
-    else:
-        if options["preset"]:
-            raise UserError("--preset is for --trunk random: a weights file says its own size")
-        preset = read_trunk(trunk)[1]
-    kind = "mask_rcnn" if dataset.coco else "semantic_fpn"
-    model = options["model"] or kind
-    if (model == "semantic_fpn") != (kind == "semantic_fpn"):
-        raise UserError(f"--model {model} {_WANTS[model == 'semantic_fpn']}")
-    return ModelConfig(
-        model=model,
-        classes=dataset.classes,
-        preset=preset,
-        trunk=trunk,
-        heads=options["heads"] or default_heads(preset),
-        category_ids=dataset.category_ids,
-        **{
-            k: options[k]
-            for k in _CONFIG
-            if k in options and k not in ("model", "trunk", "preset", "heads", "classes")
-        },
-    )
 
 
 def open_data(
@@ -268,10 +245,10 @@ def default_precision(device: torch.device) -> str:
 def evaluate_model(args: Namespace) -> None:
     """``e3va eval``."""
     device = pick_device(args.device)
-    model, config = load_model(args.model, device)
+    model, config = load_model(args.model, device, args.trunk, args.any_trunk)
     labels = config.model == "semantic_fpn"
     if args.labels if not labels else args.annotations:
-        raise UserError(f"{args.model} {_WANTS[labels]}")
+        raise UserError(f"{args.model} {WANTS[labels]}")
     dataset = open_data(vars(args), "", classes=config.classes if labels else ())
     print(dataset.summary)
     check_classes(dataset, config.classes)
@@ -285,51 +262,14 @@ def evaluate_model(args: Namespace) -> None:
 def predict(args: Namespace) -> int:
     """``e3va predict``; status 1 if an image could not be read."""
     images = find_images(args.input)
-    model, config = load_model(args.model, pick_device(args.device))
+    device = pick_device(args.device)
+    model, config = load_model(args.model, device, args.trunk, args.any_trunk)
     folder = make_folder(Path(args.output).expanduser())
     failed = predict_images(model, config, images, folder, args.threshold)
     print(f"{len(images) - len(failed)} of {len(images)} images drawn into {folder}")
     if failed:
         raise UserError(failed[0] + (f" (and {len(failed) - 1} more)" if failed[1:] else ""))
     return 0
-
-
-def info(args: Namespace) -> None:
-    """``e3va info``."""
-    path = Path(args.file).expanduser()
-    metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors" and path.is_file():
-        data, metadata = load_safetensors(path)
-    else:
-        data = load_file(path)
-    print(f"{path}: {path.stat().st_size / MIB:.1f} MiB")
-    if isinstance(data.get("config"), dict):
-        _say_model(data, str(path))
-        return
-    state = model_state(data, str(path))
-    prefix = find_trunk(state)
-    count = sum(t.numel() for t in state.values())
-    print(f"weights: {len(state)} tensors, {count:,} numbers")
-    if prefix is None:
-        print("no Swin under the official key names among them")
-    else:
-        preset = read_geometry(trunk_state(state, prefix), str(path))
-        print(f"holds the Swin {preset_name(preset) or 'of no known size'} ({preset}), {prefix=}")
-    for key, value in metadata.items():
-        print(f"{key:<14}{value}")
-
-
-def _say_model(data: dict[str, Any], source: str) -> None:
-    config = ModelConfig.from_dict(data["config"], source)
-    print(describe(config))
-    about = data.get("data", {})
-    print(f"{'trained on':<14}{about.get('summary', 'unknown')}")
-    print(f"{'steps':<14}{data.get('step')}")
-    for name, value in (data.get("scores") or {}).items():
-        print(f"{name:<14}{value:.1f}")
-    with torch.device("meta"):
-        model = build_model(config)
-    print(parameter_table(count_parameters(model, model_parts(model))))
 
 
 def how_to_go_on(args: Namespace) -> str:

@@ -1,7 +1,6 @@
 """Models as data: a :class:`ModelConfig` says what to build, and every checkpoint holds its own."""
 
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,19 +13,21 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
 
 from ..backbone import E3VABackbone, complete
-from ..checkpoint import load_file, model_state
 from ..errors import UserError
+from ..model_zoo.trunks import DEMO, SCHEME, read_trunk_file
 from ..presets import SwinPreset, preset_name
-from ..weights import find_trunk, load_trunk, read_geometry, trunk_state
+from ..trunk import SwinTrunk
+from ..weights import Loaded, find_trunk, load_trunk, missing_trunk, read_geometry, trunk_state
 from .cascade import AlignedPooler, CascadePredictor, CascadeRoIHeads
 from .pyramid import LEVEL_NAMES, PyramidBackbone
 from .semantic import SemanticFPN
 
-DEMO_TRUNK = "demo"
-DEMO_FILE = Path(__file__).parent.parent / "assets" / "swin_micro.safetensors"
+DEMO_TRUNK, RANDOM = DEMO, "random"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as Swin's pretraining
+POOLINGS = ("torchvision", "aligned")
 LIGHT_TRUNK = 96  # channels of stage 0 below which the heads are light too
 
 
@@ -65,7 +66,8 @@ class ModelConfig:
         model: a key of ``MODELS``.
         classes: names; of label maps the name of label 0 first.
         preset: the trunk's geometry.
-        trunk: where its weights came from: ``"demo"``, a file's path, or ``"random"``.
+        trunk: where its weights came from: ``"demo"``, a file's path, an address of the zoo, or
+            ``"random"``.
         method, rank, reduction, taps, downsample: see :class:`e3va.E3VABackbone`; None is replaced
             by the method's own setting.
         memory, trunk_precision: see :class:`e3va.E3VABackbone`.
@@ -74,6 +76,8 @@ class ModelConfig:
             longer at most ``max_size``.
         jitter: the least and largest multiple of ``size`` that training draws from.
         category_ids: of the annotation file, for each class; empty for label maps.
+        pooling: of a Mask R-CNN's RoIs: ``"torchvision"``, or ``"aligned"``, as Detectron2 pools
+            (the cascade always does). Weights trained with one lose by the other.
     """
 
     model: str
@@ -92,6 +96,7 @@ class ModelConfig:
     max_size: int = 800
     jitter: tuple[float, float] = (0.8, 1.2)
     category_ids: tuple[int, ...] = ()
+    pooling: str = "torchvision"
 
     def __post_init__(self) -> None:
         own = complete(self.method, self.preset, self.rank, self.taps, self.downsample)
@@ -100,7 +105,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain lists, strings and numbers."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return _plain(asdict(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], source: str) -> "ModelConfig":
@@ -119,6 +124,12 @@ class ModelConfig:
             ) from None
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -127,7 +138,8 @@ def read_trunk(trunk: str) -> tuple[dict[str, Tensor], SwinPreset, str]:
     """Pretrained weights and geometry of a Swin.
 
     Args:
-        trunk: ``"demo"`` for the one that comes with the library, or a weights file.
+        trunk: ``"demo"`` for the one that comes with the library, a weights file of any layout of
+            :data:`e3va.layouts.LAYOUTS`, or one of the zoo (``e3va://…``, or its bare name).
 
     Returns:
         its tensors, its geometry, and the file's name.
@@ -135,15 +147,11 @@ def read_trunk(trunk: str) -> tuple[dict[str, Tensor], SwinPreset, str]:
     Raises:
         UserError: the file is missing, broken, or holds no Swin that can be read.
     """
-    path = DEMO_FILE if trunk == DEMO_TRUNK else Path(trunk).expanduser()
-    state = model_state(load_file(path), str(path))
-    prefix = find_trunk(state)
+    state, source = read_trunk_file(trunk)
+    prefix = find_trunk(state, source)
     if prefix is None:
-        raise UserError(
-            f"{path} lacks the trunk: none of its {len(state)} tensors is a Swin's patch embedding "
-            "under the official names; give a pretrained Swin of the official repository"
-        )
-    return state, read_geometry(trunk_state(state, prefix), str(path)), str(path)
+        raise missing_trunk(state, source)
+    return state, read_geometry(trunk_state(state, prefix), source), source
 
 
 def default_heads(preset: SwinPreset) -> str:
@@ -151,13 +159,16 @@ def default_heads(preset: SwinPreset) -> str:
     return "light" if preset.embed_dim < LIGHT_TRUNK else "standard"
 
 
-def build_model(config: ModelConfig) -> nn.Module:
+def build_model(config: ModelConfig, trunk: SwinTrunk | None = None) -> nn.Module:
     """Build a model with random weights.
 
+    Args:
+        trunk: to share with other models, see :class:`e3va.E3VABackbone`; None for one of its own.
+
     Raises:
-        UserError: a setting that is not one of those known.
+        UserError: a setting that is not one of those known, or a trunk that cannot be shared.
     """
-    for key, known in (("model", MODELS), ("heads", HEADS)):
+    for key, known in (("model", MODELS), ("heads", HEADS), ("pooling", POOLINGS)):
         if getattr(config, key) not in known:
             raise UserError(f"{key} {getattr(config, key)!r}: expected one of {', '.join(known)}")
     detects = config.model != "semantic_fpn"
@@ -172,15 +183,24 @@ def build_model(config: ModelConfig) -> nn.Module:
             downsample=config.downsample,
             memory=config.memory,
             trunk_precision=config.trunk_precision,
+            trunk=trunk,
         )
     backbone = PyramidBackbone(bottom_up, HEADS[config.heads].channels, extra_level=detects)
     return MODELS[config.model](config, backbone)
 
 
-def load_pretrained(model: nn.Module, trunk: str) -> None:
-    """Load pretrained Swin weights into the model's trunk."""
-    state, _, source = read_trunk(trunk)
-    load_trunk(model.backbone.bottom_up.trunk, state, source)
+def load_pretrained(model: nn.Module, trunk: str) -> Loaded:
+    """Load pretrained Swin weights, see :func:`read_trunk`, into the model's trunk.
+
+    Returns:
+        what was loaded; its ``notes`` are sentences for people.
+    """
+    state, source = read_trunk_file(trunk)
+    module = model.backbone.bottom_up.trunk
+    loaded = load_trunk(module, state, source)
+    if trunk.startswith(SCHEME):  # the source is the cached file
+        module.origin = replace(module.origin, source=trunk)
+    return loaded
 
 
 def model_parts(model: nn.Module) -> dict[str, nn.Module]:
@@ -221,6 +241,17 @@ def _rpn(config: ModelConfig, channels: int) -> RegionProposalNetwork:
     )
 
 
+def _pooler(config: ModelConfig, side: int) -> nn.Module:
+    if config.pooling == "aligned":
+        return AlignedPooler(LEVEL_NAMES, side)
+    pooler = MultiScaleRoIAlign(LEVEL_NAMES, side, 2)
+    # It would read the strides off the first images that it sees, with their padding: wrong for
+    # those of 33 to 45 and 65 to 67 pixels, and then for all others.
+    pooler.scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    pooler.map_levels = LevelMapper(2, 5)
+    return pooler
+
+
 def _mask_head(config: ModelConfig, channels: int) -> dict[str, nn.Module]:
     widths = HEADS[config.heads].mask
     return {
@@ -232,7 +263,7 @@ def _mask_head(config: ModelConfig, channels: int) -> dict[str, nn.Module]:
 def _mask_rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCNN:
     sizes, channels = HEADS[config.heads], backbone.out_channels
     roi_heads = RoIHeads(
-        MultiScaleRoIAlign(LEVEL_NAMES, 7, 2),
+        _pooler(config, 7),
         TwoMLPHead(channels * 49, sizes.box),
         FastRCNNPredictor(sizes.box, 1 + len(config.classes)),
         fg_iou_thresh=0.5,
@@ -243,7 +274,7 @@ def _mask_rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCN
         score_thresh=0.05,
         nms_thresh=0.5,
         detections_per_img=100,
-        mask_roi_pool=MultiScaleRoIAlign(LEVEL_NAMES, 14, 2),
+        mask_roi_pool=_pooler(config, 14),
         **_mask_head(config, channels),
     )
     return GeneralizedRCNN(backbone, _rpn(config, channels), roi_heads, _transform(config))
@@ -285,26 +316,6 @@ def describe(config: ModelConfig) -> str:
             value = ", ".join(map(str, value))
         lines.append(f"{field.name:<13} {value}")
     return "\n".join(lines)
-
-
-def load_model(
-    path: str | Path, device: str | torch.device = "cpu"
-) -> tuple[nn.Module, ModelConfig]:
-    """A trained model from a file that ``e3va train`` wrote, in evaluation mode.
-
-    Raises:
-        UserError: the file is missing, broken, of another kind, or its tensors do not fit.
-    """
-    data = load_file(path)
-    if not isinstance(data.get("config"), dict):
-        raise UserError(
-            f"{path} is not a model of e3va train: it has no model description; for pretrained "
-            "Swin weights use e3va train --trunk"
-        )
-    config = ModelConfig.from_dict(data["config"], str(path))
-    model = build_model(config)
-    load_state(model, model_state(data, str(path)), str(path))
-    return model.to(device).eval(), config
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -7,91 +7,37 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..adapters import MODEL_FILE as ADAPTER
+from ..adapters import recorded_origin, save_adapter
 from ..checkpoint import atomic_open, load_file, remove_leftovers, save_atomically
 from ..errors import UserError
 from ..measure import MIB, count_parameters, parameter_table, peak_memory, track_saved_bytes
 from ..stream import BatchStream, SeededDataset, seed_everything, stream_batches
 from .data import Dataset, TrainMapper
+from .description import about, whole_entry, why_no_adapter
 from .evaluate import Scores
 from .lean import prepare_model
 from .models import ModelConfig, load_state, model_parts
 from .progress import Progress
+from .settings import PRECISIONS, TrainSettings, parameter_groups, rate_factor
 
 STATE, MODEL, METRICS, SUMMARY = "training.pth", "model.pth", "metrics.jsonl", "summary.json"
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOG_EVERY = 10  # steps
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How a model is trained; what a resumed run takes from its checkpoint.
-
-    Attributes:
-        steps, batch_size: updates, and images in each.
-        lr: of heads, neck and pyramid norms; AdamW, linear warm-up over a twentieth of the steps,
-            then a cosine to zero.
-        adapter_lr, trunk_lr: multiples of ``lr`` for the adapters, and for a trunk that is trained
-            (``method="full"``): of 0.5, 2 and 8 the best on five and on three of the five tasks of
-            benchmarks/accuracy, with ``lr`` 2e-3.
-        weight_decay: of matrices; vectors have none.
-        clip_norm: largest 2-norm of the gradient.
-        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast).
-        seed: of everything random.
-        checkpoint_every, eval_every: steps; 0 for at the end alone.
-    """
-
-    steps: int = 1000
-    batch_size: int = 2
-    lr: float = 1e-3
-    adapter_lr: float = 8.0
-    trunk_lr: float = 0.5
-    weight_decay: float = 0.05
-    clip_norm: float = 5.0
-    precision: str = "fp32"
-    seed: int = 0
-    checkpoint_every: int = 200
-    eval_every: int = 0
-
-
-def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Optimizer groups of the trained parameters, by learning rate and weight decay."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        factor = 1.0
-        if ".bottom_up.trunk." in f".{name}":
-            factor = settings.trunk_lr
-        elif ".highway." in name and ".out_norm." not in name:
-            factor = settings.adapter_lr
-        decay = settings.weight_decay if parameter.dim() > 1 else 0.0
-        groups.setdefault((settings.lr * factor, decay), []).append(parameter)
-    return [
-        {"params": members, "lr": lr, "weight_decay": decay}
-        for (lr, decay), members in groups.items()
-    ]
-
-
-def rate_factor(step: int, steps: int) -> float:
-    """Share of the full learning rate at a step: linear warm-up, then a cosine to zero."""
-    warmup = max(1, steps // 20)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 class Trainer:
     """Trains a model of this host and writes what it did into a folder.
 
-    ``model.pth``: the trained model; ``training.pth``: what ``--resume`` goes on from;
-    ``metrics.jsonl``: a line of figures now and then; ``summary.json``: what it took.
+    ``model.pth``: the trained model; ``adapter_model.safetensors`` and ``adapter_config.json``: the
+    same without its trunk; ``training.pth``: what ``--resume`` goes on from; ``metrics.jsonl``: a
+    line of figures now and then; ``summary.json``: what it took.
 
     Args:
         model: of :func:`e3va.torchvision.build_model`, on its device.
@@ -276,11 +222,18 @@ class Trainer:
         save_atomically(data, self.folder / STATE)
 
     def save_model(self) -> None:
-        """Write ``model.pth``."""
+        """Write ``model.pth``, and beside it the adapter alone where there is one."""
         scores = self.scores.values if self.scores else {}
         save_atomically(
             {**self._described(), "step": self.step, "scores": scores}, self.folder / MODEL
         )
+        reason = why_no_adapter(self.config)
+        if reason:
+            print(f"no adapter files are written: {reason}")
+            return
+        save_adapter(self.model, self.folder, **self._about())
+        size = (self.folder / ADAPTER).stat().st_size / MIB
+        print(f"wrote {self.folder / ADAPTER} ({size:.1f} MiB): the same without its trunk")
 
     def save_summary(self) -> None:
         """Write ``summary.json``: parameters by part, bytes kept by a step, its median seconds."""
@@ -301,7 +254,12 @@ class Trainer:
             "model": self.model.state_dict(),
             "config": self.config.to_dict(),
             "data": self.data,
+            **whole_entry(self.model, self._about()),
         }
+
+    def _about(self) -> dict[str, Any]:
+        scores = self.scores.values if self.scores else {}
+        return about(self.config, self.dataset.summary, self.step, scores)
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`save` wrote.
@@ -311,6 +269,8 @@ class Trainer:
         """
         source = str(self.folder / STATE)
         load_state(self.model, state["model"], source)
+        # The weights may have been rounded since they were loaded, and no longer tell.
+        self.trunk.origin = recorded_origin(state)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"] if self.scaler.is_enabled() else {})

@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
+from e3va.heads import to_host
 from e3va.torchvision.cascade import (
     AlignedPooler,
     CascadePredictor,
@@ -168,23 +169,10 @@ def detectron2_heads(ours):
             conv_dims=[8] * 5,
         ),
     )
-    state = theirs.state_dict()
-    own = ours.state_dict()
-    background_last = [*range(1, 1 + CLASSES), 0]
-    for stage in range(3):
-        for i in (1, 2):
-            for kind in ("weight", "bias"):
-                state[f"box_head.{stage}.fc{i}.{kind}"] = own[f"box_head.{stage}.fc{i + 5}.{kind}"]
-        for kind in ("weight", "bias"):
-            name = f"box_predictor.{stage}"
-            state[f"{name}.cls_score.{kind}"] = own[f"{name}.cls_score.{kind}"][background_last]
-            state[f"{name}.bbox_pred.{kind}"] = own[f"{name}.bbox_pred.{kind}"]
-    for kind in ("weight", "bias"):
-        for i in range(4):
-            state[f"mask_head.mask_fcn{i + 1}.{kind}"] = own[f"mask_head.{i}.0.{kind}"]
-        state[f"mask_head.deconv.{kind}"] = own[f"mask_predictor.conv5_mask.{kind}"]
-        state[f"mask_head.predictor.{kind}"] = own[f"mask_predictor.mask_fcn_logits.{kind}"][1:]
-    theirs.load_state_dict(state)
+    own = {f"roi_heads.{name}": value for name, value in ours.state_dict().items()}
+    mapped, left = to_host(own, "detectron2")
+    assert not left
+    theirs.load_state_dict({k.removeprefix("roi_heads."): v for k, v in mapped.items()})
     return theirs
 
 

@@ -184,7 +184,7 @@ def test_mistakes_of_the_other_commands_are_one_line(train_arguments, drawn, tmp
     torch.save({"layer.weight": torch.zeros(2)}, weights)
     fails(capsys, ["predict", weights, "--input", drawn.images], "not a model of e3va train")
     assert main(["info", str(weights)]) == 0
-    assert "no Swin under the official key names" in capsys.readouterr().out
+    assert "none of its 1 tensors is a Swin's" in capsys.readouterr().out
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00")
     fails(capsys, ["info", tmp_path / "cut.safetensors"], "cannot be read as safetensors")
     assert main(train_arguments) == 0
@@ -262,7 +262,7 @@ def test_help_says_every_default(capsys):
 
 
 def test_info_of_the_demonstration_trunk(capsys):
-    from e3va.torchvision.models import DEMO_FILE
+    from e3va.model_zoo.trunks import DEMO_FILE
 
     assert main(["info", str(DEMO_FILE)]) == 0
     said = capsys.readouterr().out

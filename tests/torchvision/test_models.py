@@ -7,12 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import MultiScaleRoIAlign
 
 from e3va import PRESETS, UserError
 from e3va.checkpoint import save_atomically
+from e3va.model_zoo.trunks import DEMO_FILE
 from e3va.torchvision import ModelConfig, build_model, load_model, load_pretrained
 from e3va.torchvision.data import read_example
-from e3va.torchvision.models import DEMO_FILE, MODELS, default_heads, model_parts, read_trunk
+from e3va.torchvision.models import MODELS, default_heads, model_parts, read_trunk
+from e3va.torchvision.pyramid import LEVEL_NAMES
 from e3va.torchvision.semantic import IGNORED, SemanticHead
 
 DETECTORS = ("mask_rcnn", "cascade_mask_rcnn")
@@ -252,3 +255,19 @@ def test_semantic_head_is_detectron2_s():
     theirs.load_state_dict({k: v.detach() for k, v in state.items()})
     features = {f"p{i + 2}": torch.rand(2, 8, 64 >> i, 48 >> i) for i in range(4)}
     torch.testing.assert_close(ours(features), theirs.layers(features))
+
+
+def test_the_first_images_do_not_decide_on_the_strides(make_small):
+    """torchvision's pooler reads them off the first images; 65 pixels are padded to 96."""
+    _, one = make_small("mask_rcnn")
+    _, other = make_small("mask_rcnn")
+    with torch.no_grad():
+        one.eval()([torch.rand(3, 65, 65)])
+        image = torch.rand(3, 64, 96)
+        found, expected = one([image])[0], other.eval()([image])[0]
+        assert len(expected["boxes"]) and torch.equal(found["masks"], expected["masks"])
+    theirs = MultiScaleRoIAlign([*LEVEL_NAMES], 7, 2)
+    features = other.backbone(torch.rand(1, 3, 64, 96))
+    boxes = [torch.tensor([[3.0, 5, 40, 44], [0, 0, 96, 64]])]
+    pooled = theirs(features, boxes, [(64, 96)])  # no padding: it reads them right
+    assert torch.equal(other.roi_heads.box_roi_pool(features, boxes, [(64, 96)]), pooled)

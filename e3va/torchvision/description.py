@@ -1,0 +1,64 @@
+"""What the files of a training say of it: the arguments of :func:`e3va.adapters.save_adapter`."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..adapter_config import describe_model
+from ..adapters import FULL_KEY
+from ..model_zoo.trunks import DEMO, SCHEME
+from .models import RANDOM, ModelConfig
+
+HOST = "torchvision"
+
+
+def trunk_name(trunk: str) -> str:
+    """How files that leave this machine name a trunk: a file without its folders."""
+    return trunk if trunk in (DEMO, RANDOM) or trunk.startswith(SCHEME) else Path(trunk).name
+
+
+def about(
+    config: ModelConfig, summary: str = "", steps: int | None = None, scores: Mapping | None = None
+) -> dict[str, Any]:
+    """What an adapter's description says beside its backbone and trunk.
+
+    Args:
+        config: of the model.
+        summary: of the training data; folders in it are left out.
+        steps: of training.
+        scores: on validation data; those that are not a number (nothing was there to be found) are
+            left out, as JSON has none.
+    """
+    return {
+        "host": HOST,
+        "model": {**config.to_dict(), "trunk": trunk_name(config.trunk)},
+        "classes": tuple(config.classes),
+        "trained_on": _without_folders(summary),
+        "steps": steps,
+        "scores": {k: float(v) for k, v in (scores or {}).items() if math.isfinite(v)},
+    }
+
+
+def _without_folders(summary: str) -> str:
+    path, colon, rest = summary.partition(": ")
+    return f"{Path(path).name}{colon}{rest}" if colon else summary
+
+
+def why_no_adapter(config: ModelConfig) -> str | None:
+    """Why a model of ``config`` has no adapter files, for people; None if it has some."""
+    if config.method == "full":
+        return "method full trains the trunk too: the whole model is the result"
+    if config.trunk == RANDOM:
+        return "its trunk is random, so nobody else has it: the whole model is the result"
+    return None
+
+
+def whole_entry(model: nn.Module, said: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of the whole model says of itself: ``said``, see :func:`about`, and which
+    trunk is inside; nothing if that trains."""
+    if not model.backbone.bottom_up.trunk.frozen:
+        return {}
+    return {FULL_KEY: describe_model(model, **said).to_dict()}
