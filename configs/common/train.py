@@ -3,8 +3,16 @@ import torch
 
 train = dict(
     output_dir="./output",
-    # A pretrained Swin (official key names), or a checkpoint of a whole model.
+    # A pretrained Swin, a checkpoint of a whole model, or an adapter (its folder); a path, or an
+    # address of the model zoo (e3va://...).
     init_checkpoint="",
+    # Added, for an adapter there: the trunk it was trained on, if it is not found where the adapter
+    # says (a path or an address);
+    trunk="",
+    # "backbone" to take its highway alone, for another task than its own;
+    adapter_parts="all",
+    # whether to take it though the trunk is another one.
+    any_trunk=False,
     max_iter=90000,
     # Mixed precision. Added: dtype, "bf16" or "fp16"; on CUDA and on CPU.
     amp=dict(enabled=False, dtype="bf16"),
@@ -21,4 +29,6 @@ train = dict(
     accumulate=1,
     # Added: largest 2-norm of the gradient; 0 for no limit.
     clip_norm=0.0,
+    # Added: which of the project's configs this is; filled in when it is loaded.
+    config_name="",
 )

@@ -1,7 +1,8 @@
 """The Detectron2 host: E³VA backbones in its registry, and training and inference over its parts.
 
 Importing it registers ``build_e3va_swin_backbone``, ``build_e3va_swin_fpn_backbone`` and
-``build_retinanet_e3va_swin_fpn_backbone`` in Detectron2's ``BACKBONE_REGISTRY``.
+``build_retinanet_e3va_swin_fpn_backbone`` in Detectron2's ``BACKBONE_REGISTRY``, and teaches its
+``PathManager`` the addresses of the model zoo (``e3va://...``).
 
 Raises:
     UserError: Detectron2 is not installed.
@@ -9,6 +10,7 @@ Raises:
 
 import warnings
 
+from ..model_zoo import register
 from ..optional import require
 
 require("detectron2", "e3va.detectron2")
@@ -16,6 +18,8 @@ require("detectron2", "e3va.detectron2")
 with warnings.catch_warnings():
     # torch's, about what Detectron2 does while it is imported; no user of ours can act on them.
     warnings.simplefilter("ignore", FutureWarning)
+    from detectron2.utils.file_io import PathManager
+
     from .backbone import (
         E3VASwin,
         build_e3va_swin_backbone,
@@ -25,6 +29,8 @@ with warnings.catch_warnings():
     from .config import add_e3va_config, apply_overrides, load_config
     from .predictor import LazyPredictor
     from .trainer import HighwayTrainer
+
+register(PathManager)
 
 __all__ = [
     "E3VASwin",

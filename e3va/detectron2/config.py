@@ -92,7 +92,15 @@ def load_config(
                 f"{path} is a yacs config: use it with get_cfg(), add_e3va_config() and "
                 "DefaultPredictor; here a LazyConfig file is expected"
             )
+        _keep_name(cfg, path)
     return apply_overrides(cfg, overrides)
+
+
+def _keep_name(cfg: DictConfig, path: Path) -> None:
+    """Note in a config which of the project's it is, for those who get what is trained with it."""
+    path, root = path.resolve(), CONFIG_ROOT.resolve()
+    if path.is_relative_to(root) and isinstance(cfg.get("train"), DictConfig):
+        cfg.train.config_name = path.relative_to(root).as_posix()
 
 
 def apply_overrides(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from argparse import Namespace
+from typing import Any
 
 import torch
 from detectron2.config import instantiate
@@ -20,7 +21,8 @@ from ..errors import UserError
 from .checkpoint import HighwayCheckpointer
 from .config import find_config, load_config
 from .data import class_names, coco_dicts
-from .hooks import MetricPrinter, PeakMemory, TrainedPartsReport
+from .describe import describe_config, output_classes
+from .hooks import AdapterWriter, MetricPrinter, PeakMemory, TrainedPartsReport
 from .lean import leave_trunk_out_of_ddp
 from .trainer import HighwayTrainer
 
@@ -132,7 +134,9 @@ def _work(cfg: DictConfig, args: Namespace) -> None:
         _log_to_console_too()
         if args.eval_only:
             model = instantiate(cfg.model).to(cfg.train.device)
-            HighwayCheckpointer(model).load(_weights_to_evaluate(cfg))
+            about = {"classes": output_classes(cfg)}
+            checkpointer = HighwayCheckpointer(model, about=about, **adapter_options(cfg))
+            checkpointer.load(_weights_to_evaluate(cfg))
             evaluate(cfg, model)
         else:
             train(cfg, resume=args.resume)
@@ -152,9 +156,19 @@ def _log_to_console_too() -> None:
 def _weights_to_evaluate(cfg: DictConfig) -> str:
     if not cfg.train.init_checkpoint:
         raise UserError(
-            "--eval-only without weights: add train.init_checkpoint=PATH of a trained checkpoint"
+            "--eval-only without weights: add train.init_checkpoint=PATH of a checkpoint or adapter"
         )
     return cfg.train.init_checkpoint
+
+
+def adapter_options(cfg: DictConfig) -> dict[str, Any]:
+    """How a config wants an adapter to be loaded, for :class:`HighwayCheckpointer`."""
+    return {
+        # Configs on Detectron2's own "train" lack these keys.
+        "trunk": cfg.train.get("trunk", ""),
+        "adapter_parts": cfg.train.get("adapter_parts", "all"),
+        "any_trunk": bool(cfg.train.get("any_trunk", False)),
+    }
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
@@ -193,8 +207,18 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
         clip_norm=train_cfg.get("clip_norm", 0.0),
         seed=max(train_cfg.get("seed", 0), 0),
     )
-    checkpointer = HighwayCheckpointer(model, train_cfg.output_dir, trainer=trainer)
+    about = describe_config(cfg, loader)
+    checkpointer = HighwayCheckpointer(
+        model, train_cfg.output_dir, about=about, **adapter_options(cfg), trainer=trainer
+    )
     is_main = comm.is_main_process()
+    adapter_writer = AdapterWriter(train_cfg.output_dir, about)
+
+    def evaluate_and_record() -> dict | None:
+        results = evaluate(cfg, model)
+        adapter_writer.record(results)
+        return results
+
     trainer.register_hooks(
         [
             TrainedPartsReport() if is_main else None,
@@ -202,10 +226,11 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             PeakMemory(),
             hooks.PeriodicCheckpointer(checkpointer, **train_cfg.checkpointer) if is_main else None,
-            hooks.EvalHook(train_cfg.eval_period, lambda: evaluate(cfg, model)),
+            hooks.EvalHook(train_cfg.eval_period, evaluate_and_record),
             hooks.PeriodicWriter(_writers(train_cfg), period=train_cfg.log_period)
             if is_main
             else None,
+            adapter_writer if is_main else None,
         ]
     )
     return trainer, checkpointer
@@ -226,10 +251,11 @@ def train(cfg: DictConfig, resume: bool = False) -> HighwayTrainer:
     if resume and not checkpointer.has_checkpoint():
         logger.warning("--resume: no checkpoint in %s, so this starts anew", cfg.train.output_dir)
         resume = False
-    if not resume and not cfg.train.init_checkpoint and trainer.trunk.frozen:
+    weights = cfg.train.init_checkpoint or cfg.train.get("trunk", "") or ""
+    if not resume and not weights and trainer.trunk.frozen:
         logger.warning(
             "No pretrained weights (train.init_checkpoint is empty): the frozen trunk is random"
         )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    checkpointer.resume_or_load(weights, resume=resume)
     trainer.train(trainer.iter + 1 if resume else 0, cfg.train.max_iter)
     return trainer

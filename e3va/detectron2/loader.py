@@ -22,6 +22,9 @@ class TrainLoader:
         num_workers: worker processes.
         seed: a whole number ≥ 0.
 
+    Attributes:
+        images, objects: how many there are in the data set.
+
     Raises:
         UserError: the batch cannot be shared evenly by the processes, there is nothing to load,
             or the seed is negative.
@@ -50,6 +53,8 @@ class TrainLoader:
         self.num_workers = num_workers
         self.seed = seed
         self.wide = [record["width"] > record["height"] for record in dataset]
+        self.images = len(dataset)
+        self.objects = sum(len(record.get("annotations", ())) for record in dataset)
         self.start = 0
 
     def seek(self, iteration: int) -> None:

@@ -68,8 +68,23 @@ def main(description: str) -> None:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, help="config.yaml of an output folder, ...")
-    parser.add_argument("--weights", help="a checkpoint (default: the config's init_checkpoint)")
+    parser.add_argument(
+        "--config-file",
+        help="config.yaml of an output folder, ... (default: the config that an adapter names)",
+    )
+    parser.add_argument(
+        "--weights",
+        help="a checkpoint, an adapter's folder, or an e3va:// address of the model zoo (default: "
+        "the config's init_checkpoint)",
+    )
+    parser.add_argument(
+        "--trunk",
+        help="the trunk that an adapter was trained on: a file or an e3va:// address (default: "
+        "looked for where the adapter says)",
+    )
+    parser.add_argument(
+        "--any-trunk", action="store_true", help="take an adapter though the trunk is another one"
+    )
     parser.add_argument("--input", nargs="+", required=True, help="images, folders, globs")
     parser.add_argument("--output", required=True, help="folder for the pictures")
     parser.add_argument("--confidence-threshold", type=float, default=0.5, help="default: 0.5")
@@ -81,7 +96,11 @@ def main(description: str) -> None:
         output = Path(args.output).expanduser()
         if output.exists() and not output.is_dir():
             raise UserError(f"--output {output} is a file: expected a folder")
-        predictor = LazyPredictor(args.config_file, args.weights, args.opts, args.device)
+        predictor = LazyPredictor(
+            *(args.config_file, args.weights, args.opts, args.device),
+            trunk=args.trunk,
+            any_trunk=args.any_trunk,
+        )
         failed = predict_folder(predictor, images, output, args.confidence_threshold)
     except UserError as error:
         sys.exit(f"error: {error.line}")

@@ -3,6 +3,8 @@
 
     demo.py --config-file output/config.yaml --weights output/model_final.pth \\
         --input photo.jpg folder 'more/*.png' --output drawn
+
+An adapter brings its config: --weights output, or --weights e3va://NAME of the model zoo.
 """
 
 import sys

@@ -5,7 +5,9 @@
         data.train.json=train.json data.train.images=train \\
         data.val.json=val.json data.val.images=val train.output_dir=output
 
-Also: --resume, --eval-only, --num-gpus N, and any key=value of the config.
+Also: --resume, --eval-only, --num-gpus N, and any key=value of the config. Weights to start from
+are train.init_checkpoint=PATH, of a pretrained Swin, a trained checkpoint or an adapter, or an
+e3va:// address of the model zoo.
 """
 
 import sys

@@ -1,9 +1,14 @@
 """A detector small enough to train in a test."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from detectron2.config import LazyCall
 from detectron2.modeling import SwinTransformer
 
+from e3va import SwinTrunk
+from e3va.checkpoint import save_atomically
 from e3va.detectron2 import load_config
 from e3va.detectron2.engine import resolve_classes
 from e3va.presets import PRESETS
@@ -56,6 +61,26 @@ def small_config(small_overrides):
     cfg = load_config("custom/cascade_mask_rcnn_e3va_swin_t.py", small_overrides)
     resolve_classes(cfg)
     return cfg
+
+
+@pytest.fixture
+def pretrained(tmp_path) -> Path:
+    """A file of weights for the small model's trunk."""
+    generator = torch.Generator().manual_seed(5)
+    state = {
+        name: torch.randn(value.shape, generator=generator) / 8
+        for name, value in SwinTrunk("swin_nano").state_dict().items()
+    }
+    save_atomically({"model": state}, tmp_path / "swin.pth")
+    return tmp_path / "swin.pth"
+
+
+@pytest.fixture
+def pretrained_config(small_config, pretrained):
+    """``small_config`` that starts from :func:`pretrained` and ends after two steps."""
+    small_config.train.init_checkpoint = str(pretrained)
+    small_config.train.max_iter = 2
+    return small_config
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
 """Config files are found by name, and overrides are checked."""
 
 import pytest
-from detectron2.config import LazyCall, instantiate
+from detectron2.config import LazyCall, LazyConfig, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
 from e3va import UserError
 from e3va.detectron2 import apply_overrides, load_config
 from e3va.detectron2.config import CONFIG_ROOT, find_config, parse_value
+from e3va.detectron2.describe import describe_config
 
 NAME = "custom/cascade_mask_rcnn_e3va_swin_t.py"
 
@@ -18,6 +19,28 @@ def test_found_by_name_and_by_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("train = dict(max_iter=7)\n")
     assert load_config("mine.py").train.max_iter == 7
+
+
+def test_a_config_knows_its_name_in_the_project(tmp_path):
+    """Also once it is saved; one from elsewhere has none."""
+    for given in (NAME, CONFIG_ROOT / NAME, load_config(NAME)):
+        assert load_config(given).train.config_name == NAME
+    LazyConfig.save(load_config(NAME), str(tmp_path / "config.yaml"))
+    assert load_config(tmp_path / "config.yaml").train.config_name == NAME
+    (tmp_path / "mine.py").write_text("train = dict(max_iter=7)\n")
+    assert "config_name" not in load_config(tmp_path / "mine.py").train
+
+
+def test_what_a_config_says_of_its_model_and_data():
+    coco = describe_config(load_config("COCO/cascade_mask_rcnn_e3va_swin_s_3x.py"))
+    assert coco["model"] == {"config": "COCO/cascade_mask_rcnn_e3va_swin_s_3x.py"}
+    assert (coco["host"], coco["trained_on"]) == ("detectron2", "coco_2017_train")
+    assert len(coco["classes"]) == 80 and coco["classes"][0] == "person"
+    cfg = load_config(NAME, ["data.classes=[fig, date]", "data.train.json=/home/me/train.json"])
+    del cfg.train.config_name  # as in a config on Detectron2's own "train"
+    own = describe_config(cfg)
+    assert own["model"] == {"config": ""} and own["classes"] == ("fig", "date")
+    assert own["trained_on"] == "train.json"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""What an adapter says of a LazyConfig, and a LazyConfig built from what an adapter says.
+
+An adapter names a config of this project and carries plain data; nothing in it is ever called.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path, PurePath
+from typing import Any
+
+from detectron2.config import LazyCall
+from detectron2.data import Metadata, MetadataCatalog
+from omegaconf import DictConfig
+
+from ..adapter_config import AdapterConfig
+from ..errors import UserError
+from ..model_zoo import get_config_file
+from ..presets import PRESETS, SwinPreset, preset_name, same_geometry
+from .config import load_config
+
+HOST = "detectron2"
+
+
+def describe_config(cfg: DictConfig, loader: Any = None) -> dict[str, Any]:
+    """What :func:`e3va.adapter_config.describe_model` is told of a training.
+
+    Args:
+        cfg: of the training.
+        loader: its training data loader, for the counts.
+    """
+    return {
+        "host": HOST,
+        # Configs on Detectron2's own "train" lack the name.
+        "model": {"config": cfg.train.get("config_name", "")},
+        "classes": output_classes(cfg),
+        "trained_on": _describe_data(cfg, loader),
+    }
+
+
+def output_classes(cfg: DictConfig) -> tuple[str, ...]:
+    """Names of the classes of a config's model in the order of its outputs; () if nobody says."""
+    metadata = find_metadata(cfg)
+    segments_alone = "sem_seg_head" in cfg.model and "roi_heads" not in cfg.model
+    kinds = ("stuff_classes",) if segments_alone else ("thing_classes", "stuff_classes")
+    return tuple(next((metadata.get(kind) for kind in kinds if metadata.get(kind)), ()))
+
+
+def find_metadata(cfg: DictConfig) -> Metadata:
+    """The class names, as Detectron2's ``Visualizer`` takes them."""
+    if "data" in cfg and cfg.data.classes is not None:
+        return Metadata(thing_classes=list(cfg.data.classes))
+    names = _dataset_names(cfg, "test")
+    return MetadataCatalog.get(names) if names else Metadata()
+
+
+def _dataset_names(cfg: DictConfig, split: str) -> str | None:
+    dataset = cfg.get("dataloader", {}).get(split, {}).get("dataset", {})
+    names = dataset.get("names") if isinstance(dataset, DictConfig) else None
+    return names if isinstance(names, str) else None
+
+
+def _describe_data(cfg: DictConfig, loader: Any) -> str:
+    source = _dataset_names(cfg, "train")
+    if source is None and "data" in cfg and cfg.data.train.json:
+        source = Path(cfg.data.train.json).name  # a folder is nobody else's business
+    images, objects = (getattr(loader, key, None) for key in ("images", "objects"))
+    if images is None:
+        return source or ""
+    counts = f"{images} images with {objects} annotated objects"
+    return f"{counts} ({source})" if source else counts
+
+
+def config_of_adapter(told: AdapterConfig, source: str) -> DictConfig:
+    """The config of this project that an adapter names, with the adapter's settings and classes.
+
+    Raises:
+        UserError: it names none, or none of this project; ``source`` names the adapter.
+    """
+    name = told.model.get("config") if told.host == HOST else None
+    if not name:
+        raise UserError(
+            f"{source} names no config of this project (its model was built elsewhere): give the "
+            "config it was trained with"
+        )
+    return adopt(load_config(_packaged_file(name, source)), told)
+
+
+def adopt(cfg: DictConfig, told: AdapterConfig) -> DictConfig:
+    """Give a config's model, in place, the backbone settings and the classes of an adapter."""
+    backbone = cfg.model.backbone
+    backbone.get("bottom_up", backbone).update(_backbone_settings(told))
+    set_classes(cfg, told.classes)
+    return cfg
+
+
+def _packaged_file(name: Any, source: str) -> str:
+    # A config file is Python: one from outside this package must never be run on a file's word.
+    if isinstance(name, str) and name.endswith(".py") and PurePath(name).parts[0] != "common":
+        with suppress(UserError):
+            return get_config_file(name)
+    raise UserError(
+        f"{source} names the config {str(name)[:120]!r}, which is none of this project's: give the "
+        "config it was trained with"
+    )
+
+
+def _backbone_settings(told: AdapterConfig) -> dict[str, Any]:
+    own = told.backbone
+    name = preset_name(own.preset)
+    if name is None or not same_geometry(PRESETS[name], own.preset):
+        name = LazyCall(make_preset)(**asdict(own.preset))
+    return {
+        "preset": name,
+        "method": own.method,
+        "rank": own.rank,
+        "reduction": own.reduction,
+        "taps": own.taps,
+        "downsample": own.downsample,
+        "out_features": list(own.out_features),
+    }
+
+
+def make_preset(**geometry: Any) -> SwinPreset:
+    """A geometry from what a config holds, which has lists for tuples."""
+    lists = {k: tuple(geometry[k]) for k in ("depths", "num_heads")}
+    return SwinPreset(**{**geometry, **lists})
+
+
+def set_classes(cfg: DictConfig, classes: Sequence[str]) -> None:
+    """Give a config's model as many classes as there are names, and the names where it has a place
+    for them; without names it stays as it is."""
+    if not classes:
+        return
+    if "data" in cfg:
+        cfg.data.classes = list(classes)
+    for node in (cfg.model.get("roi_heads"), cfg.model.get("sem_seg_head"), cfg.model):
+        if isinstance(node, DictConfig) and "num_classes" in node:
+            node.num_classes = len(classes)
+            return

@@ -1,0 +1,231 @@
+"""LazyPredictor with adapters: one, built by what it says of itself, or several over one trunk."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from torch import nn
+
+from e3va import UserError
+from e3va.adapters import CONFIG_FILE, read_adapter, save_adapter, write_adapter
+from e3va.checkpoint import load_file, save_atomically
+from e3va.detectron2 import LazyPredictor, describe, load_config, visualize
+from e3va.detectron2.checkpoint import HighwayCheckpointer
+
+CONFIG = "COCO/cascade_mask_rcnn_e3va_swin_t_1x.py"
+# Not the preset and not the number of classes: those an adapter says.
+SMALL = [
+    "dataloader.test.mapper.augmentations.0.short_edge_length=96",
+    "model.backbone.out_channels=16",
+    "model.proposal_generator.head.in_channels=16",
+    "model.proposal_generator.post_nms_topk=[60,60]",
+    "model.roi_heads.mask_head.input_shape.channels=16",
+    "model.roi_heads.mask_head.conv_dims=[16,16]",
+    "train.device=cpu",
+]
+SMALL += [
+    f"model.roi_heads.{key}"
+    for k in range(3)
+    for key in (
+        f"box_heads.{k}.input_shape.channels=16",
+        f"box_heads.{k}.fc_dims=[32]",
+        f"box_predictors.{k}.input_shape.channels=32",
+        f"box_predictors.{k}.test_score_thresh=0.02",
+    )
+]
+ADAPTERS = {"fruit": ("fig", "date"), "leaves": ("oak", "elm", "ash"), "one": ("nut",)}
+
+
+@pytest.fixture
+def image():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 90, (117, 155, 3), dtype=np.uint8)
+    picture[20:70, 30:90] = (200, 120, 20)
+    return picture
+
+
+def make_adapter(folder, pretrained, classes, seed, *options, mixed=False):
+    """An adapter as a training leaves it, of random tensors, and a checkpoint of the whole."""
+    nano = ["model.backbone.bottom_up.preset=swin_nano", *options]
+    cfg = load_config(CONFIG, [*SMALL, *nano])
+    cfg.model.roi_heads.num_classes = len(classes)
+    torch.manual_seed(seed)
+    model = instantiate(cfg.model)
+    HighwayCheckpointer(model).load(str(pretrained))
+    for name, parameter in model.named_parameters():
+        if ".up." in name or "bbox_pred" in name:
+            nn.init.normal_(parameter, std=0.05)
+    model.backbone.bottom_up.prepare(mixed)
+    about = {**describe.describe_config(cfg), "classes": classes}
+    save_adapter(model, folder, **about)
+    save_atomically({"model": model.state_dict()}, folder / "model.pth")
+    return folder
+
+
+@pytest.fixture
+def folders(pretrained, tmp_path):
+    return {
+        name: make_adapter(tmp_path / name, pretrained, classes, seed)
+        for seed, (name, classes) in enumerate(ADAPTERS.items())
+    }
+
+
+def same(one, other):
+    a, b = one["instances"], other["instances"]
+    assert len(a) > 5
+    return len(a) == len(b) and all(
+        torch.equal(x, y)
+        for x, y in (
+            (a.pred_boxes.tensor, b.pred_boxes.tensor),
+            (a.scores, b.scores),
+            (a.pred_classes, b.pred_classes),
+            (a.pred_masks, b.pred_masks),
+        )
+    )
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_an_adapter_alone_answers_as_the_whole_model(pretrained, tmp_path, image, mixed):
+    """Config, preset, rank and classes are what it says; the trunk is found beside it."""
+    rank = "model.backbone.bottom_up.rank=5"
+    folder = make_adapter(tmp_path / "fruit", pretrained, ("fig", "date"), 1, rank, mixed=mixed)
+    alone = LazyPredictor(weights=folder, overrides=SMALL)
+    assert alone.metadata.thing_classes == ["fig", "date"]
+    assert alone.model.backbone.bottom_up.settings.rank == 5
+    given = ["model.backbone.bottom_up.preset=swin_nano", "model.roi_heads.num_classes=2", rank]
+    expected = LazyPredictor(CONFIG, folder / "model.pth", [*SMALL, *given])
+    assert same(alone(image), expected(image))
+    # With a config of another number of classes, the classes are the adapter's too.
+    other = LazyPredictor(CONFIG, folder, [*SMALL, given[0], rank])
+    assert same(other(image), expected(image)) and len(other.metadata.thing_classes) == 2
+
+
+def test_no_other_config_is_run_than_the_projects(folders, tmp_path):
+    state, told = read_adapter(folders["fruit"])
+    trace = tmp_path / "executed"
+    (tmp_path / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nmodel = train = dict()\n")
+    escapes = [str(tmp_path / "evil.py"), "../../../.." + str(tmp_path / "evil.py"), "evil.py"]
+    for name in (*escapes, "common/train.py", "COCO", "", ".py", "a\0b.py", 7, None, ["x.py"]):
+        said = vars(told) | {"model": {"config": name}}
+        write_adapter(state, type(told)(**said), tmp_path / "evil")
+        with pytest.raises(UserError, match="give the config it was trained with") as caught:
+            LazyPredictor(weights=tmp_path / "evil")
+        assert "\n" not in str(caught.value) and str(tmp_path / "evil") in caught.value.line
+    assert not trace.exists()
+
+
+def test_what_cannot_be_had_is_one_line(folders, pretrained, tmp_path):
+    with pytest.raises(UserError, match="no config given for .*model.pth"):
+        LazyPredictor(weights=folders["one"] / "model.pth")
+    with pytest.raises(UserError, match="no weights: give a checkpoint or an adapter"):
+        LazyPredictor()
+    with pytest.raises(UserError, match=r"swin_nano, not swin_t"):
+        LazyPredictor(CONFIG, folders["one"], SMALL)
+    said = json.loads((folders["one"] / CONFIG_FILE).read_text())
+    (folders["one"] / CONFIG_FILE).write_text(json.dumps({**said, "classes": ["a", "b"]}))
+    with pytest.raises(UserError, match=r"\(classes differ\)"):
+        LazyPredictor(weights=folders["one"], overrides=SMALL)
+    pretrained.rename(tmp_path / "moved.pth")
+    with pytest.raises(UserError, match="trunk swin.pth .* is not to be found"):
+        LazyPredictor(weights=folders["fruit"], overrides=SMALL)
+    LazyPredictor(weights=folders["fruit"], overrides=SMALL, trunk=tmp_path / "moved.pth")
+
+
+def held_bytes(modules):
+    """Bytes of the distinct storages of all parameters and buffers."""
+    held = {}
+    for module in modules:
+        for value in (*module.parameters(), *module.buffers()):
+            held[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+    return sum(held.values())
+
+
+def test_several_adapters_share_one_trunk_and_switch(folders, image):
+    predictor = LazyPredictor(weights=folders["fruit"], overrides=SMALL)
+    predictor.add("leaves", folders["leaves"])
+    # A config of its own, and one file of the adapter.
+    own = load_config(CONFIG, [*SMALL, "model.backbone.bottom_up.preset=swin_nano"])
+    predictor.add("one", folders["one"] / CONFIG_FILE, own)
+    assert predictor.names == ["default", "leaves", "one"] and predictor.active == "default"
+    separate = {
+        name: LazyPredictor(weights=folder, overrides=SMALL) for name, folder in folders.items()
+    }
+    separate["default"] = separate.pop("fruit")
+    classes = {**ADAPTERS, "default": ADAPTERS["fruit"]}
+    for name in ("leaves", "default", "one", "leaves", "default"):
+        assert predictor.use(name) is predictor
+        assert predictor.metadata.thing_classes == [*classes[name]]
+        assert predictor.model.roi_heads.num_classes == len(classes[name])
+        assert same(predictor(image), separate[name](image))
+    together = [predictor.use(name).model for name in predictor.names]
+    addresses = {
+        tuple(p.data_ptr() for p in model.backbone.bottom_up.trunk.parameters())
+        for model in together
+    }
+    assert len(addresses) == 1
+    alone = [p.model for p in separate.values()]
+    trunk = held_bytes([alone[0].backbone.bottom_up.trunk])
+    assert held_bytes(together) == held_bytes(alone) - 2 * trunk
+    # Configs stay plain data.
+    for name in predictor.names:
+        cfg = predictor.use(name).cfg
+        assert "trunk" not in cfg.model.backbone.bottom_up and LazyConfig.to_py(cfg)
+    assert "trunk" not in own.model.backbone.bottom_up
+
+
+def test_adapters_that_do_not_fit_leave_what_is_loaded(folders, pretrained, tmp_path, image):
+    predictor = LazyPredictor(weights=folders["fruit"], overrides=SMALL)
+    expected = predictor(image)
+    other = {k: v + 1 for k, v in load_file(pretrained)["model"].items()}
+    save_atomically({"model": other}, tmp_path / "other.pth")
+    stranger = make_adapter(tmp_path / "stranger", tmp_path / "other.pth", ("x", "y"), 9)
+    with pytest.raises(UserError, match=r"other.pth .fingerprint \w+.*swin.pth .fingerprint \w+"):
+        predictor.add("stranger", stranger)
+    with pytest.raises(UserError, match="is no adapter: expected its folder"):
+        predictor.add("whole", folders["one"] / "model.pth")
+    with pytest.raises(UserError, match="roi_heads.* does not|does not fit this model"):
+        predictor.add("leaves", folders["leaves"], overrides=["model.roi_heads.num_classes=8"])
+    with pytest.raises(UserError, match="no adapter 'leaves' is loaded: expected one of default"):
+        predictor.use("leaves")
+    assert predictor.names == ["default"] and same(predictor(image), expected)
+    easy = LazyPredictor(weights=folders["fruit"], overrides=SMALL, any_trunk=True)
+    easy.add("stranger", stranger)
+    assert easy.use("stranger").metadata.thing_classes == ["x", "y"]
+
+
+def test_the_demo_draws_with_an_adapter(folders, pretrained, drawn, tmp_path, monkeypatch, capsys):
+    command = ["demo.py", "--weights", folders["leaves"], "--output", tmp_path / "pictures"]
+    command += ["--input", drawn.images / "1.png", "--opts", *SMALL]
+
+    def run(*more):
+        monkeypatch.setattr("sys.argv", [*map(str, (*command, *more))])
+        with pytest.raises(SystemExit) as caught:
+            visualize.main("")
+        return caught.value.code
+
+    pretrained.rename(tmp_path / "moved.pth")
+    line = run()
+    assert line.startswith("error: the adapter's trunk swin.pth") and "\n" not in line
+    assert run("--trunk", tmp_path / "moved.pth") == 0
+    assert "1 of 1 images drawn" in capsys.readouterr().out
+    assert (tmp_path / "pictures" / "1.png").is_file()
+    other = {k: v + 1 for k, v in load_file(tmp_path / "moved.pth")["model"].items()}
+    save_atomically({"model": other}, tmp_path / "other.pth")
+    assert "override with any_trunk=True (--any-trunk)" in run("--trunk", tmp_path / "other.pth")
+    assert run("--trunk", tmp_path / "other.pth", "--any-trunk") == 0
+
+
+def test_a_geometry_without_a_name_is_built(pretrained, folders):
+    """What an adapter says of its Swin is enough, also for sizes that have no preset."""
+    _, told = read_adapter(folders["one"])
+    odd = {**told.to_dict()["backbone"]["geometry"], "depths": [1, 1, 2, 1], "window": 3}
+    data = told.to_dict()
+    data["backbone"]["geometry"] = odd
+    cfg = describe.config_of_adapter(type(told).from_dict(data, "x"), "x")
+    backbone = instantiate(cfg.model.backbone.bottom_up)
+    assert backbone.settings.preset.depths == (1, 1, 2, 1)
+    assert backbone.settings.preset.window == 3
+    assert backbone.settings.rank == told.backbone.rank
+    LazyConfig.to_py(cfg)
