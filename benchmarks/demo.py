@@ -116,6 +116,11 @@ def main() -> None:
         *("e3va", "predict", f"{output}/e3va/model.pth", "--input", f"{data}/val"),
         *("--output", f"{output}/drawn"),
     )
+    # The adapter of this very training is in the model zoo; its table has these scores.
+    run(
+        *("e3va", "eval", "e3va://drawn_things", "--images", f"{data}/val"),
+        *("--annotations", f"{data}/val.json"),
+    )
     write_curves(methods, output)
     write_sheet(output / "drawn", output / "drawn.png")
     result = table(methods, output)
@@ -135,7 +140,7 @@ def say_next() -> None:
         "Next, the same on your own images (for label maps see e3va train --help):\n"
         "  .venv/bin/e3va train --images photos --annotations photos.json \\\n"
         "    --val-images more --val-annotations more.json \\\n"
-        "    --trunk swin_tiny_patch4_window7_224.pth\n"
+        "    --trunk swin_tiny_patch4_window7_224    # downloaded; see e3va zoo list\n"
         "or along Detectron2, see projects/E3VA/README.md"
         + (
             "."
