@@ -30,12 +30,19 @@ def trunk_path(name: str) -> Path:
         return DEMO_FILE
     if name.startswith(SCHEME):
         return local_path(name)
+    address = as_address(name)
+    return local_path(address) if address else Path(name).expanduser()
+
+
+def as_address(name: str) -> str | None:
+    """The zoo's address that a bare name means; None for what means a file."""
     path = Path(name).expanduser()
-    if not path.exists() and path.name == name:
-        known = find_trunk_name(name)
-        if known:
-            return local_path(SCHEME + known)
-    return path
+    if path.exists() or path.name != name:
+        return None
+    known = find_trunk_name(name)
+    if known:
+        return SCHEME + known
+    return None if path.suffix else SCHEME + name  # that there is none such, the zoo says best
 
 
 def read_trunk_file(name: str) -> tuple[dict[str, Tensor], str]:

@@ -11,8 +11,7 @@ from ..adapters import apply_adapter, read_adapter, without_trunk
 from ..backbone import trunk_prefix
 from ..errors import UserError
 from ..heads import to_host
-from ..model_zoo.table import find_trunk_name
-from ..model_zoo.trunks import SCHEME, find_trunk_of
+from ..model_zoo.trunks import SCHEME, as_address, find_trunk_of
 from ..presets import get_preset
 from .data import Dataset
 from .description import HOST
@@ -63,12 +62,7 @@ def trunk_option(given: str) -> str:
     of the zoo in place of a bare name."""
     if given in (DEMO_TRUNK, RANDOM) or given.startswith(SCHEME):
         return given
-    path = Path(given).expanduser()
-    if not path.exists() and path.name == given:
-        known = find_trunk_name(given)
-        if known:
-            return SCHEME + known
-    return str(path.resolve())
+    return as_address(given) or str(Path(given).expanduser().resolve())
 
 
 def saved_option(given: str) -> str:

@@ -13,6 +13,7 @@ from e3va.adapters import CONFIG_FILE, MODEL_FILE
 from e3va.model_zoo import list_adapters, list_trunks, local_path, table
 from e3va.model_zoo.rows import is_name, is_web_address, parse_table
 from e3va.model_zoo.table import find_row, find_trunk_name, packaged
+from e3va.model_zoo.trunks import as_address
 
 HASH = "0" * 64
 
@@ -265,3 +266,13 @@ def test_a_mirror_that_is_none(monkeypatch, value):
     monkeypatch.setenv("E3VA_ZOO", value)
     with pytest.raises(UserError, match=f"E3VA_ZOO={value}: expected a folder"):
         table.table()
+
+
+def test_a_bare_name_is_the_zoos_unless_a_file_is_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert as_address("swin_micro") == "e3va://swin_micro"
+    assert as_address("swin_tiny_patch4_window7_224.pth") == "e3va://swin_tiny_patch4_window7_224"
+    assert as_address("swin_huge") == "e3va://swin_huge"  # which the zoo refuses with near names
+    assert as_address("my_weights.pth") is None and as_address("folder/swin_micro") is None
+    (tmp_path / "swin_micro").touch()
+    assert as_address("swin_micro") is None
