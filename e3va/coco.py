@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -69,7 +69,7 @@ def read_categories(json_file: str | os.PathLike) -> list[dict]:
     Raises:
         UserError: the file is missing, not JSON, or has no usable ``categories``.
     """
-    return _categories(_load_json(json_file), json_file)
+    return _categories(load_json(json_file), json_file)
 
 
 def read_coco(
@@ -96,15 +96,16 @@ def read_coco(
         UserError: the file is missing, not JSON or lacks a part; an image is not there; an
             annotation is malformed; nothing to train on is left.
     """
-    data = _load_json(json_file)
+    data = load_json(json_file)
     categories = _categories(data, json_file)
     result = CocoData(str(json_file), _images(data, json_file, Path(image_root)), {}, categories)
     by_id = {image["id"]: image for image in result.images}
     result.annotations = {image_id: [] for image_id in by_id}
-    records = _list(data, "annotations", json_file)
-    unique_ids = len({a.get("id") for a in records if isinstance(a, dict)}) == len(records)
+    records = list_records(data, "annotations", json_file)
+    ids = {a.get("id") for a in records if isinstance(a.get("id"), Hashable)}
+    unique_ids = len(ids) == len(records)
     for number, annotation in enumerate(records, 1):
-        image = by_id.get(annotation.get("image_id"))
+        image = _by_key(by_id, annotation.get("image_id"))
         if image is None:
             result.dropped["of images that are not listed"] += 1
             continue
@@ -118,7 +119,12 @@ def read_coco(
     return result
 
 
-def _load_json(json_file: str | os.PathLike) -> dict:
+def load_json(json_file: str | os.PathLike) -> dict:
+    """The object in an annotation file.
+
+    Raises:
+        UserError: the file is missing, not JSON, or no object.
+    """
     if not os.path.isfile(json_file):
         raise UserError(f"no annotation file {json_file}: expected a COCO-format .json file")
     try:
@@ -134,7 +140,12 @@ def _load_json(json_file: str | os.PathLike) -> dict:
     return data
 
 
-def _list(data: Mapping[str, Any], key: str, source: str | os.PathLike) -> list[dict]:
+def list_records(data: Mapping[str, Any], key: str, source: str | os.PathLike) -> list[dict]:
+    """The records under ``key`` of an annotation file.
+
+    Raises:
+        UserError: there is no list of records.
+    """
     records = data.get(key)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         problem = "has no" if key not in data else "has a malformed"
@@ -146,12 +157,13 @@ def _list(data: Mapping[str, Any], key: str, source: str | os.PathLike) -> list[
 
 
 def _categories(data: Mapping[str, Any], source: str | os.PathLike) -> list[dict]:
-    categories = _list(data, "categories", source)
+    categories = list_records(data, "categories", source)
     if not categories:
         raise UserError(f"{source} has an empty 'categories': expected one record for each class")
     for category in categories:
-        if not isinstance(category.get("id"), int) or not category.get("name"):
-            raise UserError(f"{source}: category {category} needs an integer 'id' and a 'name'")
+        fault = find_category_fault(category)
+        if fault:
+            raise UserError(f"{source}: {fault}")
     categories = sorted(categories, key=lambda category: category["id"])
     for one, other in zip(categories, categories[1:], strict=False):
         if one["id"] == other["id"]:
@@ -162,15 +174,28 @@ def _categories(data: Mapping[str, Any], source: str | os.PathLike) -> list[dict
     return categories
 
 
+def find_category_fault(category: Mapping[str, Any]) -> str | None:
+    """What is wrong with a category record by itself, None for a usable one."""
+    if not isinstance(category.get("id"), int) or not category.get("name"):
+        return f"category {category} needs an integer 'id' and a 'name'"
+    return None
+
+
+def find_image_fault(record: Mapping[str, Any]) -> str | None:
+    """What is wrong with an image record by itself, None for a usable one."""
+    for key, kind in (("id", int), ("file_name", str), ("height", int), ("width", int)):
+        if not isinstance(record.get(key), kind):
+            name = record.get("file_name", record.get("id"))
+            return f"image {name!r} has no {key!r} of type {kind.__name__}"
+    return None
+
+
 def _images(data: Mapping[str, Any], source: str | os.PathLike, root: Path) -> list[dict]:
     images, missing = {}, []
-    for record in _list(data, "images", source):
-        for key, kind in (("id", int), ("file_name", str), ("height", int), ("width", int)):
-            if not isinstance(record.get(key), kind):
-                raise UserError(
-                    f"{source}: image {record.get('file_name', record.get('id'))!r} has no "
-                    f"{key!r} of type {kind.__name__}"
-                )
+    for record in list_records(data, "images", source):
+        fault = find_image_fault(record)
+        if fault:
+            raise UserError(f"{source}: {fault}")
         if record["id"] in images:
             raise UserError(f"{source}: image id {record['id']} appears twice; expected each once")
         path = root / record["file_name"]
@@ -188,38 +213,94 @@ def _images(data: Mapping[str, Any], source: str | os.PathLike, root: Path) -> l
 
 
 def _checked(annotation: dict, image: dict, data: CocoData, masks: bool) -> dict | None:
-    where = f"{data.source}: annotation {annotation.get('id')} of {image['file_name']}"
-    if annotation.get("category_id") not in data.class_index:
-        raise UserError(
-            f"{where} has category_id {annotation.get('category_id')!r}, which is not among the "
-            f"file's categories {list(data.class_index)}"
-        )
+    fault = find_fault(annotation, image, data.class_index, masks)
+    if fault is not None and fault.drops:
+        data.dropped[fault.text] += 1
+        return None
+    if fault is not None:
+        where = f"{data.source}: annotation {annotation.get('id')} of {image['file_name']}"
+        raise UserError(f"{where} {fault.text}")
+    box = annotation["bbox"]
+    annotation = {"iscrowd": 0, "area": box[2] * box[3], **annotation}
+    if isinstance(annotation.get("segmentation"), list):
+        annotation["segmentation"] = [p for p in annotation["segmentation"] if is_polygon(p)]
+    return annotation
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an annotation cannot be used.
+
+    Attributes:
+        kind: one word for it: category, box, area, polygons, mask (malformed) or no_mask.
+        text: what is wrong, to stand after the annotation's name.
+        drops: whether the annotation is left out; otherwise the file is refused.
+    """
+
+    kind: str
+    text: str
+    drops: bool = False
+
+
+def find_fault(
+    annotation: Mapping[str, Any],
+    image: Mapping[str, Any],
+    class_index: Mapping[int, int],
+    masks: bool = True,
+) -> Fault | None:
+    """Why an annotation cannot be used, None for a usable one.
+
+    Args:
+        annotation, image: the records; the image's is known to be usable.
+        class_index: by category id.
+        masks: whether there must be a ``segmentation``.
+    """
+    category = annotation.get("category_id")
+    if _by_key(class_index, category) is None:
+        known = f"the file's categories {list(class_index)}"
+        return Fault("category", f"has category_id {category!r}, which is not among {known}")
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-        raise UserError(f"{where} has the bbox {box!r}: expected [x, y, width, height] in pixels")
+        text = f"has the bbox {box!r}: expected [x, y, width, height] in pixels"
+        return Fault("box", text)
     if not _has_area(box, image):
-        data.dropped["with a box of no area inside the image"] += 1
-        return None
-    annotation = {"iscrowd": 0, "area": box[2] * box[3], **annotation}
+        return Fault("area", "with a box of no area inside the image", drops=True)
     segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, list):
-        polygons = [p for p in segmentation if _is_polygon(p)]
-        if segmentation and not polygons:
-            data.dropped["without a polygon of three points or more"] += 1
-            return None
-        annotation["segmentation"] = segmentation = polygons
     if masks and not segmentation:
-        raise UserError(
-            f"{where} has no 'segmentation', and this model learns masks: expected polygons or RLE"
-        )
-    return annotation
+        text = "has no 'segmentation', and this model learns masks: expected polygons or RLE"
+        return Fault("no_mask", text)
+    if isinstance(segmentation, list):
+        if segmentation and not any(map(is_polygon, segmentation)):
+            return Fault("polygons", "without a polygon of three points or more", drops=True)
+        return None
+    return _find_rle_fault(segmentation, image) if segmentation else None
+
+
+def _find_rle_fault(segmentation: Any, image: Mapping[str, Any]) -> Fault | None:
+    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
+    if not isinstance(counts, (list, str)):
+        kind = f"with the keys {list(segmentation)}" if isinstance(segmentation, dict) else ""
+        found = f"a {type(segmentation).__name__} {kind}".strip()
+        text = f"has {found} as its 'segmentation': expected polygons or RLE with 'counts'"
+        return Fault("mask", text)
+    size, expected = segmentation.get("size"), [image["height"], image["width"]]
+    if size != expected:
+        text = f"has an RLE mask of the size {size}: expected its image's {expected}"
+        return Fault("mask", f"{text} (height, width)")
+    return None
+
+
+def _by_key(mapping: Mapping, key: Any) -> Any:
+    """The value of a key that may be anything that JSON can hold."""
+    return mapping.get(key) if isinstance(key, Hashable) else None
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_polygon(points: Any) -> bool:
+def is_polygon(points: Any) -> bool:
+    """Whether ``points`` are x1, y1, x2, y2, … of three points or more, all finite."""
     return (
         isinstance(points, list)
         and len(points) >= 6

@@ -11,6 +11,7 @@ HOW_TO_INSTALL = {
     "cv2": "pip install opencv-python",
     "iopath": "pip install 'iopath<0.1.10'",
     "matplotlib": "pip install matplotlib",
+    "PIL": "pip install pillow",
     "peft": "pip install peft",
     "pycocotools": "pip install pycocotools",
     "safetensors": "pip install safetensors",

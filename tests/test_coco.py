@@ -125,6 +125,29 @@ def test_masks_are_required_only_where_they_are_learned(drawn):
     assert len(read(drawn, masks=False).annotations[3]) == 2
 
 
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ("abc", "a str as its 'segmentation': expected polygons or RLE"),
+        ({"size": [80, 96]}, r"a dict with the keys \['size'\] as its 'segmentation'"),
+        ({"size": [96, 80], "counts": [7680]}, r"an RLE mask of the size \[96, 80\].*\[80, 96\]"),
+    ],
+)
+def test_masks_that_cannot_be_read_are_refused(drawn, segmentation, message):
+    drawn.data["annotations"][0]["segmentation"] = segmentation
+    with pytest.raises(UserError, match=f"annotation 1 of 1.png has {message}"):
+        read(drawn)
+
+
+@pytest.mark.parametrize("key", ["image_id", "category_id", "id"])
+def test_ids_may_be_anything_that_json_holds(drawn, key):
+    drawn.data["annotations"][0][key] = [3]
+    if key == "category_id":
+        assert "has category_id [3]" in refused(drawn)
+    else:
+        assert read(drawn).dropped.total() == (key == "image_id")
+
+
 def test_unknown_categories_and_unlisted_images(drawn):
     drawn.data["annotations"][3]["image_id"] = 77
     assert read(drawn).dropped == {"of images that are not listed": 1}

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "e3va"
 CORE = sorted(PACKAGE.glob("*.py"))
 HOSTS = ("detectron2", "torchvision")
-ABOVE_THE_CORE = ("e3va.detectron2", "e3va.torchvision", "e3va.model_zoo")
+ABOVE_THE_CORE = ("e3va.detectron2", "e3va.torchvision", "e3va.model_zoo", "e3va.data")
 
 
 def imports(path: Path, text: str | None = None) -> set[str]:
@@ -36,6 +36,14 @@ def test_the_core_needs_torch_alone_and_knows_no_host(path):
         top = name.split(".")[0]
         assert top in sys.stdlib_module_names or top in ("torch", "e3va"), name
         assert not name.startswith(ABOVE_THE_CORE), name
+
+
+def test_looking_at_data_needs_no_host():
+    files = list((PACKAGE / "data").glob("*.py"))
+    assert len(files) > 5
+    for path in files:
+        for name in imports(path):
+            assert not name.startswith((*ABOVE_THE_CORE[:3], *HOSTS)), path
 
 
 def test_hosts_do_not_know_each_other():

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from ..backbone import MEMORY, METHODS
+from ..data import cli as data_cli
 from ..errors import UserError
 from ..highway import DOWNSAMPLE_FORMS
 from ..model_zoo import cli as zoo_cli
@@ -20,6 +21,7 @@ DESCRIPTION = """\
 Fine-tune a Swin backbone for instance or semantic segmentation along an adapter highway: the
 frozen trunk runs forward alone, so a step needs little memory.
 
+  e3va check    look at data first: counts, problems, a contact sheet
   e3va train    on your own images, with COCO-format annotations or label maps
   e3va eval     score a trained model: box and mask AP, or mIoU
   e3va predict  draw what a trained model finds, and write it as COCO-format JSON or label maps
@@ -88,6 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
         own = subparsers.add_parser(name, help=help_text, formatter_class=raw, **options)
         own.set_defaults(run=run)
         return own
+
+    look = add("check", None, "look at data before training", description=data_cli.DESCRIPTION)
+    data_cli.add_arguments(look)
 
     train = add("train", commands.train, "fine-tune on your own images", description=TRAIN_HELP)
     _add_train_options(train)

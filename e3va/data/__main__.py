@@ -1,0 +1,7 @@
+"""``python -m e3va.data``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,72 @@
+"""Pascal VOC's XML files as a COCO-format object, so that one check serves both."""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from ..errors import UserError
+from .images import brief
+
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+
+
+def read_voc(folder: Path, split: str = "", names: tuple[str, ...] = ()) -> dict:
+    """The annotations of a folder, boxes alone.
+
+    Boxes become 0-based as Detectron2 reads them: 1 is taken from ``xmin`` and ``ymin``.
+
+    Args:
+        folder: with ``Annotations`` (and ``ImageSets/Main``), or of XML files.
+        split: the list of images in ``ImageSets/Main``; "" for all files.
+        names: of the classes; by default VOC's twenty where all are among them, else those found.
+
+    Raises:
+        UserError: there is no such list or file, or a file is not VOC's XML.
+    """
+    root = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
+    if split:
+        listed = folder / "ImageSets" / "Main" / f"{split}.txt"
+        if not listed.is_file():
+            raise UserError(f"no {listed}: expected the names of the split's images, one a line")
+        stems = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+        files = [root / f"{stem}.xml" for stem in stems]
+    else:
+        files = sorted(root.glob("*.xml"))
+    images, objects = [], []
+    for number, file in enumerate(files, 1):
+        image, boxes = _read(file, number)
+        images.append(image)
+        objects += boxes
+    found = sorted({name for name, _ in objects})
+    names = names or (CLASSES if set(found) <= set(CLASSES) else tuple(found))
+    index = {name: number for number, name in enumerate(names, 1)}
+    annotations = [
+        {**box, "id": number, "category_id": index.get(name, name)}
+        for number, (name, box) in enumerate(objects, 1)
+    ]
+    categories = [{"id": number, "name": name} for name, number in index.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _read(file: Path, number: int) -> tuple[dict, list[tuple[str, dict]]]:
+    try:
+        tree = ElementTree.parse(file)
+        size = {key: int(tree.findtext(f"size/{key}", "")) for key in ("width", "height")}
+        image = {"id": number, "file_name": f"{file.stem}.jpg", **size}
+        return image, [_box(item, number) for item in tree.findall("object")]
+    except (OSError, ElementTree.ParseError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} is not an annotation file of Pascal VOC's ({brief(error)}): expected size, "
+            "and objects with name and bndbox"
+        ) from None
+
+
+def _box(item: ElementTree.Element, number: int) -> tuple[str, dict]:
+    x1, y1, x2, y2 = (
+        float(item.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")
+    )
+    box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
+    return item.findtext("name", "").strip(), {"image_id": number, "bbox": box, "iscrowd": 0}

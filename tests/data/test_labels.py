@@ -1,0 +1,173 @@
+"""Label maps: counted as numpy counts them, and every kind of problem found where it is."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from e3va import UserError
+from e3va.data.labels import check_labels
+from e3va.data.problems import REFUSED
+from e3va.data.tables import labels_numbers, labels_text
+from e3va.label_maps import check_labels as refuse_labels
+from e3va.label_maps import numbered_classes, pair_label_maps
+
+
+class Maps:
+    """Three pictures of 20×16 with label maps of 0, 1 and 2."""
+
+    def __init__(self, folder):
+        self.images, self.labels = folder / "images", folder / "labels"
+        for path in (self.images, self.labels):
+            path.mkdir(parents=True)
+        for name in "abc":
+            Image.new("RGB", (20, 16), "red").save(self.images / f"{name}.jpg")
+            labels = np.zeros((16, 20), np.uint8)
+            labels[:8], labels[12:] = 1, 2
+            self.write(name, labels)
+
+    def write(self, name, labels, **options):
+        Image.fromarray(labels, **options).save(self.labels / f"{name}.png")
+
+    def check(self, names=("ground", "sky", "sea"), **options):
+        return check_labels(self.labels, self.images, names, **options)
+
+
+@pytest.fixture
+def maps(tmp_path):
+    return Maps(tmp_path)
+
+
+def test_good_maps_have_no_problem(maps):
+    found = maps.check()
+    assert found.problems == [] and len(found.pairs) == 3 and found.named
+    numbers = labels_numbers(found)
+    assert [c["pixels"] for c in numbers["classes"]] == [3 * 4 * 20, 3 * 8 * 20, 3 * 4 * 20]
+    text = labels_text(found)
+    assert "3 usable label maps of 3: 960 pixels, 3 classes" in text
+    assert "unlabelled (255): 0.0% of the pixels, in 0 maps" in text
+    unnamed = maps.check(())
+    assert unnamed.names == ["class 0", "class 1", "class 2"] and not unnamed.named
+
+
+def filled(value, shape=(16, 20)):
+    return np.full(shape, value, np.uint8)
+
+
+CASES = {
+    "no map": (lambda m: (m.labels / "b.png").unlink(), [("no_map", "images/b.jpg")]),
+    "no image": (lambda m: (m.images / "b.jpg").unlink(), [("no_image", "labels/b.png")]),
+    "size": (lambda m: m.write("b", filled(1, (20, 16))), [("map_size", "labels/b.png")]),
+    "colours": (lambda m: m.write("b", filled(1, (16, 20, 3))), [("map_mode", "labels/b.png")]),
+    "16 bits": (
+        lambda m: m.write("b", np.ones((16, 20), np.uint16)),
+        [("map_mode", "labels/b.png")],
+    ),
+    "label": (lambda m: m.write("b", filled(3)), [("label", "labels/b.png")]),
+    "ignored": (lambda m: m.write("b", filled(255)), [("ignored", "labels/b.png")]),
+    "broken map": (
+        lambda m: (m.labels / "b.png").write_bytes(b"no image"),
+        [("undecodable", "labels/b.png")],
+    ),
+    "broken image": (
+        lambda m: (m.images / "b.jpg").write_bytes((m.images / "b.jpg").read_bytes()[:-40]),
+        [("undecodable", "images/b.jpg")],
+    ),
+    "two images": (
+        lambda m: Image.new("RGB", (20, 16)).save(m.images / "b.png"),
+        [("ambiguous", "images/b.png")],
+    ),
+    "unused": (
+        lambda m: [m.write(name, filled(1)) for name in "abc"],
+        [("unused", "labels"), ("unused", "labels")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_problem_is_found_where_it_is(maps, name):
+    change, expected = CASES[name]
+    change(maps)
+    found = maps.check()
+    root = maps.images.parent
+    assert sorted((p.kind, p.file) for p in found.problems) == sorted(
+        (kind, str(root / file)) for kind, file in expected
+    )
+    training_refuses = False
+    try:
+        pairs = pair_label_maps(maps.images, maps.labels)
+        refuse_labels(pairs, found.names)
+    except UserError:
+        training_refuses = True
+    # A truncated picture is found by reading it whole, which training does when it comes to it.
+    assert (found.problems.count(REFUSED) > 0) == (training_refuses or name == "broken image")
+
+
+def test_maps_on_their_side_fit_pictures_that_exif_turns(maps):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 20)).save(maps.images / "b.jpg", exif=exif)
+    assert maps.check().problems.counts() == {"turned": 1}
+    Image.new("RGB", (20, 16)).save(maps.images / "b.jpg", exif=exif)
+    assert set(maps.check().problems.counts()) == {"turned", "map_size"}
+
+
+def test_a_palette_counts_by_its_indices(maps):
+    image = Image.fromarray(filled(2))
+    image.putpalette([0] * 6 + [200, 10, 10])
+    assert image.mode == "P"
+    image.save(maps.labels / "b.png")
+    found = maps.check()
+    assert found.problems == [] and found.pixels[2] == 2 * 4 * 20 + 320
+
+
+def test_published_ade20k_labels_are_shifted(maps):
+    found = maps.check((), shift=1, classes=150)
+    assert found.pixels[0] == 3 * 8 * 20 and found.pixels[1] == 3 * 4 * 20
+    assert found.pixels[255] == 3 * 4 * 20 and len(found.names) == 150
+    maps.write("b", filled(151))
+    problem = next(p for p in maps.check((), shift=1, classes=150).problems if p.kind == "label")
+    assert problem.text == "has the labels 151: the classes are 1 to 150"
+
+
+def test_maps_alone_and_folders_without_files(maps, tmp_path):
+    found = check_labels(maps.labels, None)
+    assert found.problems == [] and found.pairs[0][1] == (20, 16)
+    with pytest.raises(UserError, match="both in"):
+        check_labels(maps.labels, maps.labels)
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "gone"):
+        with pytest.raises(UserError, match=folder):
+            check_labels(tmp_path / folder, maps.images)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    arrays=st.lists(
+        st.tuples(
+            st.integers(1, 30), st.integers(1, 30), st.lists(st.sampled_from([0, 1, 5, 254, 255]))
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    seed=st.integers(0, 99),
+)
+def test_counts_are_those_of_numpy(tmp_path_factory, arrays, seed):
+    folder = tmp_path_factory.mktemp("maps")
+    rng, maps = np.random.default_rng(seed), []
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    for number, (height, width, values) in enumerate(arrays):
+        labels = rng.choice(np.array(values or [0], np.uint8), (height, width))
+        maps.append(labels)
+        Image.fromarray(labels).save(folder / "labels" / f"{number}.png")
+        Image.new("L", (width, height)).save(folder / "images" / f"{number}.png")
+    found = check_labels(folder / "labels", folder / "images")
+    for label in range(256):
+        assert found.pixels[label] == sum((m == label).sum() for m in maps)
+        assert found.images[label] == sum((m == label).any() for m in maps)
+    assert not found.problems.counts().keys() - {"unused", "ignored", "nothing"}
+    named = numbered_classes(pair_label_maps(folder / "images", folder / "labels"))
+    if not found.problems.counts().get("nothing"):
+        assert found.names == named
