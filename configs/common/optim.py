@@ -19,3 +19,16 @@ optimizer = L(torch.optim.AdamW)(
     betas=(0.9, 0.999),
     weight_decay=0.05,
 )
+
+# With the rate and decay of Swin's ADE20K training (appendix A2.3 there, and mmsegmentation's
+# configs/swin); the adapters' factor as above.
+semantic_optimizer = L(torch.optim.AdamW)(
+    params=L(get_default_optimizer_params)(
+        base_lr="${..lr}",
+        weight_decay_norm=0.0,
+        lr_factor_func=L(highway_lr_factor)(adapters=8.0),
+    ),
+    lr=6e-5,
+    betas=(0.9, 0.999),
+    weight_decay=0.01,
+)

@@ -1,7 +1,7 @@
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import CosineParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler, PolynomialDecayParamScheduler
 
 # COCO's schedules at batch 16: 1x is 90k iterations, about 12 epochs.
 _coco = model_zoo.get_config("common/coco_schedule.py")
@@ -13,4 +13,17 @@ lr_multiplier_cosine = L(WarmupParamScheduler)(
     warmup_factor=0.01,
     warmup_length=0.1,
     warmup_method="linear",
+)
+
+# ADE20K's schedules at batch 16, as for Swin there (arXiv 2103.14030, appendix A2.3, and
+# mmsegmentation's configs/swin): 1500 iterations of warm-up, then a straight line to zero ("poly"
+# of power 1). They stretch with train.max_iter.
+lr_multiplier_80k, lr_multiplier_160k = (
+    L(WarmupParamScheduler)(
+        scheduler=L(PolynomialDecayParamScheduler)(base_value=1.0, power=1.0),
+        warmup_factor=1e-6,
+        warmup_length=1500 / _iterations,
+        warmup_method="linear",
+    )
+    for _iterations in (80000, 160000)
 )

@@ -1,7 +1,8 @@
 """The Detectron2 host: E³VA backbones in its registry, and training and inference over its parts.
 
 Importing it registers ``build_e3va_swin_backbone``, ``build_e3va_swin_fpn_backbone`` and
-``build_retinanet_e3va_swin_fpn_backbone`` in Detectron2's ``BACKBONE_REGISTRY``, and teaches its
+``build_retinanet_e3va_swin_fpn_backbone`` in Detectron2's ``BACKBONE_REGISTRY`` and
+``ade_challenge_2016_{train,val}`` in its ``DatasetCatalog``, and teaches its
 ``PathManager`` the addresses of the model zoo (``e3va://...``).
 
 Raises:
@@ -20,6 +21,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     from detectron2.utils.file_io import PathManager
 
+    from . import ade20k  # noqa: F401
     from .backbone import (
         E3VASwin,
         build_e3va_swin_backbone,

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..backbone import LEVELS, E3VABackbone
 from ..errors import UserError
+from ..presets import SwinPreset, get_preset
 from ..trunk import PATCH, SwinTrunk
 from .pyramid import LeanPyramid
 
@@ -124,12 +125,21 @@ def build_e3va_swin_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     return _build_fpn(cfg, input_shape, lambda bottom_up: LastLevelMaxPool())
 
 
+def p6_and_p7(preset: str | SwinPreset, out_channels: int) -> LastLevelP6P7:
+    """FPN's top block on the backbone's own p3, of stride 32, as RetinaNet takes it.
+
+    Raises:
+        UserError: no preset has that name.
+    """
+    return LastLevelP6P7(get_preset(preset).dims[-1], out_channels, in_feature="p3")
+
+
 @BACKBONE_REGISTRY.register()
 def build_retinanet_e3va_swin_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """With FPN and convolutional p6 and p7 on top of the backbone's p3, as RetinaNet takes it."""
 
-    def top_block(bottom_up: E3VASwin) -> LastLevelP6P7:
-        channels = bottom_up.output_shape()["p3"].channels
-        return LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature="p3")
-
-    return _build_fpn(cfg, input_shape, top_block)
+    return _build_fpn(
+        cfg,
+        input_shape,
+        lambda bottom_up: p6_and_p7(bottom_up.trunk.preset, cfg.MODEL.FPN.OUT_CHANNELS),
+    )

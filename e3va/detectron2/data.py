@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ def coco_dicts(
     return [_dataset_dict(image, data) for image in data.images]
 
 
-def registered_dicts(names: str, filter_empty: bool = True) -> list[dict]:
-    """Dataset dicts of a data set that Detectron2 knows by name, such as ``coco_2017_train``.
+def registered_dicts(names: str | Sequence[str], filter_empty: bool = True) -> list[dict]:
+    """Dataset dicts of a data set that Detectron2 knows by name, such as ``coco_2017_train``, or of
+    several together.
 
     Raises:
         UserError: its annotation file is not there.
@@ -60,8 +62,9 @@ def registered_dicts(names: str, filter_empty: bool = True) -> list[dict]:
     try:
         return get_detection_dataset_dicts(names, filter_empty=filter_empty)
     except FileNotFoundError as error:
+        named = names if isinstance(names, str) else " + ".join(names)
         raise UserError(
-            f"data set {names}: no annotation file {error.filename}; set the environment variable "
+            f"data set {named}: no annotation file {error.filename}; set the environment variable "
             "DETECTRON2_DATASETS to the folder that holds it, laid out as Detectron2's datasets "
             "page says"
         ) from None

@@ -41,33 +41,45 @@ def describe_config(cfg: DictConfig, loader: Any = None) -> dict[str, Any]:
 def output_classes(cfg: DictConfig) -> tuple[str, ...]:
     """Names of the classes of a config's model in the order of its outputs; () if nobody says."""
     metadata = find_metadata(cfg)
-    segments_alone = "sem_seg_head" in cfg.model and "roi_heads" not in cfg.model
-    kinds = ("stuff_classes",) if segments_alone else ("thing_classes", "stuff_classes")
+    kinds = ("stuff_classes",) if labels_pixels(cfg) else ("thing_classes", "stuff_classes")
     return tuple(next((metadata.get(kind) for kind in kinds if metadata.get(kind)), ()))
 
 
 def find_metadata(cfg: DictConfig) -> Metadata:
     """The class names, as Detectron2's ``Visualizer`` takes them."""
     if "data" in cfg and cfg.data.classes is not None:
-        return Metadata(thing_classes=list(cfg.data.classes))
+        return class_metadata(cfg, cfg.data.classes)
     names = _dataset_names(cfg, "test")
-    return MetadataCatalog.get(names) if names else Metadata()
+    return MetadataCatalog.get(names[0]) if names else Metadata()
 
 
-def _dataset_names(cfg: DictConfig, split: str) -> str | None:
+def labels_pixels(cfg: DictConfig) -> bool:
+    """Whether a config's model labels pixels alone, and finds no instances."""
+    return "sem_seg_head" in cfg.model and "roi_heads" not in cfg.model
+
+
+def class_metadata(cfg: DictConfig, names: Sequence[str]) -> Metadata:
+    """Class names of a config's model as Detectron2's ``Visualizer`` takes them."""
+    kind = "stuff_classes" if labels_pixels(cfg) else "thing_classes"
+    return Metadata(**{kind: list(names)})
+
+
+def _dataset_names(cfg: DictConfig, split: str) -> list[str]:
     dataset = cfg.get("dataloader", {}).get(split, {}).get("dataset", {})
     names = dataset.get("names") if isinstance(dataset, DictConfig) else None
-    return names if isinstance(names, str) else None
+    return [names] if isinstance(names, str) else list(names or ())
 
 
 def _describe_data(cfg: DictConfig, loader: Any) -> str:
-    source = _dataset_names(cfg, "train")
-    if source is None and "data" in cfg and cfg.data.train.json:
-        source = Path(cfg.data.train.json).name  # a folder is nobody else's business
+    source = ", ".join(_dataset_names(cfg, "train"))
+    if not source and "data" in cfg:
+        given = cfg.data.train.get("json") or cfg.data.train.get("labels") or ""
+        source = Path(given).name  # a folder is nobody else's business
     images, objects = (getattr(loader, key, None) for key in ("images", "objects"))
     if images is None:
-        return source or ""
-    counts = f"{images} images with {objects} annotated objects"
+        return source
+    what = "label maps" if labels_pixels(cfg) else f"{objects} annotated objects"
+    counts = f"{images} images with {what}"
     return f"{counts} ({source})" if source else counts
 
 

@@ -2,28 +2,27 @@
 
 import logging
 import os
-import sys
 from argparse import Namespace
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import default_argument_parser, default_setup, hooks, launch
-from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.multiprocessing import ProcessExitedException
 
 from ..errors import UserError
 from .checkpoint import HighwayCheckpointer
 from .config import find_config, load_config
 from .data import class_names, coco_dicts
-from .describe import describe_config, output_classes
+from .describe import describe_config, output_classes, set_classes
+from .distributed import share_model
 from .hooks import AdapterWriter, MetricPrinter, PeakMemory, TrainedPartsReport
-from .lean import leave_trunk_out_of_ddp
+from .labels import label_classes, label_dicts
+from .launch import Peers, join_torchrun, launch
 from .trainer import HighwayTrainer
 
 logger = logging.getLogger(__name__)
@@ -37,27 +36,18 @@ def main(description: str) -> None:
 def run(args: Namespace) -> None:
     """Train, or evaluate with ``--eval-only``, as Detectron2's parsed flags say.
 
-    A user's mistake is printed as one line on stderr; the process then exits with status 1.
+    In one process, in as many as ``--num-gpus`` and ``--num-machines`` say, or in those that
+    torchrun started. A user's mistake is printed as one line on stderr; the process then exits with
+    status 1.
     """
-    try:
+    with Peers().one_message():
+        peers = join_torchrun(args)
+    with peers.one_message():
         if not args.config_file:
             raise UserError("--config-file is not given: expected a path or a config's name")
         args.config_file = str(find_config(args.config_file))
         cfg = prepare(load_config(args.config_file, args.opts), args)
-        launch(
-            _work,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(cfg, args),
-        )
-    except UserError as error:
-        sys.exit(f"error: {error.line}")
-    except ProcessExitedException as error:  # a worker process has printed its line
-        sys.exit(error.exit_code or 1)
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command with --resume goes on from the last checkpoint")
+        launch(_work, (cfg, args), args, cfg.train.device, peers)
 
 
 def prepare(cfg: DictConfig, args: Namespace) -> DictConfig:
@@ -76,8 +66,9 @@ def prepare(cfg: DictConfig, args: Namespace) -> DictConfig:
         raise UserError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
     if "data" in cfg:
         resolve_classes(cfg)
-        if cfg.data.val.json:
-            check_validation_data(cfg.data)
+        if has_validation_data(cfg.data):
+            masks = cfg.dataloader.test.dataset.get("masks", True)
+            check_validation_data(cfg.data, masks=masks)
     try:
         os.makedirs(cfg.train.output_dir, exist_ok=True)
     except OSError as error:
@@ -106,20 +97,32 @@ def check_device(device: str) -> None:
 
 
 def resolve_classes(cfg: DictConfig) -> None:
-    """Write the class names and their number into a config that reads them from annotations, so
-    that the saved config is complete without them."""
-    if cfg.data.classes is None:
+    """Write the class names and their number into a config that reads them from annotations or
+    label maps, so that the saved config is complete without them."""
+    if "labels" in cfg.data.train:
+        train = cfg.data.train
+        cfg.data.classes = label_classes(train.images, train.labels, cfg.data.classes)
+    elif cfg.data.classes is None:
         cfg.data.classes = class_names(cfg.data.train.json)
-    cfg.model.roi_heads.num_classes = len(cfg.data.classes)
+    set_classes(cfg, cfg.data.classes)
 
 
-def check_validation_data(data: DictConfig) -> None:
+def has_validation_data(data: DictConfig) -> bool:
+    """Whether any validation data were given."""
+    return any(data.val.get(key) for key in ("json", "images", "labels"))
+
+
+def check_validation_data(data: DictConfig, masks: bool = True) -> None:
     """Find mistakes in the validation data before the training and not when it is done.
 
     Raises:
-        UserError: see :func:`e3va.coco.read_coco`; or other classes than those of the training.
+        UserError: see :func:`e3va.coco.read_coco`; or other classes than those of the training. Of
+            label maps, see :func:`e3va.detectron2.labels.label_dicts`.
     """
-    coco_dicts(data.val.json, data.val.images, training=False)
+    if "labels" in data.val:
+        label_dicts(data.val.images, data.val.labels, training=False, classes=data.classes)
+        return
+    coco_dicts(data.val.json, data.val.images, training=False, masks=masks)
     names = class_names(data.val.json)
     if names != list(data.classes):
         raise UserError(
@@ -129,21 +132,16 @@ def check_validation_data(data: DictConfig) -> None:
 
 
 def _work(cfg: DictConfig, args: Namespace) -> None:
-    try:
-        default_setup(cfg, args)
-        _log_to_console_too()
-        if args.eval_only:
-            model = instantiate(cfg.model).to(cfg.train.device)
-            about = {"classes": output_classes(cfg)}
-            checkpointer = HighwayCheckpointer(model, about=about, **adapter_options(cfg))
-            checkpointer.load(_weights_to_evaluate(cfg))
-            evaluate(cfg, model)
-        else:
-            train(cfg, resume=args.resume)
-    except UserError as error:
-        if comm.get_world_size() == 1:
-            raise
-        sys.exit(f"error: {error.line}")
+    default_setup(cfg, args)
+    _log_to_console_too()
+    if args.eval_only:
+        model = instantiate(cfg.model).to(cfg.train.device)
+        about = {"classes": output_classes(cfg)}
+        checkpointer = HighwayCheckpointer(model, about=about, **adapter_options(cfg))
+        checkpointer.load(_weights_to_evaluate(cfg))
+        evaluate(cfg, model)
+    else:
+        train(cfg, resume=args.resume)
 
 
 def _log_to_console_too() -> None:
@@ -173,7 +171,7 @@ def adapter_options(cfg: DictConfig) -> dict[str, Any]:
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
     """Evaluate on the test data and print the results; None if the config names no test data."""
-    if "evaluator" not in cfg.dataloader or ("data" in cfg and not cfg.data.val.json):
+    if "evaluator" not in cfg.dataloader or ("data" in cfg and not has_validation_data(cfg.data)):
         logger.info("No validation data given: no evaluation")
         return None
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
@@ -191,12 +189,7 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
     optimizer = instantiate(cfg.optimizer)
     del cfg.optimizer.params.model
     loader = instantiate(cfg.dataloader.train)
-    ddp = OmegaConf.to_container(train_cfg.ddp)
-    if torch.device(train_cfg.device).type != "cuda":
-        ddp["device_ids"] = None
-    if comm.get_world_size() > 1:
-        leave_trunk_out_of_ddp(model)
-    model = create_ddp_model(model, **ddp)
+    model = share_model(model, train_cfg.device, OmegaConf.to_container(train_cfg.ddp))
     trainer = HighwayTrainer(
         model,
         loader,

@@ -21,7 +21,7 @@ from .adapter_trunk import warn_of_rounding
 from .backbone import find_trunk_module
 from .checkpoint import HighwayCheckpointer, local_weights
 from .config import apply_overrides, load_config
-from .describe import HOST, adopt, config_of_adapter, find_metadata, set_classes
+from .describe import HOST, adopt, class_metadata, config_of_adapter, find_metadata, set_classes
 from .engine import adapter_options, check_device
 
 FIRST = "default"  # the name of what a predictor begins with
@@ -260,7 +260,7 @@ def _make_ready(cfg: DictConfig, model: nn.Module, told: AdapterConfig | None) -
     return _Ready(
         cfg,
         model,
-        Metadata(thing_classes=list(told.classes)) if own else find_metadata(cfg),
+        class_metadata(cfg, told.classes) if own else find_metadata(cfg),
         mapper.image_format,
         T.AugmentationList([instantiate(a) for a in mapper.augmentations]),
     )

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from detectron2.data import Metadata
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
+from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
@@ -31,9 +33,63 @@ def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndar
     Returns:
         [H', W', 3] uint8, RGB; small images are enlarged, or labels would cover them.
     """
-    scale = max(1.0, READABLE / min(image.shape[:2]))
-    visualizer = Visualizer(image[:, :, ::-1], metadata, scale, ColorMode.IMAGE)
+    visualizer = _visualizer(image, metadata)
     return visualizer.draw_instance_predictions(instances.to("cpu")).get_image()
+
+
+def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata) -> np.ndarray:
+    """Draw a label map: every class in a colour of its own, the same in all pictures, and its name.
+
+    Args:
+        image: as in :func:`draw`.
+        labels: [H, W], a class in every pixel; what is none of the classes is left as it is.
+        metadata: has ``stuff_classes``, else class numbers are drawn; perhaps ``stuff_colors``.
+
+    Returns:
+        as :func:`draw`.
+    """
+    names = metadata.get("stuff_classes") or [str(k) for k in range(int(labels.max()) + 1)]
+    palette = colormap(rgb=True, maximum=255)
+    colours = [palette[k % len(palette)].tolist() for k in range(len(names))]
+    metadata = Metadata(
+        stuff_classes=list(names), stuff_colors=metadata.get("stuff_colors") or colours
+    )
+    return _visualizer(image, metadata).draw_sem_seg(labels, alpha=0.5).get_image()
+
+
+def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
+    scale = max(1.0, READABLE / min(image.shape[:2]))
+    return Visualizer(image[:, :, ::-1], metadata, scale, ColorMode.IMAGE)
+
+
+def draw_output(
+    image: np.ndarray, output: dict, metadata: Metadata, threshold: float
+) -> tuple[np.ndarray, str]:
+    """Draw what a model gives for an image: its instances, else its label map.
+
+    Args:
+        image, metadata: as in :func:`draw`.
+        output: has ``instances``, or ``sem_seg`` [classes, H, W].
+        threshold: least score of the instances that are drawn.
+
+    Returns:
+        the picture, and what is in it in a few words.
+    """
+    if "instances" in output:
+        kept = output["instances"][output["instances"].scores >= threshold]
+        return draw(image, kept, metadata), f"{len(kept)} objects"
+    labels = output["sem_seg"].argmax(dim=0).cpu()
+    return draw_labels(image, labels.numpy(), metadata), _shares(labels, metadata)
+
+
+def _shares(labels: torch.Tensor, metadata: Metadata) -> str:
+    """The classes of a label map with their shares of the pixels, the largest first."""
+    names = metadata.get("stuff_classes") or []
+    classes, counts = labels.unique(return_counts=True)
+    shares = sorted(zip(counts.tolist(), classes.tolist(), strict=True), reverse=True)
+    return ", ".join(
+        f"{names[k] if k < len(names) else k} {count / labels.numel():.0%}" for count, k in shares
+    )
 
 
 def predict_folder(
@@ -54,12 +110,12 @@ def predict_folder(
             tqdm.write(f"error: image {path} cannot be read: {reason}", file=sys.stderr)
             failed += 1
             continue
-        instances = predictor(np.ascontiguousarray(image))["instances"]
-        kept = instances[instances.scores >= threshold]
+        found = predictor(np.ascontiguousarray(image))
+        picture, what = draw_output(image, found, predictor.metadata, threshold)
         target = output / free_name(path, ".png", taken)
         with atomic_open(target) as file:
-            Image.fromarray(draw(image, kept, predictor.metadata)).save(file, format="PNG")
-        tqdm.write(f"{path}: {len(kept)} objects -> {target}")
+            Image.fromarray(picture).save(file, format="PNG")
+        tqdm.write(f"{path}: {what} -> {target}")
     return failed
 
 

@@ -48,7 +48,7 @@ def test_what_a_config_says_of_its_model_and_data():
     [
         ("custom/cascade_mask_rcnn_e3va_swin_x.py", "custom/cascade_mask_rcnn_e3va_swin_"),
         ("cascade_mask_rcnn_e3va_swin_t_1x.py", "COCO/cascade_mask_rcnn_e3va_swin_t_1x.py"),
-        ("", "COCO/"),
+        ("", "ADE20K/"),
     ],
 )
 def test_unknown_config_names_the_nearest(given, nearest):

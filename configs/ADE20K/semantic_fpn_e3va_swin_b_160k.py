@@ -1,0 +1,3 @@
+from .semantic_fpn_e3va_swin_t_160k import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.preset = "swin_b"

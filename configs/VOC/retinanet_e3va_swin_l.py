@@ -1,0 +1,3 @@
+from .retinanet_e3va_swin_t import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.preset = "swin_l"

@@ -1,0 +1,61 @@
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import build_detection_test_loader
+from omegaconf import OmegaConf
+
+from e3va.detectron2.data import registered_dicts
+from e3va.detectron2.labels import LabelMapper, registered_label_evaluator
+from e3va.detectron2.loader import TrainLoader
+
+dataloader = OmegaConf.create()
+
+# As ADE20K is trained on in mmsegmentation (configs/_base_/datasets/ade20k.py) and with Swin: the
+# shorter side half to twice 512, crops of 512 of which no class fills more than 75%. Of its colour
+# changes the three that Detectron2 has; there is no shift of the hue.
+dataloader.train = L(TrainLoader)(
+    dataset=L(registered_dicts)(names="ade_challenge_2016_train", filter_empty=False),
+    mapper=L(LabelMapper)(
+        is_train=True,
+        augmentations=[
+            L(T.ResizeShortestEdge)(
+                short_edge_length=[256, 1024], sample_style="range", max_size=4096
+            ),
+            L(T.RandomCrop_CategoryAreaConstraint)(
+                crop_type="absolute",
+                crop_size=[512, 512],
+                single_category_max_area=0.75,
+                ignored_category=255,
+            ),
+            L(T.RandomFlip)(horizontal=True),
+            *(
+                L(T.RandomApply)(
+                    tfm_or_aug=L(_change)(intensity_min=_low, intensity_max=_high), prob=0.5
+                )
+                for _change, _low, _high in (
+                    (T.RandomBrightness, 0.875, 1.125),
+                    (T.RandomContrast, 0.5, 1.5),
+                    (T.RandomSaturation, 0.5, 1.5),
+                )
+            ),
+        ],
+        image_format="RGB",
+        classes=150,
+    ),
+    total_batch_size=16,
+    num_workers=4,
+    seed="${train.seed}",
+)
+
+dataloader.test = L(build_detection_test_loader)(
+    dataset=L(registered_dicts)(names="ade_challenge_2016_val", filter_empty=False),
+    mapper=L(LabelMapper)(
+        is_train=False,
+        augmentations=[L(T.ResizeShortestEdge)(short_edge_length=512, max_size=2048)],
+        image_format="${...train.mapper.image_format}",
+    ),
+    num_workers=4,
+)
+
+dataloader.evaluator = L(registered_label_evaluator)(
+    dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}/inference"
+)

@@ -1,0 +1,395 @@
+"""Semantic FPN: ADE20K as it is published, a user's own label maps, training, twins, pictures."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor, default_argument_parser
+from detectron2.modeling import build_model
+from PIL import Image
+
+from e3va import UserError
+from e3va.checkpoint import save_atomically
+from e3va.detectron2 import LazyPredictor, add_e3va_config, engine, load_config
+from e3va.detectron2.config import CONFIG_ROOT
+from e3va.detectron2.data import registered_dicts
+from e3va.detectron2.describe import class_metadata, describe_config
+from e3va.detectron2.labels import LabelMapper, label_evaluator, registered_label_evaluator
+from e3va.detectron2.lean import prepare_model
+from e3va.detectron2.visualize import draw_labels, predict_folder
+
+CONFIG = "custom/semantic_fpn_e3va_swin_t.py"
+ADE = "ADE20K/semantic_fpn_e3va_swin_t_80k.py"
+HEAD = [
+    "model.backbone.bottom_up.preset=swin_nano",
+    "model.backbone.bottom_up.rank=4",
+    "model.backbone.out_channels=16",
+    "model.sem_seg_head.conv_dims=32",
+    "train.device=cpu",
+    "train.log_period=1",
+    "train.eval_period=0",
+    "dataloader.train.num_workers=0",
+    "dataloader.test.num_workers=0",
+]
+COLOURS = {0: (110, 110, 110), 1: (220, 40, 40), 2: (40, 60, 220)}  # about, of the drawn pictures
+NAMES = ("ground", "red", "blue")
+
+
+@pytest.fixture
+def maps(drawn, tmp_path) -> Path:
+    """Label maps of the drawn pictures (1 red, 2 blue), of which the first row is ignored."""
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    for image in drawn.data["images"]:
+        labels = np.zeros((image["height"], image["width"]), np.uint8)
+        for annotation in drawn.data["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                x, y, width, height = annotation["bbox"]
+                labels[y : y + height, x : x + width] = 1 if annotation["category_id"] == 3 else 2
+        labels[0] = 255
+        Image.fromarray(labels).save(folder / f"{image['id']}.png")
+    return folder
+
+
+@pytest.fixture
+def overrides(drawn, maps, tmp_path) -> list[str]:
+    """Of the custom config: a small model on the drawn pictures."""
+    return [
+        *HEAD,
+        *(f"data.{split}.images={drawn.images}" for split in ("train", "val")),
+        *(f"data.{split}.labels={maps}" for split in ("train", "val")),
+        "data.classes=[ground,red,blue]",
+        "data.train.short_edge=[64,96]",
+        "data.train.crop=[64,64]",
+        "data.val.short_edge=80",
+        "optimizer.lr=2e-3",
+        f"train.output_dir={tmp_path / 'output'}",
+    ]
+
+
+def arguments(*overrides: str, flags=()) -> Namespace:
+    return default_argument_parser().parse_args(["--config-file", CONFIG, *flags, *overrides])
+
+
+def test_a_few_steps_lower_the_loss_and_what_is_saved_draws(
+    overrides, pretrained, drawn, tmp_path, capsys
+):
+    """From the command line's function to pictures, by the checkpoint and by the adapter."""
+    overrides = [*overrides, f"train.init_checkpoint={pretrained}"]
+    engine.run(arguments(*overrides, "train.max_iter=40", "train.eval_period=40"))
+    output = tmp_path / "output"
+    records = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    losses = [record["total_loss"] for record in records if "total_loss" in record]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) / 2
+    assert 50 < records[-1]["sem_seg/mIoU"] <= 100
+    told = json.loads((output / "adapter_config.json").read_text())
+    assert told["classes"] == list(NAMES)
+    assert told["trained_on"] == "6 images with label maps (labels)"
+
+    config = output / "config.yaml"
+    predictors = [
+        LazyPredictor(config, weights) for weights in (output / "model_final.pth", output)
+    ]
+    picture = np.array(Image.open(drawn.images / "2.png"))[:, :, ::-1]
+    scores = [predictor(picture)["sem_seg"] for predictor in predictors]
+    assert scores[0].shape == (3, 96, 80)
+    torch.testing.assert_close(scores[0], scores[1])
+    assert predictors[1].metadata.stuff_classes == list(NAMES)
+
+    capsys.readouterr()
+    failed = predict_folder(predictors[0], [drawn.images / "2.png"], tmp_path / "drawn", 0.5)
+    assert failed == 0
+    assert np.array(Image.open(tmp_path / "drawn" / "2.png")).shape == (576, 480, 3)
+    said = capsys.readouterr().out
+    assert all(f"{name} {share:.0%}" in said for name, share in shares_of(scores[0]).items())
+
+
+def shares_of(scores: torch.Tensor) -> dict[str, float]:
+    labels = scores.argmax(0)
+    return {name: (labels == k).float().mean() for k, name in enumerate(NAMES)}
+
+
+def test_a_resumed_run_ends_with_the_same_bits(overrides, tmp_path):
+    """It goes on from the checkpoint in the middle, as if it had been stopped there."""
+    ends = [*overrides, "train.max_iter=4", "train.checkpointer.period=2"]
+    cfg = engine.prepare(load_config(CONFIG, ends), Namespace(num_gpus=0))
+    whole = engine.train(cfg).model.state_dict()
+    (tmp_path / "output" / "last_checkpoint").write_text("model_0000001.pth")
+    resumed = engine.train(cfg, resume=True)
+    assert resumed.start_iter == 2
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(whole[name], value), name
+
+
+@pytest.mark.parametrize(("precision", "memory"), [("bf16", "lean"), ("fp16", "standard")])
+def test_mixed_precision_and_lean_memory_learn_too(overrides, precision, memory):
+    cfg = load_config(
+        CONFIG,
+        [
+            *(*overrides, f"train.amp.dtype={precision}", "train.amp.enabled=true"),
+            *(f"model.backbone.bottom_up.memory={memory}", "train.max_iter=12"),
+        ],
+    )
+    trainer = engine.train(engine.prepare(cfg, Namespace(num_gpus=0)))
+    losses = [v for v, _ in trainer.storage.history("total_loss").values()]
+    assert np.isfinite(losses).all() and np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_lean_memory_keeps_less_and_has_nearly_the_same_gradient(overrides):
+    kept, gradients = {}, {}
+    batch = None
+    for memory in ("standard", "lean"):
+        cfg = load_config(CONFIG, [*overrides, f"model.backbone.bottom_up.memory={memory}"])
+        torch.manual_seed(2)
+        model = instantiate(cfg.model)
+        batch = batch or next(iter(instantiate(cfg.dataloader.train)))
+        prepare_model(model, mixed=False)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t
+        ):
+            loss = model(batch)["loss_sem_seg"]
+        loss.backward()
+        kept[memory] = sum(sizes)
+        gradients[memory] = torch.cat(
+            [p.grad.flatten() for p in model.parameters() if p.requires_grad]
+        )
+    assert kept["lean"] < kept["standard"] / 2
+    difference = (gradients["lean"] - gradients["standard"]).norm()
+    assert difference < 0.05 * gradients["standard"].norm()
+
+
+def test_classes_without_names_come_from_the_maps(overrides):
+    cfg = load_config(CONFIG, [o for o in overrides if not o.startswith("data.classes")])
+    assert instantiate(cfg.model).sem_seg_head.predictor.out_channels == 3
+    engine.prepare(cfg, Namespace(num_gpus=0))
+    assert list(cfg.data.classes) == ["class 0", "class 1", "class 2"]
+    assert cfg.model.sem_seg_head.num_classes == 3
+
+
+def spoil(kind: str, maps: Path, images: Path) -> None:
+    if kind == "no map":
+        (maps / "2.png").unlink()
+    elif kind == "colours":
+        Image.new("RGB", (80, 96)).save(maps / "2.png")
+    elif kind == "other size":
+        Image.new("L", (81, 96)).save(maps / "2.png")
+    elif kind == "label":
+        Image.new("L", (80, 96), 3).save(maps / "2.png")
+    elif kind == "image":
+        (images / "2.png").write_bytes((images / "2.png").read_bytes()[:900])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("no map", (), "2.png has no label map"),
+        ("colours", (), "2.png has Pillow's mode RGB"),
+        ("other size", (), "2.png is 81×96, its image"),
+        ("label", (), "2.png has the label 3, but the classes are 0 to 2 (ground, red, blue)"),
+        ("image", (), "2.png cannot be read"),
+        ("", ["data.classes=ground"], "data.classes=ground: expected a list of names"),
+        ("", ["data.classes=[a,b,a]"], "data.classes has a twice"),
+        ("", ["data.classes=[a,b]"], "has the label 2, but the classes are 0 to 1 (a, b)"),
+        ("", ["data.train.labels="], "data.train.labels is not given"),
+        ("", ["data.val.images="], "data.val.images is not given"),
+        ("", ["data.val.labels=nowhere"], "no folder nowhere: expected a folder of label maps"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_file(overrides, maps, drawn, kind, change, message):
+    spoil(kind, maps, drawn.images)
+    with pytest.raises(SystemExit) as caught:
+        engine.run(arguments(*overrides, *change, "train.max_iter=6"))
+    line = str(caught.value.code)
+    assert line.startswith("error: ") and message in line and "\n" not in line
+
+
+def test_image_and_labels_are_changed_alike(overrides):
+    """Resized, cropped, flipped: the label of a pixel is still that of its colour."""
+    cfg = load_config(CONFIG, overrides)
+    loader = iter(instantiate(cfg.dataloader.train))
+    colours = torch.tensor([COLOURS[k] for k in range(3)]).float()
+    for _ in range(8):
+        for example in next(loader):
+            assert example["image"].shape == (3, 64, 64) and example["image"].dtype == torch.uint8
+            assert example["sem_seg"].shape == (64, 64) and example["sem_seg"].dtype == torch.int64
+            distance = (example["image"].float()[None] - colours[:, :, None, None]).norm(dim=1)
+            known = example["sem_seg"] != 255
+            agree = (distance.argmin(dim=0) == example["sem_seg"])[known]
+            assert agree.float().mean() > 0.95  # edges are blurred
+
+
+@pytest.fixture
+def ade(tmp_path, monkeypatch) -> Path:
+    """``ADEChallengeData2016/`` with two pictures in either part."""
+    root = tmp_path / "ADEChallengeData2016"
+    rng = np.random.default_rng(0)
+    for split in ("training", "validation"):
+        for folder in ("images", "annotations"):
+            (root / folder / split).mkdir(parents=True)
+        for k in range(2):
+            picture = rng.integers(0, 255, (60, 70, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(root / "images" / split / f"ADE_{k}.jpg")
+            labels = rng.integers(0, 6, (60, 70), dtype=np.uint8)
+            labels[0, :4] = (0, 1, 2, 150)
+            Image.fromarray(labels).save(root / "annotations" / split / f"ADE_{k}.png")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    return root
+
+
+def test_ade20k_is_read_as_it_is_published(ade):
+    """0 is ignored, and 1 to 150 are the classes 0 to 149, of Detectron2's names."""
+    names = MetadataCatalog.get("ade_challenge_2016_val").stuff_classes
+    assert len(names) == 150 and names == MetadataCatalog.get("ade20k_sem_seg_val").stuff_classes
+    records = registered_dicts("ade_challenge_2016_train", filter_empty=False)
+    assert [Path(r["file_name"]).name for r in records] == ["ADE_0.jpg", "ADE_1.jpg"]
+    example = LabelMapper(True, [], "RGB", classes=150)(records[0])
+    assert example["sem_seg"][0, :4].tolist() == [255, 0, 1, 149]
+    raw = np.array(Image.open(ade / "annotations" / "training" / "ADE_0.png")).astype(int)
+    assert np.array_equal(example["sem_seg"].numpy(), np.where(raw == 0, 255, raw - 1))
+
+
+def test_labels_that_detectron2s_script_has_shifted_are_taken_as_they_are(ade):
+    (ade / "annotations").rename(ade / "annotations_detectron2")
+    record = registered_dicts("ade_challenge_2016_val", filter_empty=False)[0]
+    example = LabelMapper(True, [], "RGB")(record)
+    assert example["sem_seg"][0, :4].tolist() == [0, 1, 2, 150]
+
+
+@pytest.mark.parametrize("missing", ["images", "annotations"])
+def test_ade20k_that_is_not_there_is_one_line(ade, missing):
+    (ade / missing).rename(ade / "elsewhere")
+    with pytest.raises(
+        UserError, match=f"no folder .*{missing}.training; set .*DETECTRON2_DATASET"
+    ):
+        registered_dicts("ade_challenge_2016_train", filter_empty=False)
+
+
+def test_ade20ks_config_trains_and_evaluates(ade, tmp_path):
+    cfg = load_config(ADE, [*HEAD, "dataloader.train.total_batch_size=2", "train.max_iter=1"])
+    cfg.train.output_dir = str(tmp_path / "output")
+    batch = next(iter(instantiate(cfg.dataloader.train)))
+    for example in batch:  # a crop of a picture of 60 × 70 brought to at least 256
+        assert example["image"].shape[1:] == example["sem_seg"].shape
+        assert min(example["sem_seg"].shape) >= 256 and max(example["sem_seg"].shape) <= 512
+        assert set(example["sem_seg"].unique().tolist()) <= {*range(6), 149, 255}
+    cfg.dataloader.train.mapper.augmentations[0].short_edge_length = [64, 64]
+    cfg.dataloader.test.mapper.augmentations[0].short_edge_length = 64
+    engine.prepare(cfg, Namespace(num_gpus=0))
+    model = engine.train(cfg).model
+    results = engine.evaluate(cfg, model)["sem_seg"]
+    assert 0 <= results["mIoU"] <= 100 and 0 <= results["pACC"] <= 100
+    told = describe_config(cfg)
+    assert told["classes"][:2] == ("wall", "building") and len(told["classes"]) == 150
+    assert told["trained_on"] == "ade_challenge_2016_train"
+
+
+@pytest.mark.parametrize("iterations", [80000, 160000])
+def test_ade20ks_schedule_is_warm_up_and_a_straight_line(iterations):
+    cfg = load_config(ADE.replace("80k", f"{iterations // 1000}k"))
+    assert cfg.train.max_iter == iterations and cfg.dataloader.train.total_batch_size == 16
+    schedule = instantiate(cfg.lr_multiplier)
+    for step in (1500, iterations // 2, iterations - 1):
+        assert schedule(step / iterations) == pytest.approx(1 - step / iterations)
+    assert schedule(0.0) == pytest.approx(1e-6)
+    assert schedule(750 / iterations) == pytest.approx((1 - 1500 / iterations) / 2, rel=1e-4)
+
+
+def brute_force(pairs, classes: int) -> tuple[float, float]:
+    """mIoU and pixel accuracy in percent of (truth, prediction) by counting; 255 is ignored."""
+    truth = np.concatenate([t.ravel() for t, _ in pairs])
+    found = np.concatenate([f.ravel() for _, f in pairs])[truth != 255]
+    truth = truth[truth != 255]
+    ious = [
+        np.sum((truth == k) & (found == k)) / np.sum((truth == k) | (found == k))
+        for k in range(classes)
+        if (truth == k).any()
+    ]
+    return 100 * np.mean(ious), 100 * np.mean(truth == found)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_scores_equal_those_of_counting(maps, drawn, ade, tmp_path, published):
+    """Of label maps of a user's own, and of ADE20K's, whose labels are one too large."""
+    if published:
+        evaluator = registered_label_evaluator("ade_challenge_2016_val", tmp_path / "scores")
+        records, classes = DatasetCatalog.get("ade_challenge_2016_val"), 150
+    else:
+        names = [*NAMES, "of no map"]
+        evaluator = label_evaluator(
+            str(drawn.images), str(maps), classes=names, output_dir=str(tmp_path / "scores")
+        )
+        records = [
+            {"file_name": str(drawn.images / f"{k}.png"), "sem_seg_file_name": maps / f"{k}.png"}
+            for k in range(1, 7)
+        ]
+        classes = 4
+    evaluator.reset()
+    pairs, generator = [], torch.Generator().manual_seed(1)
+    for record in records:
+        truth = np.array(Image.open(record["sem_seg_file_name"])).astype(int)
+        if published:
+            truth = np.where(truth == 0, 255, truth - 1)
+        scores = torch.rand(classes, *truth.shape, generator=generator)
+        right = torch.from_numpy(np.where(truth == 255, 0, truth))[None]
+        scores.scatter_add_(0, right, torch.full(right.shape, 0.5))  # not all by chance
+        pairs.append((truth, scores.argmax(0).numpy()))
+        evaluator.process([record], [{"sem_seg": scores}])
+    results = evaluator.evaluate()["sem_seg"]
+    assert (results["mIoU"], results["pACC"]) == pytest.approx(brute_force(pairs, classes))
+
+
+@pytest.mark.parametrize("size", "tsbl")
+def test_yacs_twin_has_the_same_parameters(size):
+    cfg = yacs(size)
+    cfg.MODEL.DEVICE = "meta"
+    lazy = load_config(ADE.replace("swin_t", f"swin_{size}"))
+    with torch.device("meta"):
+        twins = [build_model(cfg), instantiate(lazy.model)]
+    shapes = [{k: v.shape for k, v in model.state_dict().items()} for model in twins]
+    assert shapes[0] == shapes[1] and shapes[0]["sem_seg_head.predictor.weight"][0] == 150
+    trained = [{k for k, v in model.named_parameters() if v.requires_grad} for model in twins]
+    assert trained[0] == trained[1]
+
+
+def yacs(size: str):
+    cfg = get_cfg()
+    add_e3va_config(cfg)
+    cfg.merge_from_file(str(CONFIG_ROOT / f"ADE20K/semantic_fpn_e3va_swin_{size}.yaml"))
+    return cfg
+
+
+def test_yacs_twin_gives_the_same_labels(tmp_path):
+    """``DefaultPredictor`` with the YAML file, ``LazyPredictor`` with the LazyConfig."""
+    small = [HEAD[0], "dataloader.test.mapper.augmentations.0.short_edge_length=96"]
+    model = instantiate(load_config(ADE, small).model)
+    for name, parameter in model.named_parameters():
+        if ".up." in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    save_atomically({"model": model.state_dict()}, tmp_path / "model.pth")
+    cfg = yacs("t")
+    cfg.MODEL.E3VA.PRESET, cfg.MODEL.DEVICE = "swin_nano", "cpu"
+    cfg.MODEL.WEIGHTS, cfg.INPUT.MIN_SIZE_TEST = str(tmp_path / "model.pth"), 96
+    picture = np.random.default_rng(0).integers(0, 255, (101, 133, 3), dtype=np.uint8)
+    theirs = DefaultPredictor(cfg)
+    ours = LazyPredictor(ADE, tmp_path / "model.pth", [*small, "train.device=cpu"])
+    torch.testing.assert_close(ours(picture)["sem_seg"], theirs(picture)["sem_seg"])
+    assert ours.metadata.stuff_classes == theirs.metadata.stuff_classes
+
+
+def test_every_class_is_drawn_in_a_colour_of_its_own():
+    """Half of it over a grey picture; away from edges and names."""
+    labels = np.zeros((480, 480), int)
+    labels[:, 160:320], labels[:, 320:] = 1, 2
+    grey = np.full((480, 480, 3), 100, np.uint8)
+    metadata = class_metadata(load_config(CONFIG), NAMES)
+    pictures = [draw_labels(grey, labels, metadata) for _ in range(2)]
+    assert np.array_equal(*pictures)
+    colours = [pictures[0][60, x].astype(int) for x in (60, 240, 420)]
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        assert np.abs(colours[first] - colours[second]).max() > 30
