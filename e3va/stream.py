@@ -32,9 +32,10 @@ def seed_everything(*key: int | str) -> None:
 class BatchStream(Sampler):
     """An endless stream of batches of (place in the stream, index of the image).
 
-    Images come in epochs, each a permutation; with several processes every one takes its turn. A
-    batch holds images of one orientation, so that padding stays small; an image that must wait for
-    others of its orientation comes in a later batch.
+    Images come in epochs, each a permutation. A batch holds images of one orientation, so that
+    padding stays small; an image that must wait for others of its orientation comes in a later
+    batch. Several processes share each batch of all of them in consecutive pieces, so that it is
+    the same whatever their number.
 
     Args:
         wide: for each image, whether it is wider than high.
@@ -61,14 +62,15 @@ class BatchStream(Sampler):
         self.world = world
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        whole, first = self.batch_size * self.world, self.batch_size * self.rank
         waiting: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         done = 0
         for place, index in self._places():
             bucket = waiting[self.wide[index]]
             bucket.append((place, index))
-            if len(bucket) == self.batch_size:
+            if len(bucket) == whole:
                 if done >= self.start:
-                    yield list(bucket)
+                    yield bucket[first : first + self.batch_size]
                 bucket.clear()
                 done += 1
 
@@ -78,9 +80,7 @@ class BatchStream(Sampler):
             generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
             order = torch.randperm(size, generator=generator).tolist()
             for offset, index in enumerate(order):
-                place = epoch * size + offset
-                if place % self.world == self.rank:
-                    yield place, index
+                yield epoch * size + offset, index
             epoch += 1
 
 

@@ -99,3 +99,18 @@ def test_workers_leave_interrupts_to_the_main_process():
         assert take(stream_batches(dataset, stream, workers=1), 2) == [[True]] * 2
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    wide=st.lists(st.booleans(), min_size=1, max_size=9),
+    share=st.integers(1, 3),
+    world=st.integers(2, 4),
+    start=st.integers(0, 5),
+)
+def test_the_batch_of_all_processes_is_that_of_one(wide, share, world, start):
+    """In consecutive pieces: the parts into which one process would divide it."""
+    one = take(BatchStream(wide, share * world, 0, start), 4)
+    streams = [BatchStream(wide, share, 0, start, rank, world) for rank in range(world)]
+    for number, pieces in enumerate(zip(*(take(stream, 4) for stream in streams), strict=True)):
+        assert [pair for piece in pieces for pair in piece] == one[number]

@@ -17,7 +17,9 @@ from ..errors import UserError
 from ..measure import MIB, track_saved_bytes
 from ..stream import seed_everything
 from .backbone import find_trunk_module, model_parts
+from .distributed import check_same_start
 from .lean import prepare_model
+from .sampling import sample_by_image
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,8 @@ class HighwayTrainer(SimpleTrainer):
     """Trains a model along its highway; a frozen trunk is proved so before and in every step.
 
     Every step's random choices are seeded from ``seed`` and the iteration, so that a resumed run
-    makes those of an uninterrupted one.
+    makes those of an uninterrupted one; the samples of RPN and ROI heads from the image too, so
+    that they do not depend on the number of processes or on ``accumulate``.
 
     Args:
         model: a Detectron2 model with an :class:`E3VASwin` backbone, perhaps inside
@@ -47,7 +50,8 @@ class HighwayTrainer(SimpleTrainer):
     Raises:
         TrunkNotFrozenError: a parameter of a frozen trunk requires grad, has a gradient, or is in
             the optimizer.
-        UserError: an unknown precision or accumulation.
+        UserError: an unknown precision or accumulation; when training begins, processes that do
+            not begin alike.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class HighwayTrainer(SimpleTrainer):
         self.max_iter = max_iter
         if hasattr(self.data_loader, "seek"):
             self.data_loader.seek(start_iter)
+        check_same_start(self._bare_model(), self.trunk, start_iter)
         prepare_model(self._bare_model(), mixed=self.dtype is not None)
         self._prove_frozen()
         # Detectron2's own loop prints a traceback for every exception, a user's mistake included.
@@ -124,7 +129,11 @@ class HighwayTrainer(SimpleTrainer):
             self.trunk.check_frozen(self.optimizer)
 
     def _backward(self, part: list, weight: float) -> dict[str, Tensor]:
-        with self._report_first_forward(len(part)), self._autocast():
+        with (
+            self._report_first_forward(len(part)),
+            self._autocast(),
+            sample_by_image(self._bare_model(), part, self.seed, self.iter),
+        ):
             losses = self.model(part)
         self.scaler.scale(weight * sum(losses.values())).backward()
         return {name: loss.detach() for name, loss in losses.items()}

@@ -5,9 +5,10 @@
         data.train.json=train.json data.train.images=train \\
         data.val.json=val.json data.val.images=val train.output_dir=output
 
-Also: --resume, --eval-only, --num-gpus N, and any key=value of the config. Weights to start from
-are train.init_checkpoint=PATH, of a pretrained Swin, a trained checkpoint or an adapter, or an
-e3va:// address of the model zoo.
+Also: --resume, --eval-only, and any key=value of the config. In several processes: --num-gpus N,
+with --num-machines, --machine-rank and --dist-url on several machines; or start it with torchrun,
+without these flags. Weights to start from are train.init_checkpoint=PATH, of a pretrained Swin, a
+trained checkpoint or an adapter, or an e3va:// address of the model zoo.
 """
 
 import sys

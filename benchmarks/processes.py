@@ -1,0 +1,365 @@
+"""One training in one, two and four processes, and the bytes that cross between them in a step.
+
+    python benchmarks/processes.py [--output benchmarks/results/processes]
+
+Trains small Detectron2 models on drawn images in real processes on the CPU (Gloo), two started by
+Detectron2's launcher, four by torchrun, and compares their weights with those of one process that
+has the same batch of eight. Then counts, in two processes, what one step sends (also by the calls
+that torch's dispatcher sees), and from that for models over Swin-T to L, whose trained parameters
+it counts without building them. Tables in MiB and JSON.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg, instantiate
+from detectron2.engine import launch as detectron2s_launch
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from e3va.checkpoint import atomic_open
+from e3va.detectron2 import HighwayTrainer, add_e3va_config, load_config
+from e3va.detectron2.distributed import share_model
+from e3va.detectron2.launch import join_torchrun, launch
+from e3va.measure import MIB
+
+BATCH, SIDE, STEPS = 8, 64, 3
+WORLDS = {2: "Detectron2's launcher", 4: "torchrun"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training, and into how many parts the one process divides the batch to be the same:
+    ``None`` for as many as there are in all processes."""
+
+    model: str
+    parts: int | None = 1
+    settings: dict = field(default_factory=dict)
+    norm: str = ""
+    memory: str = "standard"
+    optimizer: str = "SGD"
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        told = [f"{key} {value}" for key, value in self.settings.items()]
+        return ", ".join(
+            [self.model, self.memory, *told, *filter(None, [self.norm]), self.optimizer]
+        )
+
+
+SAME = [
+    Case("semantic", memory="plain"),
+    Case("semantic", memory="plain", settings={"accumulate": 2}),
+    Case("semantic", memory="plain", norm="SyncBN"),
+    Case("semantic", None, settings={"accumulate": 2}),
+    Case("semantic", None, settings={"precision": "bf16"}),
+    Case("cascade", None),
+    Case("cascade", None, settings={"accumulate": 2, "clip_norm": 1.0}),
+    Case("cascade", None, memory="lean", settings={"precision": "bf16"}),
+]
+OTHER = [
+    Case("semantic", memory="plain", optimizer="AdamW", note="AdamW enlarges small gradients"),
+    Case("semantic", note="taps are kept in half precision: a rounding may turn the other way"),
+    Case("cascade", note="mask loss: a mean over the foreground boxes of a process"),
+    Case("retinanet", note="divides by a moving mean of the foreground anchors of a process"),
+]
+
+
+def small_cfg(case: Case, method: str = "e3va") -> CfgNode:
+    """A model with a tiny trunk, in Detectron2's yacs form."""
+    cfg = get_cfg()
+    add_e3va_config(cfg)
+    model, fpn = cfg.MODEL, ["p0", "p1", "p2", "p3"]
+    model.DEVICE, model.E3VA.PRESET, model.E3VA.RANK = "cpu", "swin_nano", 4
+    model.E3VA.METHOD, model.E3VA.MEMORY = method, case.memory
+    model.BACKBONE.NAME = "build_e3va_swin_fpn_backbone"
+    model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS = fpn, 16
+    model.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
+    model.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    model.RPN.POST_NMS_TOPK_TRAIN = 30
+    model.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    model.ROI_HEADS.NAME, model.ROI_HEADS.NUM_CLASSES = "CascadeROIHeads", 2
+    model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    model.ROI_BOX_HEAD.NAME, model.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 1
+    model.ROI_BOX_HEAD.FC_DIM, model.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = 32, True
+    model.MASK_ON, model.ROI_MASK_HEAD.NAME = True, "MaskRCNNConvUpsampleHead"
+    model.ROI_MASK_HEAD.NUM_CONV, model.ROI_MASK_HEAD.CONV_DIM = 2, 16
+    model.SEM_SEG_HEAD.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    model.SEM_SEG_HEAD.NUM_CLASSES, model.SEM_SEG_HEAD.CONVS_DIM = 3, 16
+    model.SEM_SEG_HEAD.NORM = case.norm or "GN"
+    names = {"semantic": "SemanticSegmentor", "retinanet": "RetinaNet"}
+    model.META_ARCHITECTURE = names.get(case.model, "GeneralizedRCNN")
+    if case.model == "semantic":
+        model.SEM_SEG_HEAD.CONVS_DIM = 32  # its GN has 32 groups
+    if case.model == "retinanet":
+        model.BACKBONE.NAME = "build_retinanet_e3va_swin_fpn_backbone"
+        model.FPN.IN_FEATURES, model.RETINANET.NUM_CLASSES = ["p1", "p2", "p3"], 2
+        model.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    return cfg
+
+
+def draw_batch(step: int) -> list[dict]:
+    """Images of one or two bright rectangles, as Detectron2's mapper gives them."""
+    generator = torch.Generator().manual_seed(step)
+    batch = []
+    for place in range(BATCH):
+        image = torch.rand(3, SIDE, SIDE, generator=generator) * 100
+        labels, masks, boxes = torch.zeros(SIDE, SIDE, dtype=torch.long), [], []
+        for number in range(1 + place // (BATCH // 2)):
+            x, y = torch.randint(0, SIDE // 2, (2,), generator=generator).tolist()
+            mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+            mask[y : y + 30, x : x + 24] = True
+            image[number, mask], labels[mask] = 250, number + 1
+            masks.append(mask)
+            boxes.append([x, y, x + 24, y + 30])
+        instances = Instances((SIDE, SIDE))
+        instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
+        instances.gt_classes = torch.arange(len(boxes))
+        instances.gt_masks = BitMasks(torch.stack(masks))
+        name = BATCH * step + place
+        batch.append({"image": image, "instances": instances, "sem_seg": labels, "image_id": name})
+    return batch
+
+
+def trainer_for(case: Case, parts: int | None = None, method: str = "e3va") -> HighwayTrainer:
+    """A trainer with this process's consecutive share of every batch."""
+    torch.manual_seed(comm.get_rank())  # the first process's weights are to count
+    model = build_model(small_cfg(case, method)).train()
+    share = BATCH // comm.get_world_size()
+    first = comm.get_rank() * share
+    batches = [draw_batch(step)[first : first + share] for step in range(STEPS)]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = getattr(torch.optim, case.optimizer)(
+        trained, lr=1e-3 if case.optimizer == "AdamW" else 0.01
+    )
+    settings = {**case.settings, **({"accumulate": parts} if parts else {})}
+    ddp = {"broadcast_buffers": False, "find_unused_parameters": False}
+    return HighwayTrainer(share_model(model, "cpu", ddp), batches, optimizer, **settings)
+
+
+def bare(trainer: HighwayTrainer) -> nn.Module:
+    """The model without DistributedDataParallel around it."""
+    return getattr(trainer.model, "module", trainer.model)
+
+
+class Collectives(TorchDispatchMode):
+    """Bytes of the tensors given to each of torch's collective operations within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            name = func.overloadpacket.__name__.rstrip("_")
+            given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+            size = sum(t.numel() * t.element_size() for t in given)
+            self.bytes[name] = self.bytes.get(name, 0) + size
+        return func(*args, **(kwargs or {}))
+
+
+def count_bytes(case: Case, method: str) -> dict:
+    """What one process gives to collectives in the last step, by two ways of counting."""
+    trainer = trainer_for(case, method=method)
+    buckets: list[int] = []
+
+    def hook(_, bucket):
+        buckets.append(bucket.buffer().numel() * bucket.buffer().element_size())
+        average = bucket.buffer().div_(comm.get_world_size())
+        future = torch.distributed.all_reduce(average, async_op=True).get_future()
+        return future.then(lambda done: done.value()[0])
+
+    assert isinstance(trainer.model, DistributedDataParallel)
+    trainer.model.register_comm_hook(None, hook)
+    trainer.train(0, STEPS - 1)
+    buckets.clear()
+    seen = Collectives()
+    trainer.iter = STEPS - 1
+    with seen, trainer.storage:
+        trainer.run_step()
+    trained = sum(p.numel() * p.element_size() for p in trainer.trained)
+    return {
+        "model": case.name,
+        "method": method,
+        "all_reduces": len(buckets),
+        "gradient_bytes": sum(buckets),
+        "trained_bytes": trained,
+        "all_parameter_bytes": sum(
+            p.numel() * p.element_size() for p in bare(trainer).parameters()
+        ),
+        "collectives": seen.bytes,
+    }
+
+
+COUNTED = [
+    (Case("semantic", settings={"accumulate": 2}), "e3va"),
+    (Case("semantic", settings={"accumulate": 2}), "full"),
+    (Case("cascade"), "e3va"),
+    (Case("cascade"), "full"),
+]
+
+
+def work(folder: str) -> None:
+    """What every process does: all cases, then the counting."""
+    torch.set_num_threads(1)
+    weights = {}
+    for case in SAME + OTHER:
+        trainer = trainer_for(case)
+        trainer.train(0, STEPS)
+        weights[case.name] = bare(trainer).state_dict()
+    torch.save(weights, f"{folder}/{comm.get_rank()}.pth")
+    counts = [count_bytes(case, method) for case, method in COUNTED]
+    if comm.is_main_process():
+        Path(folder, "counts.json").write_text(json.dumps(counts))
+
+
+def start(world: int, folder: Path) -> None:
+    """Run :func:`work` in ``world`` processes."""
+    by_torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    command = [sys.executable, *(by_torchrun if WORLDS[world] == "torchrun" else [])]
+    subprocess.run([*command, __file__, "--work", folder], check=True)
+
+
+def compare(world: int, folder: Path) -> list[dict]:
+    """Weights of ``world`` processes, which left them in ``folder``, beside those of one."""
+    ranks = [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(world)]
+    rows = []
+    for case in SAME + OTHER:
+        own_parts = case.settings.get("accumulate", 1)
+        parts = case.parts or world * own_parts
+        trainer = trainer_for(case, parts)
+        trained = [name for name, p in bare(trainer).named_parameters() if p.requires_grad]
+        before = {name: bare(trainer).state_dict()[name].clone() for name in trained}
+        trainer.train(0, STEPS)
+        one, many = bare(trainer).state_dict(), [rank[case.name] for rank in ranks]
+        rows.append(
+            {
+                "case": case.name,
+                "processes": world,
+                "parts_of_one": parts,
+                "difference": largest(one, many[0], trained),
+                "between_processes": max(largest(many[0], other, one) for other in many),
+                "change": largest(one, before, trained),
+                "note": case.note,
+            }
+        )
+    return rows
+
+
+def largest(first: dict, second: dict, names) -> float:
+    """The largest difference of a number."""
+    return max((first[n].double() - second[n].double()).abs().max().item() for n in names)
+
+
+def large_models() -> list[dict]:
+    """Bytes of the trained parameters of the project's configs, built without memory."""
+    rows = []
+    for preset in ("swin_t", "swin_s", "swin_b", "swin_l"):
+        name = f"COCO/cascade_mask_rcnn_e3va_{preset}_3x.py"
+        row = {"config": name}
+        for method in ("e3va", "full"):
+            cfg = load_config(name, [f"model.backbone.bottom_up.method={method}"])
+            with torch.device("meta"):
+                model = instantiate(cfg.model)
+            for part, module in (("backbone", model.backbone.bottom_up), ("model", model)):
+                row[f"{part}_{method}"] = sum(
+                    p.numel() * p.element_size() for p in module.parameters() if p.requires_grad
+                )
+        rows.append(row)
+    return rows
+
+
+def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
+    """All of it as Markdown."""
+    lines = [
+        f"Largest difference of a weight after {STEPS} steps on batches of {BATCH} images.",
+        "",
+        "| training | processes | one process, parts | difference | of the largest change | |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        share = row["difference"] / row["change"]
+        lines.append(
+            f"| {row['case']} | {row['processes']} | {row['parts_of_one']} | "
+            f"{row['difference']:.1e} | {share:.1e} | {row['note']} |"
+        )
+    lines += [
+        "",
+        "Bytes that a process gives to collectives in one step, of two (counted).",
+        "",
+        "| training | method | all-reduces | gradients | trained parameters | other |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for row in counts:
+        rest = {k: v for k, v in row["collectives"].items() if k != "allreduce"}
+        other = ", ".join(f"{name} {size:,}" for name, size in rest.items()) or "none"
+        lines.append(
+            f"| {row['model']} | {row['method']} | {row['all_reduces']} | "
+            f"{row['gradient_bytes']:,} | {row['trained_bytes']:,} | {other} |"
+        )
+    lines += [
+        "",
+        "MiB of gradients in one step (computed: bytes of the trained parameters in float32).",
+        "",
+        "| config | backbone, E³VA | full | model, E³VA | full | E³VA / full |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in large:
+        sizes = [
+            row[f"{part}_{m}"] / MIB for part in ("backbone", "model") for m in ("e3va", "full")
+        ]
+        lines.append(
+            f"| {row['config']} | {' | '.join(f'{s:.1f}' for s in sizes)} | "
+            f"{sizes[2] / sizes[3]:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, help="folder for the tables; none to print them")
+    parser.add_argument("--work", help=argparse.SUPPRESS)  # in the processes that this starts
+    args = parser.parse_args()
+    if args.work:
+        flags = Namespace(num_gpus=1, num_machines=1)
+        peers = join_torchrun(flags)
+        if peers.place:
+            launch(work, (args.work,), flags, "cpu", peers)
+        else:
+            detectron2s_launch(work, 2, dist_url="auto", args=(args.work,))
+        return 0
+    torch.set_num_threads(1)
+    rows, counts = [], []
+    for world in WORLDS:
+        with tempfile.TemporaryDirectory() as folder:
+            start(world, Path(folder))
+            rows += compare(world, Path(folder))
+            counts = counts or json.loads(Path(folder, "counts.json").read_text())
+    large = large_models()
+    text = tables(rows, counts, large)
+    print(text)
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        text += "\n\nPrinted by `python benchmarks/processes.py`.\n"
+        found = {"comparison": rows, "bytes": counts, "large_models": large}
+        for name, content in (("processes.md", text), ("processes.json", json.dumps(found))):
+            with atomic_open(args.output / name, "w") as file:
+                file.write(content)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
