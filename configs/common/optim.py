@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.solver.build import get_default_optimizer_params
@@ -22,13 +24,6 @@ optimizer = L(torch.optim.AdamW)(
 
 # With the rate and decay of Swin's ADE20K training (appendix A2.3 there, and mmsegmentation's
 # configs/swin); the adapters' factor as above.
-semantic_optimizer = L(torch.optim.AdamW)(
-    params=L(get_default_optimizer_params)(
-        base_lr="${..lr}",
-        weight_decay_norm=0.0,
-        lr_factor_func=L(highway_lr_factor)(adapters=8.0),
-    ),
-    lr=6e-5,
-    betas=(0.9, 0.999),
-    weight_decay=0.01,
-)
+semantic_optimizer = deepcopy(optimizer)
+semantic_optimizer.lr = 6e-5
+semantic_optimizer.weight_decay = 0.01

@@ -1,23 +1,8 @@
 from detectron2 import model_zoo
-from detectron2.config import LazyCall as L
 
-from e3va.detectron2 import E3VASwin
+from .e3va_swin import bottom_up, pixel_mean, pixel_std
 
 # Detectron2's Cascade Mask R-CNN with FPN (box heads of two fully connected layers).
 model = model_zoo.get_config("common/models/cascade_rcnn.py").model
-model.backbone.bottom_up = L(E3VASwin)(
-    preset="swin_t",
-    method="e3va",
-    rank=None,  # None: the method's own, see E3VABackbone
-    reduction=4,
-    taps=None,
-    downsample=None,
-    memory="standard",
-    trunk_precision="auto",
-    out_features=["p0", "p1", "p2", "p3"],
-)
-
-# Swin is pretrained on RGB images with ImageNet's mean and deviation.
-model.pixel_mean = [123.675, 116.28, 103.53]
-model.pixel_std = [58.395, 57.12, 57.375]
-model.input_format = "RGB"
+model.backbone.bottom_up = bottom_up
+model.pixel_mean, model.pixel_std, model.input_format = pixel_mean, pixel_std, "RGB"
