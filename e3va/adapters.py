@@ -9,6 +9,7 @@ alone.
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,10 +210,10 @@ def apply_adapter(
     if not any_trunk:
         config.check_origin(backbone.trunk, source)
     prefix = trunk_prefix(model)
-    theirs = f"{config.trunk_prefix.removesuffix('trunk.')}{_HIGHWAY}"
-    ours = f"{prefix.removesuffix('trunk.')}{_HIGHWAY}"
+    ours, theirs = _highway_prefix(prefix), _highway_prefix(config.trunk_prefix)
     if backbone_only:
-        state = {ours + k[len(theirs) :]: v for k, v in state.items() if k.startswith(theirs)}
+        part, _ = backbone_part(state, config)
+        state = {ours + name[len(theirs) :]: value for name, value in part.items()}
     elif host and config.host and host != config.host:
         state, left = to_host(state, host)
         if left:
@@ -225,6 +226,23 @@ def apply_adapter(
         own = {key: value for key, value in own.items() if key.startswith(ours)}
     _check_same(state, own, source)
     model.load_state_dict(state, strict=False)
+
+
+def backbone_part(
+    state: Mapping[str, Tensor], config: AdapterConfig
+) -> tuple[dict[str, Tensor], AdapterConfig]:
+    """Of an adapter, what belongs to its backbone: the highway, a few megabytes.
+
+    Returns:
+        its tensors, and a description that is of no whole model any more.
+    """
+    prefix = _highway_prefix(config.trunk_prefix)
+    part = {name: value for name, value in state.items() if name.startswith(prefix)}
+    return part, replace(config, host="", model={}, classes=())
+
+
+def _highway_prefix(trunk: str) -> str:
+    return f"{trunk.removesuffix('trunk.')}{_HIGHWAY}"
 
 
 def _check_same(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:

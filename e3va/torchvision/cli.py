@@ -133,6 +133,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="adapter's folder, or the whole model's file",
     )
     _add_trunk(change, "the pretrained weights; default: those that INPUT names")
+    change.add_argument(
+        "--backbone-only",
+        action="store_true",
+        help="an adapter of the highway alone, a few megabytes, to begin other tasks from",
+    )
     change.add_argument("--force", action="store_true", help="overwrite what is there")
 
     zoo = add(

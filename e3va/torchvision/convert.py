@@ -18,6 +18,7 @@ from ..adapters import (
     CONFIG_FILE,
     FULL_KEY,
     MODEL_FILE,
+    backbone_part,
     is_adapter,
     merge,
     read_adapter,
@@ -42,7 +43,9 @@ _HALF = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 def convert(args: Namespace) -> None:
     """``e3va convert``."""
     path, output = find_saved(args.input), Path(args.output).expanduser()
-    if path.is_dir() or is_adapter(path):
+    if (path.is_dir() or is_adapter(path)) and args.backbone_only:
+        _write(*read_adapter(path), output, args, path)
+    elif path.is_dir() or is_adapter(path):
         _to_whole(path, output, args)
     else:
         _to_adapter(path, output, args)
@@ -69,10 +72,6 @@ def _to_whole(path: Path, output: Path, args: Namespace) -> None:
 
 def _to_adapter(path: Path, output: Path, args: Namespace) -> None:
     data = load_file(path)
-    files = tuple(output / name for name in (MODEL_FILE, CONFIG_FILE))
-    if output.is_file():
-        raise UserError(f"--output {output} is a file: expected a folder for the adapter's files")
-    _check_free(output, files, args.force)
     state = model_state(data, str(path))
     adapter, config = split(data, state, str(path))
     recorded, trunk = FULL_KEY in data, args.trunk
@@ -89,14 +88,29 @@ def _to_adapter(path: Path, output: Path, args: Namespace) -> None:
             f"{path} does not say which pretrained trunk it was trained on: give that with "
             "--trunk FILE"
         )
-    _make_parent(files[0])
-    write_adapter(adapter, config, output)
-    print(
-        f"wrote {output} ({_size(*files)} in place of {_size(path)}): all but the trunk "
-        f"{config.trunk.source} (fingerprint {config.trunk.short})"
-    )
+    _write(adapter, config, output, args, path)
     if "optimizer" in data:
         print("the optimizer's state is left out: keep the file to go on with the training")
+
+
+def _write(
+    state: Mapping[str, Tensor], config: AdapterConfig, output: Path, args: Namespace, path: Path
+) -> None:
+    files = tuple(output / name for name in (MODEL_FILE, CONFIG_FILE))
+    if output.is_file():
+        raise UserError(f"--output {output} is a file: expected a folder for the adapter's files")
+    _check_free(output, files, args.force)
+    what = "all but"
+    if args.backbone_only:
+        (state, config), what = backbone_part(state, config), "the highway alone, for"
+    source = (path / MODEL_FILE, path / CONFIG_FILE) if path.is_dir() else (path,)
+    before = _size(*source)
+    _make_parent(files[0])
+    write_adapter(state, config, output)
+    print(
+        f"wrote {output} ({_size(*files)} in place of {before}): {what} the trunk "
+        f"{config.trunk.source} (fingerprint {config.trunk.short})"
+    )
 
 
 def _own_config(data: Mapping[str, Any], source: str) -> ModelConfig:

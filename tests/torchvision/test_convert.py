@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from e3va import E3VABackbone, UserError
 from e3va.adapters import (
     CONFIG_FILE,
     FULL_KEY,
     MODEL_FILE,
+    load_adapter,
     read_adapter,
     save_adapter,
     write_adapter,
@@ -182,3 +184,22 @@ def test_an_adapter_without_a_host_becomes_plain_weights(make_trained, tmp_path,
     assert "for torch.load" in out
     expected = read(tmp_path / "fruit" / "model.pth")["model"]
     assert equal(read(tmp_path / "whole.pth")["model"], expected)
+
+
+@pytest.mark.parametrize("which", ["model.pth", "."])
+def test_the_highway_alone(which, make_trained, pretrained, tmp_path, capsys):
+    """A file to begin other tasks from; it is of no whole model, and says so."""
+    _, whole = make_trained("mask_rcnn", "fruit")
+    fruit, small = tmp_path / "fruit", tmp_path / "small"
+    out = convert(capsys, fruit / which, "--output", small, "--backbone-only")
+    assert "the highway alone, for the trunk swin.pth" in out
+    state, config = read_adapter(small)
+    before = read_adapter(fruit)[0]
+    assert equal(state, {k: v for k, v in before.items() if ".highway." in k})
+    assert 0 < len(state) < len(before) and config.classes == ()
+    with pytest.raises(UserError, match="can be used with e3va train --adapter"):
+        load_model(small)
+    other = E3VABackbone("swin_nano", rank=4)
+    load_trunk(other.trunk, read(pretrained)["model"], str(pretrained))
+    load_adapter(other, small, backbone_only=True)
+    assert equal(other.highway.state_dict(), whole.backbone.bottom_up.highway.state_dict())
