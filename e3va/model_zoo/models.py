@@ -34,6 +34,8 @@ _CONFIGS = next(
     _PACKAGE / "configs",
 )
 _SUFFIXES = (".py", ".yaml")
+# Where a yacs config says how many classes there are, by its architecture.
+_CLASSES_OF = {"RetinaNet": "RETINANET", "SemanticSegmentor": "SEM_SEG_HEAD"}
 
 
 def get_config_file(config_path: str) -> str:
@@ -154,7 +156,8 @@ def _yaml_config(file: str, row: AdapterRow | None) -> Any:
         node.RANK, node.REDUCTION = own.rank or 0, own.reduction
         node.TAPS, node.DOWNSAMPLE = own.taps, own.downsample
         if told.classes:
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(told.classes)
+            heads = _CLASSES_OF.get(cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")
+            cfg.MODEL[heads].NUM_CLASSES = len(told.classes)
     return cfg
 
 

@@ -212,10 +212,17 @@ def test_an_adapter_of_other_heads_does_not_fit(small, published, tmp_path):
         get(small, trained=True, device="cpu")
 
 
-def test_a_yaml_config(published, small, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("COCO/cascade_mask_rcnn_e3va_swin_t.yaml", "ROI_HEADS"),
+        ("VOC/retinanet_e3va_swin_t.yaml", "RETINANET"),
+        ("ADE20K/semantic_fpn_e3va_swin_t.yaml", "SEM_SEG_HEAD"),
+    ],
+)
+def test_a_yaml_config(name, heads, published, small, tmp_path, monkeypatch):
     twin = tmp_path / "configs" / "custom" / "small.yaml"
     monkeypatch.undo()
-    name = "COCO/cascade_mask_rcnn_e3va_swin_t.yaml"
     cfg = get_config(name)
     assert cfg.MODEL.WEIGHTS == "" and cfg.MODEL.E3VA.PRESET == "swin_t"
     twin.write_text(Path(get_config_file(name)).read_text())
@@ -225,4 +232,4 @@ def test_a_yaml_config(published, small, tmp_path, monkeypatch):
     cfg = get_config("custom/small.yaml", trained=True)
     assert cfg.MODEL.WEIGHTS == "e3va://adapters/small_things/model_final.pth"
     assert (cfg.MODEL.E3VA.PRESET, cfg.MODEL.E3VA.RANK) == ("swin_nano", 4)
-    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    assert cfg.MODEL[heads].NUM_CLASSES == 2
