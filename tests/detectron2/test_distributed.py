@@ -136,7 +136,7 @@ def command(small_overrides, drawn, tmp_path):
     return run
 
 
-def finish(command, fail="", seconds=60):
+def finish(command, fail="", seconds=180):
     """Run to the end; a hang is an error."""
     environment = {**os.environ, **({"FAIL": fail} if fail else {})}
     return subprocess.run(

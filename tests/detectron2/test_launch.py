@@ -21,7 +21,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def finish(command):
     """Run to the end; a hang is an error."""
     given = list(map(str, command))
-    return subprocess.run(given, capture_output=True, text=True, timeout=60)
+    return subprocess.run(given, capture_output=True, text=True, timeout=180)
 
 
 # The failures of processes that wait for each other, without a training around them.
@@ -169,7 +169,7 @@ def test_processes_end_with_the_one_that_started_them(waiting):
     try:
         workers = [int(starter.stdout.readline()) for _ in range(2)]
         starter.kill()
-        starter.communicate(timeout=60)  # the pipe closes when the last worker has ended
+        starter.communicate(timeout=180)  # the pipe closes when the last worker has ended
         assert not [pid for pid in workers if is_running(pid)]
     finally:
         with contextlib.suppress(ProcessLookupError):
