@@ -1,5 +1,6 @@
 """The description of an adapter: what it was trained on, and what it fits."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -42,7 +43,7 @@ class AdapterConfig:
         classes: names, in the order of the model's outputs.
         trained_on: for people.
         steps: of training; None where it is not known.
-        scores: on validation data, by their names.
+        scores: on validation data, by their names; what is no number is left out.
         library_version: of e3va, that wrote it.
     """
 
@@ -56,6 +57,11 @@ class AdapterConfig:
     steps: int | None = None
     scores: dict[str, float] = field(default_factory=dict)
     library_version: str = ""
+
+    def __post_init__(self) -> None:
+        # A class without objects has no AP, and JSON no NaN.
+        finite = {name: float(v) for name, v in self.scores.items() if math.isfinite(v)}
+        object.__setattr__(self, "scores", finite)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; the preset by its name where it has one."""
@@ -105,7 +111,7 @@ class AdapterConfig:
             )
             config._check_types()
             return config
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise UserError(
                 f"{source}: its description cannot be read ({what}): it was altered, or another "
@@ -116,10 +122,8 @@ class AdapterConfig:
         texts = (self.trunk_prefix, self.host, self.trained_on, self.trunk.source, *self.classes)
         if not all(isinstance(text, str) for text in (*texts, self.library_version)):
             raise TypeError("a text is expected for names and classes")
-        if not isinstance(self.model, dict) or not isinstance(self.scores, dict):
-            raise TypeError("an object is expected for model and scores")
-        if not all(isinstance(score, (int, float)) for score in self.scores.values()):
-            raise TypeError("a number is expected for each score")
+        if not isinstance(self.model, dict):
+            raise TypeError("an object is expected for model")
         if not (self.steps is None or isinstance(self.steps, int)):
             raise TypeError(f"steps {self.steps!r}")
         if not _HEX.fullmatch(self.trunk.fingerprint) or not _STORED.fullmatch(self.trunk.stored):

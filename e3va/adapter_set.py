@@ -1,10 +1,11 @@
 """Several adapters over one trunk, which is in memory once."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .adapter_config import AdapterConfig
 from .adapters import apply_adapter, read_adapter
@@ -18,8 +19,10 @@ class AdapterSet:
 
     Args:
         trunk: frozen, its weights loaded; every model reads it.
-        build: makes the model of an adapter around the trunk, see ``E3VABackbone(trunk=…)``.
+        build: makes the model of an adapter, from its description and tensors, around the trunk,
+            see ``E3VABackbone(trunk=…)``.
         host: of those models, see :func:`e3va.adapters.load_adapter`.
+        find: the folder or file that a path given to :meth:`add` means.
 
     Attributes:
         active: the name of the adapter in use; None before the first.
@@ -36,13 +39,15 @@ class AdapterSet:
     def __init__(
         self,
         trunk: SwinTrunk,
-        build: Callable[[AdapterConfig, SwinTrunk], nn.Module],
+        build: Callable[[AdapterConfig, Mapping[str, Tensor], SwinTrunk], nn.Module],
         host: str = "",
+        find: Callable[[str | os.PathLike], Path] = Path,
     ):
         self.trunk = trunk
         self.active: str | None = None
         self._build = build
         self._host = host
+        self._find = find
         self._models: dict[str, tuple[nn.Module, AdapterConfig]] = {}
 
     @property
@@ -81,10 +86,10 @@ class AdapterSet:
         Raises:
             UserError: see :func:`e3va.adapters.load_adapter`; those loaded before stay as they are.
         """
-        state, config = read_adapter(path)
+        state, config = read_adapter(self._find(path))
         if not any_trunk:
             config.check_origin(self.trunk, str(path))
-        model = self._build(config, self.trunk)
+        model = self._build(config, state, self.trunk)
         assert find_backbone(model)[1].trunk is self.trunk, "the model has a trunk of its own"
         apply_adapter(*(model, state, config, str(path)), any_trunk=any_trunk, host=self._host)
         self._models[name] = model.eval(), config

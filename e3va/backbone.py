@@ -56,6 +56,11 @@ class BackboneSettings:
     downsample: str
     out_features: tuple[str, ...]
 
+    @property
+    def of_all_levels(self) -> dict[str, object]:
+        """All but ``out_features``, by name."""
+        return {name: value for name, value in vars(self).items() if name != "out_features"}
+
 
 @dataclass(frozen=True)
 class HighwaySettings:

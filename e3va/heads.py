@@ -77,11 +77,6 @@ _TO_TORCHVISION = _table()
 _TO_DETECTRON2 = {theirs: own for own, theirs in _TO_TORCHVISION.items()}
 
 
-def backbone_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of ``state`` that both hosts name alike: those of trunk and highway."""
-    return {name: value for name, value in state.items() if name.startswith(BACKBONE)}
-
-
 def host_of(state: Mapping[str, Tensor]) -> str | None:
     """Which of ``HOSTS`` the names in ``state`` are of; None if they could be of both.
 
@@ -115,7 +110,7 @@ def to_host(state: Mapping[str, Tensor], host: str) -> tuple[dict[str, Tensor], 
     Returns:
         the state under the host's names, and the names of ``state`` that have no counterpart
         there, in its order. With any of those it is another model that the host would need, and
-        :func:`backbone_part` is what can be loaded.
+        :func:`e3va.adapters.backbone_part` is what can be loaded.
 
     Raises:
         UserError: an unknown host, or names of both hosts in ``state``.

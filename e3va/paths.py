@@ -1,4 +1,4 @@
-"""Which image files a user means."""
+"""Which image files a user means, and where the project's config files are."""
 
 import glob
 from collections.abc import Iterable
@@ -6,6 +6,12 @@ from pathlib import Path
 
 from .errors import UserError
 
+_PACKAGE = Path(__file__).parent
+# In an installed package the config files lie inside it, in a source checkout beside it.
+CONFIG_ROOT = next(
+    (root for root in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if root.is_dir()),
+    _PACKAGE / "configs",
+)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 

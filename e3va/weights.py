@@ -22,7 +22,8 @@ from .trunk import PATCH, SwinTrunk
 # mmdetection's and other detectors, a model of its own.
 _PREFERRED = ("backbone.bottom_up.trunk.", "backbone.bottom_up.", "backbone.", "")
 _TABLE = "attn.relative_position_bias_table"
-_DEMO = Path(__file__).with_name("assets") / "swin_micro.safetensors"
+DEMO = "demo"  # the demonstration's trunk, which comes with the library
+DEMO_FILE = Path(__file__).with_name("assets") / "swin_micro.safetensors"
 _SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".pyth", ".safetensors")
 
 
@@ -236,7 +237,7 @@ def _source_name(source: str) -> str:
     path = Path(source)
     if "://" in source or not (path.is_file() or path.suffix in _SUFFIXES):
         return source
-    return "demo" if path.resolve() == _DEMO.resolve() else path.name
+    return DEMO if path.resolve() == DEMO_FILE.resolve() else path.name
 
 
 def _interpolate(

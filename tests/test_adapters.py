@@ -296,7 +296,7 @@ def test_several_adapters_share_one_trunk_and_switching_is_a_call(pretrained, tm
     trunk = SwinTrunk("swin_nano")
     trunk.load_state_dict(pretrained)
     models = AdapterSet(
-        trunk, lambda config, shared: Segmenter(len(config.classes), trunk=shared), host="own"
+        trunk, lambda config, _, shared: Segmenter(len(config.classes), trunk=shared), host="own"
     )
     with pytest.raises(UserError, match="no adapter is loaded"):
         models(torch.rand(1, 3, 40, 40))
@@ -330,7 +330,7 @@ def test_several_adapters_share_one_trunk_and_switching_is_a_call(pretrained, tm
 
 
 def test_an_adapter_of_another_trunk_does_not_join(pretrained, saved):
-    models = AdapterSet(SwinTrunk("swin_nano"), lambda config, shared: Segmenter(trunk=shared))
+    models = AdapterSet(SwinTrunk("swin_nano"), lambda config, _, shared: Segmenter(trunk=shared))
     with pytest.raises(UserError, match="fingerprint"):
         models.add("nuts", saved[1])
     assert models.names == [] and models.active is None

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e3va import UserError, get_preset
-from e3va.heads import HOSTS, backbone_part, host_of, to_host
+from e3va.heads import BACKBONE, HOSTS, host_of, to_host
 from e3va.torchvision import ModelConfig, build_model
 from e3va.torchvision.models import MODELS
 
@@ -107,6 +107,10 @@ def test_a_class_has_the_same_score_in_both(classes, stage):
     ours, theirs = (x @ s[names[0]].T + s[names[1]] for s in (state, there))
     torch.testing.assert_close(theirs[:, :classes], ours[:, 1:])  # class k is 1 + k there
     torch.testing.assert_close(theirs[:, classes], ours[:, 0])
+
+
+def backbone_part(state):
+    return {name: value for name, value in state.items() if name.startswith(BACKBONE)}
 
 
 def test_a_state_of_the_host_itself_stays_as_it_is():

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoint import atomic_open
+from ..command import run_command
 from ..errors import UserError
 from ..label_maps import MOST_CLASSES
 from ..optional import require
 
-INTERRUPTED = 130  # the shells' status for a process that Ctrl-C ended
 WRONG_USAGE = 2
 SHOWN = 12  # images of the contact sheet
 
@@ -179,14 +179,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     )
     args = parser.parse_args(arguments)
-    try:
-        return args.run(args)
-    except UserError as error:
-        print(f"error: {error.line}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output, such as "head", has seen enough
-        return 0
+    return run_command(args.run, args)

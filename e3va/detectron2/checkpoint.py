@@ -18,7 +18,7 @@ from ..checkpoint import (
     save_atomically,
 )
 from ..errors import UserError
-from ..model_zoo import local_path
+from ..model_zoo.resolve import SCHEME, local_path
 from ..origin import TrunkOrigin, fingerprint
 from ..weights import check_trunk, find_trunk, load_trunk, missing_trunk, trunk_state
 from .adapter_trunk import trunk_of
@@ -26,7 +26,6 @@ from .backbone import find_backbone, find_trunk_module
 from .describe import HOST
 from .foreign import check_surroundings
 
-ZOO = "e3va://"
 PARTS = ("all", "backbone")
 
 
@@ -38,7 +37,7 @@ def local_weights(path: str | os.PathLike) -> str:
         UserError: the zoo has nothing of that name, or it cannot be downloaded.
     """
     path = str(path)
-    if not path.startswith(ZOO):
+    if not path.startswith(SCHEME):
         return path
     address, *query = path.partition("?")
     return str(local_path(address)) + "".join(query)

@@ -14,16 +14,8 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import e3va
-
 from ..errors import UserError
-
-_PACKAGE = Path(e3va.__file__).parent
-# In an installed package the config files lie inside it, in a source checkout beside it.
-CONFIG_ROOT = next(
-    (root for root in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if root.is_dir()),
-    _PACKAGE / "configs",
-)
+from ..paths import CONFIG_ROOT
 
 
 def add_e3va_config(cfg: CfgNode) -> None:

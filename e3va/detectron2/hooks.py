@@ -1,7 +1,6 @@
 """Hooks that Detectron2 lacks."""
 
 import logging
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -77,9 +76,7 @@ class AdapterWriter(HookBase):
         """Keep the scores of the newest evaluation, as :class:`detectron2.engine.hooks.EvalHook`
         gets them."""
         if results:
-            flat = {name: float(value) for name, value in flatten_results_dict(results).items()}
-            # A class without objects has no AP; JSON has no NaN.
-            self.scores = {name: value for name, value in flat.items() if math.isfinite(value)}
+            self.scores = flatten_results_dict(results)
 
     def after_train(self) -> None:
         """Write them, or say why not."""

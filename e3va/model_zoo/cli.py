@@ -1,10 +1,9 @@
 """The zoo's commands: list, get, publish."""
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 
-from ..errors import UserError
+from ..command import run_command
 from .cache import cache_root
 from .mirror import MIRROR_VARIABLE, current
 from .progress import mebibytes, say
@@ -14,7 +13,6 @@ from .rows import ADAPTER_FILES, AdapterRow, TrunkRow, ZooFile
 from .store import where
 from .table import table
 
-INTERRUPTED = 130  # the shells' status for a process that Ctrl-C ended
 _WIDEST = 60  # characters of a column
 
 DESCRIPTION = f"""\
@@ -142,14 +140,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_commands(parser.add_subparsers(required=True, metavar="COMMAND"))
     args = parser.parse_args(arguments)
-    try:
-        args.run(args)
-    except UserError as error:
-        print(f"error: {error.line}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on where it stopped", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output, such as "head", has seen enough
-    return 0
+    return run_command(args.run, args, lambda: ": the same command goes on where it stopped")

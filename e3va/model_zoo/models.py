@@ -2,19 +2,18 @@
 
 import difflib
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-
-import e3va
 
 from ..adapter_config import AdapterConfig
 from ..adapters import CONFIG_FILE
 from ..backbone import find_backbone
 from ..checkpoint import load_file, model_state
 from ..errors import UserError
+from ..paths import CONFIG_ROOT
 from ..presets import preset_name
 from .handler import register
 from .merged import FULL_FILE
@@ -27,12 +26,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 DETECTRON2, TORCHVISION = "detectron2", "torchvision"
-_PACKAGE = Path(e3va.__file__).parent
-# In an installed package the config files lie inside it, in a source checkout beside it.
-_CONFIGS = next(
-    (root for root in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if root.is_dir()),
-    _PACKAGE / "configs",
-)
 _SUFFIXES = (".py", ".yaml")
 # Where a yacs config says how many classes there are, by its architecture.
 _CLASSES_OF = {"RetinaNet": "RETINANET", "SemanticSegmentor": "SEM_SEG_HEAD"}
@@ -48,23 +41,23 @@ def get_config_file(config_path: str) -> str:
         UserError: there is none of that name; the text has the nearest ones.
     """
     name = PurePosixPath(config_path)
-    path = _CONFIGS / name
+    path = CONFIG_ROOT / name
     plain = not name.is_absolute() and ".." not in name.parts and "\0" not in config_path
     if (
         plain
         and name.suffix in _SUFFIXES
         and path.is_file()
-        and path.resolve().is_relative_to(_CONFIGS.resolve())
+        and path.resolve().is_relative_to(CONFIG_ROOT.resolve())
     ):
         return str(path)
     known = sorted(
-        file.relative_to(_CONFIGS).as_posix()
-        for file in _CONFIGS.rglob("*")
-        if file.suffix in _SUFFIXES and file.relative_to(_CONFIGS).parts[0] != "common"
+        file.relative_to(CONFIG_ROOT).as_posix()
+        for file in CONFIG_ROOT.rglob("*")
+        if file.suffix in _SUFFIXES and file.relative_to(CONFIG_ROOT).parts[0] != "common"
     )
     nearest = difflib.get_close_matches(config_path, known, n=3, cutoff=0.4) or known[:3]
     raise UserError(
-        f"no config {config_path!r} in the zoo: expected a name below {_CONFIGS}, nearest: "
+        f"no config {config_path!r} in the zoo: expected a name below {CONFIG_ROOT}, nearest: "
         f"{', '.join(nearest)}"
     )
 

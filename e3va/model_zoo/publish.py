@@ -1,7 +1,6 @@
 """Publishing: a finished training becomes files and a row of a zoo."""
 
 import json
-import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from ..adapters import CONFIG_FILE, MODEL_FILE, merge, read_adapter
 from ..checkpoint import atomic_open, load_file, model_state
 from ..errors import UserError
 from ..presets import preset_name
+from ..weights import DEMO, DEMO_FILE
 from .cache import cache_root, locked
 from .download import sha256_of
 from .mirror import TABLE_FILE
 from .progress import say
+from .resolve import SCHEME
 from .rows import (
     ADAPTER_FILES,
     ADAPTERS,
@@ -32,9 +33,6 @@ from .rows import (
 )
 from .store import ASSETS
 from .table import packaged
-
-DEMO, DEMO_TRUNK = "demo", "swin_micro"
-_SCHEME = "e3va://"
 
 
 @dataclass(frozen=True)
@@ -137,9 +135,9 @@ def _trunk_row(
     """The trunk's name in the zoo and, if it is a file that is published with it, its new row."""
     names = {**packaged().trunks, **known.trunks}
     by_file = {Path(row.file.path).name: row.name for row in names.values()}
-    source = (given or config.trunk.source).removeprefix(_SCHEME).removeprefix(f"{TRUNKS}/")
+    source = (given or config.trunk.source).removeprefix(SCHEME).removeprefix(f"{TRUNKS}/")
     if source == DEMO:
-        return DEMO_TRUNK, {}
+        return DEMO_FILE.stem, {}
     base = Path(source).name
     found = next((n for n in (base, Path(base).stem, by_file.get(base)) if n in names), None)
     if found:
@@ -203,7 +201,7 @@ def _row(config: AdapterConfig, trunk: str, files: dict[str, Any], url: str) -> 
         "files": files,
         "classes": list(config.classes),
         "trained_on": config.trained_on,
-        "scores": {k: v for k, v in config.scores.items() if math.isfinite(v)},
+        "scores": config.scores,
     }
     return {**row, "url": url} if url else row
 

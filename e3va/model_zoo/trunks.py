@@ -8,12 +8,9 @@ from torch import Tensor
 from ..adapter_config import AdapterConfig
 from ..checkpoint import load_file, model_state
 from ..errors import UserError
-from .resolve import local_path
+from ..weights import DEMO, DEMO_FILE
+from .resolve import SCHEME, local_path
 from .table import find_trunk_name
-
-DEMO = "demo"
-DEMO_FILE = Path(__file__).parent.parent / "assets" / "swin_micro.safetensors"
-SCHEME = "e3va://"
 
 
 def trunk_path(name: str) -> Path:

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from ..backbone import MEMORY, METHODS
+from ..command import run_command
 from ..data import cli as data_cli
-from ..errors import UserError
 from ..highway import DOWNSAMPLE_FORMS
 from ..model_zoo import cli as zoo_cli
 from ..precision import PRECISIONS as TRUNK_PRECISIONS
@@ -14,8 +14,6 @@ from ..trunk import TAPS
 from . import commands, convert, info
 from .models import DEMO_TRUNK, HEADS, MODELS
 from .settings import PRECISIONS
-
-INTERRUPTED = 130  # the shells' status for a process that Ctrl-C ended
 
 DESCRIPTION = """\
 Fine-tune a Swin backbone for instance or semantic segmentation along an adapter highway: the
@@ -246,17 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as ``SystemExit``); 130 after Ctrl-C.
     """
     args = build_parser().parse_args(arguments)
-    try:
-        return args.run(args) or 0
-    except UserError as error:
-        print(f"error: {error.line}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\ninterrupted{commands.how_to_go_on(args)}", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output, such as "head", has seen enough
-        return 0
+    return run_command(args.run, args, lambda: commands.how_to_go_on(args))
 
 
 if __name__ == "__main__":

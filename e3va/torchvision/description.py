@@ -1,6 +1,5 @@
 """What the files of a training say of it: the arguments of :func:`e3va.adapters.save_adapter`."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,7 @@ def about(
         config: of the model.
         summary: of the training data; folders in it are left out.
         steps: of training.
-        scores: on validation data; those that are not a number (nothing was there to be found) are
-            left out, as JSON has none.
+        scores: on validation data.
     """
     return {
         "host": HOST,
@@ -38,7 +36,7 @@ def about(
         "classes": tuple(config.classes),
         "trained_on": _without_folders(summary),
         "steps": steps,
-        "scores": {k: float(v) for k, v in (scores or {}).items() if math.isfinite(v)},
+        "scores": dict(scores or {}),
     }
 
 

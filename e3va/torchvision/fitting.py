@@ -58,16 +58,7 @@ def model_of(
 def _own(about: AdapterConfig, source: str) -> ModelConfig:
     config = ModelConfig.from_dict(about.model, source)
     own = about.backbone  # of which it is known that it is within bounds
-    config = replace(
-        config,
-        preset=own.preset,
-        method=own.method,
-        rank=own.rank,
-        reduction=own.reduction,
-        taps=own.taps,
-        downsample=own.downsample,
-        classes=about.classes,
-    )
+    config = replace(config, classes=about.classes, **own.of_all_levels)
     if not _is_sound(config):
         raise UserError(
             f"{source}: its model description cannot be read (a value is of another type or out "
@@ -113,19 +104,13 @@ def _config_of(about: AdapterConfig, state: Mapping[str, Tensor]) -> ModelConfig
     classes = about.classes
     if len(classes) != count:
         classes = tuple(f"class {number}" for number in range(1, count + 1))
-    own = about.backbone
     return ModelConfig(
         model=kind,
         classes=classes,
-        preset=own.preset,
         trunk=trunk_name(about.trunk.source),
-        method=own.method,
-        rank=own.rank,
-        reduction=own.reduction,
-        taps=own.taps,
-        downsample=own.downsample,
         heads=heads,
         category_ids=() if kind == "semantic_fpn" else tuple(range(1, count + 1)),
+        **about.backbone.of_all_levels,
         **_AS_DETECTRON2,
     )
 

@@ -13,10 +13,10 @@ from ..adapters import (
     CONFIG_FILE,
     FULL_KEY,
     MODEL_FILE,
+    backbone_part,
     is_adapter,
     read_adapter,
     recorded_origin,
-    without_trunk,
 )
 from ..checkpoint import load_file, load_safetensors, model_state
 from ..measure import MIB, count_parameters, parameter_table
@@ -94,11 +94,9 @@ def _say_adapter(path: Path, args: Namespace) -> None:
         trunk = open_trunk(about, path, args.trunk, args.any_trunk, "fp32")
         same = trunk.origin.fingerprint == about.trunk.fingerprint
         print(f"{args.trunk} is {'the' if same else 'NOT the'} trunk that it was trained on")
-    parts = {"highway": 0, "neck, heads": 0}
-    highway = about.trunk_prefix.removesuffix("trunk.") + "highway."
-    for name, value in without_trunk(state, about.trunk_prefix).items():
-        parts["highway" if name.startswith(highway) else "neck, heads"] += value.numel()
-    for part, count in parts.items():
+    highway = sum(value.numel() for value in backbone_part(state, about)[0].values())
+    rest = sum(value.numel() for value in state.values()) - highway
+    for part, count in (("highway", highway), ("neck, heads", rest)):
         print(f"{part:<14}{count:,} numbers")
 
 
@@ -122,7 +120,7 @@ def _say_description(about: AdapterConfig) -> None:
     print(f"{'trained on':<14}{about.trained_on or 'unknown'}")
     print(f"{'steps':<14}{'unknown' if about.steps is None else about.steps}")
     for key, value in about.scores.items():
-        print(f"{key:<14}{value:.1f}" if isinstance(value, float) else f"{key:<14}{value}")
+        print(f"{key:<14}{value:.1f}")
 
 
 def _say_trunk(origin: TrunkOrigin) -> None:

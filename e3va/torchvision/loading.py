@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapter_config import AdapterConfig
 from ..adapter_set import AdapterSet
@@ -118,19 +118,6 @@ def open_trunk(
     return trunk
 
 
-class _Adapters(AdapterSet):
-    """Also opens addresses of the zoo, and adapters of the other host."""
-
-    def add(self, name: str, path: str | Path, *, any_trunk: bool = False) -> AdapterConfig:
-        """As :meth:`AdapterSet.add`; ``path`` may be an ``e3va://`` address."""
-        place = find_saved(path)
-        self.state, _ = read_adapter(place)  # by which the other host's models are recognised
-        try:
-            return super().add(name, place, any_trunk=any_trunk)
-        finally:
-            del self.state
-
-
 def load_adapters(
     paths: Mapping[str, str | Path],
     trunk: str | None = None,
@@ -164,13 +151,13 @@ def load_adapters(
     stored = kept.pop() if len(kept) == 1 else "fp32"
     shared = open_trunk(described[0], first, trunk, any_trunk, stored).to(device)
 
-    def build(about: AdapterConfig, trunk: SwinTrunk) -> nn.Module:
-        config, _ = model_of(about, models.state, "the adapter")
+    def build(about: AdapterConfig, state: Mapping[str, Tensor], trunk: SwinTrunk) -> nn.Module:
+        config, _ = model_of(about, state, "the adapter")
         model = build_model(config, trunk)
         model.backbone.bottom_up.register_forward_pre_hook(_compute_as_its_own)
         return model.to(device)
 
-    models = _Adapters(shared, build, HOST)
+    models = AdapterSet(shared, build, HOST, find_saved)
     for name, place in places.items():
         models.add(name, place, any_trunk=any_trunk)
     return models

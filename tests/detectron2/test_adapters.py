@@ -12,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 
 from e3va import UserError
+from e3va.adapter_config import AdapterConfig
 from e3va.adapters import (
     CONFIG_FILE,
     FULL_KEY,
@@ -320,7 +321,8 @@ def test_scores_are_numbers_of_the_newest_evaluation(tmp_path):
     writer.record({"bbox": {"AP": np.float64(3), "AP-fig": float("nan")}})
     for nothing in (None, {}):  # no validation data; another process than the first
         writer.record(nothing)
-    assert json.dumps(writer.scores, allow_nan=False) == '{"bbox/AP": 3.0}'
+    written = AdapterConfig(None, None, "trunk.", scores=writer.scores).scores
+    assert json.dumps(written, allow_nan=False) == '{"bbox/AP": 3.0}'
 
 
 def test_heuristics_and_checkpoints_that_say_nothing(small_config, pretrained, tmp_path):

@@ -45,7 +45,7 @@ def test_a_link_out_of_the_folder(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "outside.py").write_text("")
     (tmp_path / "configs" / "inside.py").symlink_to(tmp_path / "outside.py")
-    monkeypatch.setattr(models, "_CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(models, "CONFIG_ROOT", tmp_path / "configs")
     with pytest.raises(UserError, match="expected a name below"):
         get_config_file("inside.py")
 
@@ -145,7 +145,7 @@ def small(tmp_path, monkeypatch) -> str:
     folder = tmp_path / "configs"
     (folder / "custom").mkdir(parents=True)
     (folder / "custom" / "small.py").write_text(SMALL_CONFIG.format(overrides=SMALL))
-    monkeypatch.setattr(models, "_CONFIGS", folder)
+    monkeypatch.setattr(models, "CONFIG_ROOT", folder)
     return "custom/small.py"
 
 
@@ -226,7 +226,7 @@ def test_a_yaml_config(name, heads, published, small, tmp_path, monkeypatch):
     cfg = get_config(name)
     assert cfg.MODEL.WEIGHTS == "" and cfg.MODEL.E3VA.PRESET == "swin_t"
     twin.write_text(Path(get_config_file(name)).read_text())
-    monkeypatch.setattr(models, "_CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(models, "CONFIG_ROOT", tmp_path / "configs")
     monkeypatch.setenv("E3VA_ZOO", str(tmp_path / "zoo"))
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     cfg = get_config("custom/small.yaml", trained=True)
