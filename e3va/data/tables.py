@@ -1,11 +1,12 @@
 """What was found, as tables for people and as numbers for programs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from ..columns import columns
 from ..label_maps import IGNORED
 from .check import ClassCount, Instances
 from .labels import LabelMaps
@@ -28,7 +29,7 @@ def instances_text(found: Instances) -> str:
     ]
     head = ("id", "class", "objects", "of all", "images", "crowds", "median", "min", "max")
     rows = [_class_row(row, numbers["objects"]) for row in found.classes]
-    table = columns((*head, "small", "medium", "large"), rows)
+    table = columns((*head, "small", "medium", "large"), rows, "><" + 10 * ">", _WIDEST)
     note = f"  median, min, max: √area in pixels; small below {SMALL}², large from {LARGE}² (COCO)"
     return "\n".join([*parts, "", *table, note])
 
@@ -87,7 +88,7 @@ def labels_text(found: LabelMaps) -> str:
         for label, name in enumerate(found.names)
     ]
     head = ("label", "class", "pixels", "of all", "images", "of images")
-    return "\n".join([*parts, "", *columns(head, rows)])
+    return "\n".join([*parts, "", *columns(head, rows, "><>>>>", _WIDEST)])
 
 
 def labels_numbers(found: LabelMaps) -> dict[str, Any]:
@@ -123,21 +124,3 @@ def _sizes_text(sizes: list[tuple[int, int]]) -> list[str]:
 def percent(part: float, whole: float) -> str:
     """A share for people."""
     return f"{100 * part / whole:.1f}%" if whole else "–"
-
-
-def columns(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """Lines of a table; the first two columns are aligned left to right and left, numbers right."""
-    lines = [[_short(str(cell)) for cell in line] for line in (head, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if place == 1 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"

@@ -1,8 +1,9 @@
 """The zoo's commands: list, get, publish."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from ..columns import columns
 from ..command import run_command
 from .cache import cache_root
 from .mirror import MIRROR_VARIABLE, current
@@ -12,8 +13,6 @@ from .resolve import SCHEME, find_place, local_path
 from .rows import ADAPTER_FILES, AdapterRow, TrunkRow, ZooFile
 from .store import where
 from .table import table
-
-_WIDEST = 60  # characters of a column
 
 DESCRIPTION = f"""\
 Pretrained trunks and published adapters.
@@ -60,11 +59,12 @@ def _list(args: argparse.Namespace) -> None:
     ]
     adapters = [_adapter_line(row) for row in known.adapters.values()]
     print("Trunks")
-    _print_columns(("name", "preset", "pretraining", "size", "sha256", "here"), trunks)
+    head = ("name", "preset", "pretraining", "size", "sha256", "here")
+    print("\n".join(columns(head, trunks, "<<<><<")))
     print("\nAdapters")
     if adapters:
         head = ("name", "host", "model or config", "trunk", "size", "scores", "here")
-        _print_columns(head, adapters)
+        print("\n".join(columns(head, adapters, "<<<<><<")))
         for row in known.adapters.values():
             if row.trained_on:
                 print(f"  {row.name}: trained on {row.trained_on}")
@@ -88,19 +88,6 @@ def _known_sha256(file: ZooFile) -> str:
 def _size(files: Sequence[ZooFile]) -> str:
     sizes = [file.size for file in files]
     return "?" if None in sizes else mebibytes(sum(sizes))
-
-
-def _print_columns(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    lines = [head, *rows]
-    lines = [[_short(cell) for cell in line] for line in lines]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print(f"  {'  '.join(cells)}".rstrip())
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 
 def _get(args: argparse.Namespace) -> None:
