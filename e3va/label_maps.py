@@ -6,7 +6,7 @@ Label k is class k, 255 stands for no class. Of a palette image the indices coun
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,8 @@ def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_
     """A label map as classes, [H, W] uint8.
 
     Args:
-        first: the file's label of class 0; what is below is ignored (in ADE20K 0 is "other").
+        first: the file's label of class 0; what is below is ignored (in ADE20K 0 is "other"), and
+            255 whatever is first.
         classes: how many there are.
 
     Returns:
@@ -130,8 +131,8 @@ def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_
         except (*_DAMAGE, RuntimeError) as error:
             raise _unreadable(path, "label map", error) from None
     if first:
-        below = labels < first
-        labels = labels.sub_(first).masked_fill_(below, IGNORED)
+        ignored = (labels < first) | (labels == IGNORED)
+        labels = labels.sub_(first).masked_fill_(ignored, IGNORED)
     known = labels[labels != IGNORED]
     if len(known) and known.max() >= classes:
         raise UserError(
@@ -156,7 +157,7 @@ def _count_labels(path: str, _changed: int, _size: int) -> Tensor:
     return read_label_map(path).flatten().long().bincount(minlength=IGNORED + 1)
 
 
-def check_labels(pairs: Sequence[LabelledImage], names: Sequence[str]) -> None:
+def check_labels(pairs: Iterable[LabelledImage], names: Sequence[str]) -> None:
     """Check that every label of every map is a class, and that there is any.
 
     Raises:
@@ -173,12 +174,12 @@ def check_labels(pairs: Sequence[LabelledImage], names: Sequence[str]) -> None:
             )
     if not labelled:
         raise UserError(
-            f"all pixels of all label maps in {pairs[0].labels.parent} are {IGNORED}, which stands "
+            f"all pixels of all label maps in {pair.labels.parent} are {IGNORED}, which stands "
             "for no class: expected a class number in every pixel"
         )
 
 
-def numbered_classes(pairs: Sequence[LabelledImage]) -> list[str]:
+def numbered_classes(pairs: Iterable[LabelledImage]) -> list[str]:
     """Names for classes that have none: ``class 0`` … up to the largest label of the maps."""
     largest = 0
     for pair in pairs:

@@ -70,6 +70,15 @@ def test_labels_that_start_at_one_are_shifted_and_what_is_below_ignored(tmp_path
         read_label_map(tmp_path / "a.png", first=1, classes=149)
 
 
+def test_255_stays_ignored_wherever_labels_start(tmp_path):
+    """The largest label, 254, is class 252 where 2 is class 0; 255 would have been class 253."""
+    Image.fromarray(np.array([[255, 1, 2], [3, 254, 255]], np.uint8)).save(tmp_path / "a.png")
+    read = read_label_map(tmp_path / "a.png", first=2, classes=253)
+    assert read.tolist() == [[255, 255, 0], [1, 252, 255]]
+    with pytest.raises(UserError, match="has the label 254, but the classes are 2 to 253"):
+        read_label_map(tmp_path / "a.png", first=2, classes=252)
+
+
 def test_classes_without_names_are_numbered_up_to_the_largest_label(folders):
     assert numbered_classes(pair_label_maps(*folders)) == ["class 0", "class 1", "class 2"]
 

@@ -151,7 +151,7 @@ def _look(pair: Pair, shift: int) -> tuple[Seen, np.ndarray | None, Problems]:
     if pair.labels:
         labels, size = _open_map(pair.labels, problems)
         if labels is not None:
-            labels -= np.uint8(shift)
+            labels[labels != IGNORED] -= np.uint8(shift)
             counts = np.bincount(labels.ravel(), minlength=256)
     if pair.image is None:
         image = Seen(size if labels is not None else None)

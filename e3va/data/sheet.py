@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..checkpoint import rename_atomically
+from ..colours import COLOURS
 from ..label_maps import IGNORED, read_label_map
 from .check import Instances
 from .images import BROKEN, in_threads
@@ -21,11 +22,7 @@ NAME = 15  # height of a class name beside an object
 TILE = (WIDTH - GAP * (COLUMNS + 1)) // COLUMNS
 LEGEND = 60  # classes in the legend at most
 
-# Colours that differ for people with any colour vision (Okabe and Ito), then dimmer ones: names
-# are written beside what they belong to, since colours repeat where classes are many.
-COLOURS = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178)]
-COLOURS += [(213, 94, 0), (204, 121, 167)]
-COLOURS += [tuple(v // 2 for v in colour) for colour in COLOURS]
+# Names are written beside what they belong to, since colours repeat where classes are many.
 FIRST_LABEL = (150, 150, 150)  # of label 0, which is the background in most label maps
 PAPER, INK, DARK = (255, 255, 255), (20, 20, 20), (0, 0, 0)
 FILL = 0.4  # how much of a mask's colour covers the image

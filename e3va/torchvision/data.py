@@ -1,6 +1,6 @@
 """A user's data for this host: COCO-format instances, or images with label maps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,15 @@ from torchvision.transforms import v2
 
 from ..coco import CocoData, read_coco
 from ..errors import UserError
+from ..label_maps import (
+    LabelledImage,
+    check_labels,
+    numbered_classes,
+    pair_label_maps,
+    read_label_map,
+)
 from ..optional import require
-from ..paths import find_images
 from .progress import track
-from .semantic import IGNORED
 
 Record = dict[str, Any]
 Target = dict[str, Tensor]
@@ -170,8 +175,7 @@ def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Dataset:
-    """Images with label maps: for ``a.jpg`` in one folder ``a.png`` in the other, of equal size, a
-    class number in every pixel (255: no matter).
+    """Images with label maps, see :mod:`e3va.label_maps`; every map is read and checked.
 
     Args:
         images: folder of images.
@@ -179,68 +183,22 @@ def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Data
         names: class names, label 0 first; by default ``class 0`` … up to the largest label.
 
     Raises:
-        UserError: a folder or a label map is missing, a map is not of one channel or not of its
-            image's size, or has a label that has no name.
+        UserError: as :func:`e3va.label_maps.pair_label_maps` and ``check_labels``.
     """
-    root, records, largest = Path(labels).expanduser(), [], 0
-    if not root.is_dir():
-        raise UserError(f"no folder of label maps {root}: expected a folder of PNG files")
-    for path in track(find_images([images]), "reading label maps", "image"):
-        record = _label_record(path, root / f"{path.stem}.png")
-        records.append(record)
-        used = np.unique(read_labels(record["labels"]))
-        if (used != IGNORED).any():
-            largest = max(largest, int(used[used != IGNORED].max()))
-        if names and largest >= len(names):
-            raise UserError(
-                f"label map {record['labels']} has the label {largest}, but the classes are 0 to "
-                f"{len(names) - 1} ({', '.join(names)}); {IGNORED} stands for no class"
-            )
-    names = tuple(names) or tuple(f"class {i}" for i in range(largest + 1))
+    pairs = pair_label_maps(images, labels)
+
+    def tracked() -> Iterable[LabelledImage]:
+        return track(pairs, "reading label maps", "image")
+
+    names = tuple(names) or tuple(numbered_classes(tracked()))
+    check_labels(tracked(), names)
+    records = [
+        {"path": str(p.image), "labels": str(p.labels), "width": p.width, "height": p.height}
+        for p in pairs
+    ]
     summary = f"{images}: {len(records)} images with label maps, {len(names)} classes"
     return Dataset(records, names, _read_label_target, f"{summary} ({', '.join(names)})")
 
 
-def _label_record(path: Path, labels: Path) -> Record:
-    if not labels.is_file():
-        raise UserError(
-            f"image {path} has no label map {labels}: expected a PNG of the same name, a class "
-            "number in every pixel"
-        )
-    try:
-        with Image.open(path) as image, Image.open(labels) as label_map:
-            size, label_size, mode = image.size, label_map.size, label_map.mode
-            turned = image.getexif().get(0x0112, 1) >= 5  # on its side, as EXIF says
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"image {path} or its label map {labels} cannot be read: "
-            f"{' '.join(str(error).split())[:160]}"
-        ) from None
-    size = size[::-1] if turned else size
-    if label_size != size:
-        raise UserError(
-            f"label map {labels} is {label_size[0]}×{label_size[1]}, its image {size[0]}×"
-            f"{size[1]}: expected the same size"
-        )
-    if mode not in ("L", "P"):
-        raise UserError(
-            f"label map {labels} has the mode {mode}: expected one channel of 8 bits, a class "
-            "number in every pixel (not colours)"
-        )
-    return {"path": str(path), "labels": str(labels), "width": size[0], "height": size[1]}
-
-
-def read_labels(path: str | Path) -> np.ndarray:
-    """A label map [H, W] uint8; of a palette image the indices."""
-    try:
-        with Image.open(path) as image:
-            return np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"label map {path} cannot be read: {' '.join(str(error).split())[:160]}; "
-            "write it again as PNG"
-        ) from None
-
-
 def _read_label_target(record: Record) -> Target:
-    return {"labels": torch.from_numpy(read_labels(record["labels"]).astype(np.int64))}
+    return {"labels": read_label_map(record["labels"]).long()}

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..label_maps import IGNORED
 from ..optional import require
 from .data import Dataset, read_example
 from .progress import track
-from .semantic import IGNORED
 
 
 @dataclass

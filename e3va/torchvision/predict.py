@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..checkpoint import atomic_open, rename_atomically
+from ..colours import COLOURS
 from ..errors import UserError
 from ..paths import free_name
 from .data import read_image, to_tensor
@@ -18,10 +19,6 @@ from .models import ModelConfig
 from .progress import Progress
 
 READABLE = 480  # pixels of the shorter side from which labels can be read beside what they name
-# Colours that differ for people with any colour vision (Okabe and Ito), then dimmer ones.
-COLOURS = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178)]
-COLOURS += [(213, 94, 0), (204, 121, 167)]
-COLOURS += [tuple(v // 2 for v in colour) for colour in COLOURS]
 
 
 def draw_instances(

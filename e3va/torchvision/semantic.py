@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from ..label_maps import IGNORED
 from .pyramid import LEVEL_NAMES, PyramidBackbone
 
-IGNORED = 255  # the label of pixels that belong to no class
 STRIDES = (4, 8, 16, 32)
 
 

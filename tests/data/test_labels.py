@@ -129,6 +129,9 @@ def test_published_ade20k_labels_are_shifted(maps):
     maps.write("b", filled(151))
     problem = next(p for p in maps.check((), shift=1, classes=150).problems if p.kind == "label")
     assert problem.text == "has the labels 151: the classes are 1 to 150"
+    maps.write("b", filled(255))  # no class here too: the other two maps' pixels of 0 and its own
+    found = maps.check((), shift=1, classes=150)
+    assert found.pixels[255] == 2 * 4 * 20 + 16 * 20 and "label" not in found.problems.counts()
 
 
 def test_maps_alone_and_folders_without_files(maps, tmp_path):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from e3va.colours import COLOURS
 from e3va.data.check import check_instances
 from e3va.data.labels import check_labels
 from e3va.data.sheet import (
     CAPTION,
-    COLOURS,
     FILL,
     GAP,
     ROW,

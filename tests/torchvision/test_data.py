@@ -148,7 +148,7 @@ def test_wrong_label_maps_are_one_line(drawn, drawn_labels, tmp_path):
     def read():
         return label_dataset(str(drawn.images), str(drawn_labels))
 
-    with pytest.raises(UserError, match="no folder of label maps"):
+    with pytest.raises(UserError, match="no folder .*none: expected a folder of label maps"):
         label_dataset(str(drawn.images), str(tmp_path / "none"))
     path = drawn_labels / "1.png"
     good = path.read_bytes()
@@ -156,17 +156,25 @@ def test_wrong_label_maps_are_one_line(drawn, drawn_labels, tmp_path):
     with pytest.raises(UserError, match="1.png has no label map .*1.png: expected a PNG"):
         read()
     Image.new("L", (5, 6)).save(path)
-    with pytest.raises(UserError, match="is 5×6, its image 96×80: expected the same size"):
+    with pytest.raises(UserError, match="is 5×6, its image .*1.png 96×80: expected the same"):
         read()
     Image.new("RGB", (96, 80)).save(path)
-    with pytest.raises(UserError, match="has the mode RGB: expected one channel of 8 bits"):
+    with pytest.raises(UserError, match="has Pillow's mode RGB: expected one channel of 8"):
         read()
     path.write_bytes(good[:60])
     with pytest.raises(UserError, match="label map .*1.png cannot be read"):
         read()
     path.write_bytes(b"no")
-    with pytest.raises(UserError, match="its label map .*1.png cannot be read"):
+    with pytest.raises(UserError, match="label map .*1.png cannot be read: cannot identify"):
         read()
+
+
+def test_label_maps_without_any_class_are_refused(drawn, drawn_labels):
+    for path in drawn_labels.iterdir():
+        Image.new("L", Image.open(path).size, 255).save(path)
+    for names in ((), ("nothing", "red")):
+        with pytest.raises(UserError, match="all pixels of all label maps in .* are 255"):
+            label_dataset(str(drawn.images), str(drawn_labels), names)
 
 
 def test_palette_label_maps_are_read_by_index(drawn, drawn_labels):
