@@ -2,13 +2,17 @@
 
 import importlib
 import json
+import re
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from e3va.model_zoo.publish import publish
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -111,3 +115,57 @@ def test_both_operators_of_a_pair_compute_the_same(script):
     for obvious, taken in pairs.values():
         one, other = obvious().float(), taken().float()
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+
+
+SMALL = ("--presets", "swin_nano", "--side", 256)
+
+
+def test_sources_finds_no_difference_but_rounding(script, tmp_path, capsys):
+    for package in ("timm", "transformers"):
+        pytest.importorskip(package)
+    module, status = script("sources", *SMALL, "--output", tmp_path)
+    assert status == 0
+    text = (tmp_path / "sources.md").read_text()
+    rows = dict(re.findall(r"^\| (.+) \| (\d\S+) \|$", text, re.MULTILINE))
+    assert {"torchvision", "timm", "transformers", "mmdetection (layout)"} <= set(rows)
+    assert set(rows) <= set(module.SOURCES)
+    assert all(float(value) < 1e-5 for value in rows.values())
+    assert text.splitlines()[0] in capsys.readouterr().out
+    assert f"torch {torch.__version__.partition('+')[0]}" in text
+
+
+def test_sources_sees_a_file_read_in_the_wrong_order(script, monkeypatch):
+    module = importlib.import_module("sources")
+    official = ("torch", module.mmdetection_swin, str)  # official names, the order of nn.Unfold
+    monkeypatch.setitem(module.SOURCES, "mixed", official)
+    assert module.largest_difference("mixed", module.PRESETS["swin_nano"], 256) > 0.01
+
+
+@pytest.mark.parametrize(("preset", "side"), [("swin_x", 448), ("swin_t", 64), ("swin_t", 450)])
+def test_sources_refuses_what_it_does_not_know(script, capsys, preset, side):
+    _, status = script("sources", "--presets", preset, "--side", side)
+    assert status == 1
+    assert ": expected " in capsys.readouterr().err
+
+
+def test_zoo_faults_shows_what_a_user_sees(script, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module("zoo_faults")
+    cases = {case: (case, faults, "cache") for case, faults, _ in module.CASES}
+    few = ("a wrong file of the right size", "slow, and cut twice")
+    monkeypatch.setattr(module, "CASES", [cases[case] for case in few])
+    monkeypatch.setattr(module, "MISUSE", ())
+    monkeypatch.setattr(module, "publish", publish_alone)
+    script("zoo_faults", "--output", tmp_path)
+    text = (tmp_path / "zoo_faults.md").read_text()
+    assert text.count("(exit 1)") == 2  # the wrong file, and the table that names one outside
+    assert "adapter_model.safetensors is not the file expected" in text
+    assert re.search(r"server: \S+ bytes=60000-: \d+ bytes", text)
+    assert "the connection was cut after 30000 of" in text
+    assert "Traceback" not in text and tempfile.gettempdir() not in text
+    assert "the connection was cut" in capsys.readouterr().out
+
+
+def publish_alone(user) -> None:
+    """The adapter in a zoo, without the commands that show how it comes there."""
+    importlib.import_module("zoo_faults").train(user.folder / "output")
+    publish(user.folder / "output", "shapes", user.folder / "zoo")
