@@ -5,6 +5,7 @@ they lost it is left out.
 """
 
 import contextlib
+import logging
 import multiprocessing.connection
 import os
 import signal
@@ -174,6 +175,8 @@ def launch(
     _check_flags(args)
     _check_device(device, args.num_gpus)
     host, port, server = _serve(args)
+    # Behind the line that says why a run ends, it would warn of every process that it ends.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     context = mp.start_processes(
         _spawned,
         (work, arguments, device, (host, port), args),

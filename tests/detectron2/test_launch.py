@@ -86,6 +86,7 @@ def test_a_process_that_fails_ends_the_run_with_its_message_once(waiting, start,
         assert done.stderr.count(MISTAKE) == 1
         assert "Traceback" not in own
     assert "Connection closed" not in own  # what the other process makes of it
+    assert "torch/multiprocessing/spawn.py" not in own  # nor what torch says of ending it
 
 
 def test_torchrun_tells_of_a_killed_process(waiting):
