@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "e3va/__init__.py").read_text()).group(1)
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "e3va/_version.py").read_text()).group(1)
 
 # What the "e3va" command needs. The core needs torch alone and asks for the rest when it is used.
 COMMAND = [
@@ -47,7 +47,7 @@ setup(
         "e3va": ["assets/**", "model_zoo/*.json"],
         "e3va.configs": ["**/*.py", "**/*.yaml"],
     },
-    entry_points={"console_scripts": ["e3va = e3va.torchvision.cli:main"]},
+    entry_points={"console_scripts": ["e3va = e3va.cli.main:main"]},
     install_requires=COMMAND,
     extras_require={
         "detectron2": DETECTRON2,

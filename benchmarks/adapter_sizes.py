@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from e3va import get_preset
-from e3va.adapters import MODEL_FILE, save_adapter
-from e3va.checkpoint import atomic_open, save_atomically
-from e3va.measure import MIB
+from e3va.adapter_files.files import MODEL_FILE, save_adapter
 from e3va.torchvision import ModelConfig, build_model
+from e3va.utils.atomic import atomic_open, save_atomically
+from e3va.utils.measure import MIB
 
 PRESETS = ("swin_t", "swin_s", "swin_b", "swin_l")
 MODELS = {"semantic_fpn": 150, "mask_rcnn": 80, "cascade_mask_rcnn": 80}

@@ -23,13 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from e3va import UserError
-from e3va.checkpoint import atomic_open
 from e3va.detectron2 import load_config
 from e3va.detectron2.backbone import model_parts
 from e3va.detectron2.config import CONFIG_ROOT
 from e3va.detectron2.describe import set_classes
 from e3va.detectron2.lean import prepare_model
-from e3va.measure import MIB, count_parameters, track_saved_bytes
+from e3va.utils.atomic import atomic_open
+from e3va.utils.measure import MIB, count_parameters, track_saved_bytes
 
 BEGIN, END = "<!-- configs: begin -->", "<!-- configs: end -->"
 LINK = "../../configs"  # from the README's folder

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from e3va.checkpoint import atomic_open, rename_atomically
-from e3va.measure import MIB
+from e3va.utils.atomic import atomic_open, rename_atomically
+from e3va.utils.measure import MIB
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
@@ -39,7 +39,7 @@ SIZE = 128  # pixels
 def run(*command: str) -> None:
     """Run a command as a user would, showing it; stop where it fails."""
     print(f"\n$ {shlex.join(command)}\n", flush=True)
-    start = {"python": [sys.executable], "e3va": [sys.executable, "-m", "e3va.torchvision.cli"]}
+    start = {"python": [sys.executable], "e3va": [sys.executable, "-m", "e3va"]}
     done = subprocess.run([*start[command[0]], *command[1:]])
     if done.returncode:
         sys.exit(done.returncode)

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from e3va import E3VABackbone, UserError
-from e3va.checkpoint import atomic_open
-from e3va.optional import require
-from e3va.torchvision import commands
-from e3va.torchvision.cli import build_parser, whole
+from e3va.cli import commands
+from e3va.cli.main import build_parser, whole
 from e3va.torchvision.curves import read_metrics
 from e3va.torchvision.data import read_image, to_tensor
 from e3va.torchvision.models import DEMO_TRUNK, MEAN, STD, read_trunk
 from e3va.torchvision.trainer import make_folder
-from e3va.weights import load_trunk
+from e3va.utils.atomic import atomic_open
+from e3va.utils.optional import require
+from e3va.weights.loading import load_trunk
 
 # name → memory mode, whether under bfloat16 autocast
 MODES = {

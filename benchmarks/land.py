@@ -16,7 +16,7 @@ import numpy as np
 from drawing import Generator, Pose
 from PIL import Image
 
-from e3va.checkpoint import rename_atomically
+from e3va.utils.atomic import rename_atomically
 
 SEED = 4711
 CLASSES = ("meadow", "water", "forest", "field", "road", "roof")

@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from cost import report
 
-from e3va import fast_trunk
-from e3va.checkpoint import atomic_open
-from e3va.errors import UserError
-from e3va.products import Product
+from e3va.ops.products import Product
+from e3va.swin import fast_trunk
 from e3va.torchvision.trainer import make_folder
+from e3va.utils.atomic import atomic_open
+from e3va.utils.errors import UserError
 
 ROUNDS = 15
 Pair = tuple[Callable[[], object], Callable[[], object]]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from e3va import E3VABackbone, get_preset
-from e3va.checkpoint import rename_atomically
+from e3va.utils.atomic import rename_atomically
 
 KINDS = ("background", *drawing.OUTLINES, "blob")
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # as Swin's pretraining

@@ -29,11 +29,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from e3va.checkpoint import atomic_open
 from e3va.detectron2 import HighwayTrainer, add_e3va_config, load_config
 from e3va.detectron2.distributed import share_model
 from e3va.detectron2.launch import join_torchrun, launch
-from e3va.measure import MIB
+from e3va.utils.atomic import atomic_open
+from e3va.utils.measure import MIB
 
 BATCH, SIDE, STEPS = 8, 64, 3
 WORLDS = {2: "Detectron2's launcher", 4: "torchrun"}

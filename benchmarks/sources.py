@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from e3va import PRESETS, SwinTrunk, UserError
-from e3va.checkpoint import atomic_open, load_file, model_state, save_atomically
-from e3va.presets import SwinPreset
-from e3va.weights import load_trunk
+from e3va.swin.presets import SwinPreset
+from e3va.utils.atomic import atomic_open, save_atomically
+from e3va.weights.checkpoint import load_file, model_state
+from e3va.weights.loading import load_trunk
 
 Run = Callable[[Tensor], list[Tensor]]  # the four stages' outputs, [1, H, W, C] or [1, T, C]
 

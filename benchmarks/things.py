@@ -19,7 +19,7 @@ import pycocotools.mask
 from drawing import OUTLINES, Generator, Pose, circle
 from PIL import Image
 
-from e3va.checkpoint import atomic_open, rename_atomically
+from e3va.utils.atomic import atomic_open, rename_atomically
 
 SEED = 20231
 LEAST_SHOWN = 0.35  # of a thing's area; what shows less is painted over with the rest

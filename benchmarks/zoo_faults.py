@@ -24,10 +24,11 @@ import torch
 from torch import nn
 
 from e3va import E3VABackbone
-from e3va.adapters import MODEL_FILE, save_adapter
-from e3va.checkpoint import atomic_open, load_file, model_state
+from e3va.adapter_files.files import MODEL_FILE, save_adapter
 from e3va.model_zoo import local_path
-from e3va.weights import load_trunk
+from e3va.utils.atomic import atomic_open
+from e3va.weights.checkpoint import load_file, model_state
+from e3va.weights.loading import load_trunk
 
 SLOW = {"pause": 0.005}
 # What happens, the faults of the next answers with the weights, the cache that the user has.

@@ -4,16 +4,16 @@ The core, which needs torch alone. Two hosts stand on it: ``e3va.torchvision``, 
 is the ``e3va`` command too, and ``e3va.detectron2``.
 """
 
-from .adapter import Adapter, MixingAdapter
-from .adapter_set import AdapterSet
-from .adapters import load_adapter, save_adapter
+from ._version import __version__
+from .adapter_files.adapter_set import AdapterSet
+from .adapter_files.files import load_adapter, save_adapter
 from .backbone import E3VABackbone
-from .errors import UserError
-from .highway import Highway
-from .presets import PRESETS, SwinPreset, get_preset
-from .trunk import Stage, SwinTrunk, TrunkNotFrozenError
-
-__version__ = "0.1.0"
+from .highway.adapters.conv import MixingAdapter
+from .highway.adapters.dual_low_rank import Adapter
+from .highway.highway import Highway
+from .swin.presets import PRESETS, SwinPreset, get_preset
+from .swin.trunk import Stage, SwinTrunk, TrunkNotFrozenError
+from .utils.errors import UserError
 
 __all__ = [
     "PRESETS",
@@ -27,6 +27,7 @@ __all__ = [
     "SwinTrunk",
     "TrunkNotFrozenError",
     "UserError",
+    "__version__",
     "get_preset",
     "load_adapter",
     "save_adapter",

@@ -6,17 +6,18 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .adapter import Adapter, MixingAdapter
-from .errors import UserError
-from .highway import Highway
-from .origin import origin_of
-from .precision import storage_dtype
-from .presets import SwinPreset, get_preset, same_geometry
-from .storage import store_as, store_in_8_bits
-from .trunk import TAPS, SwinTrunk
+from .highway.adapters.conv import MixingAdapter
+from .highway.adapters.dual_low_rank import Adapter
+from .highway.highway import Highway
+from .swin.precision import storage_dtype
+from .swin.presets import SwinPreset, get_preset, same_geometry
+from .swin.storage import store_as, store_in_8_bits
+from .swin.trunk import TAPS, SwinTrunk
+from .utils.errors import UserError
+from .weights.origin import origin_of
 
 LEVELS = ("p0", "p1", "p2", "p3")
-# How each memory mode keeps the highway's taps, see e3va.kept; None: as autograd does.
+# How each memory mode keeps the highway's taps, see e3va.ops.saved_activation; None: as autograd does.
 MEMORY = {"standard": "half", "lean": "int8", "plain": None}
 
 
@@ -25,7 +26,7 @@ class Method:
     """A way of tuning.
 
     Attributes:
-        form: of the highway, see :class:`e3va.highway.Highway`.
+        form: of the highway, see :class:`e3va.highway.highway.Highway`.
         taps, downsample: what a highway's settings are unless others are given.
         trunk: whether the trunk trains.
     """
@@ -99,7 +100,7 @@ class E3VABackbone(nn.Module):
     """A Swin backbone tuned along its highway.
 
     Args:
-        preset: a name of :data:`e3va.presets.PRESETS` (``"swin_t"``, ``"swin_l_384"``, …) or a
+        preset: a name of :data:`e3va.swin.presets.PRESETS` (``"swin_t"``, ``"swin_l_384"``, …) or a
             geometry.
         method: ``"e3va"`` and ``"paper"`` train adapters and pyramid norms: a chain with one
             adapter for each block, which mixes neighbours (:class:`e3va.MixingAdapter`), or the
@@ -107,18 +108,18 @@ class E3VABackbone(nn.Module):
             alone; ``"full"`` everything, the trunk included, without adapters.
         rank: r of the adapters; by default that of :func:`complete`.
         reduction: q of the paper's adapters, whose bottleneck is C/q.
-        taps: what adapters read, see :meth:`e3va.trunk.SwinTrunk.stages`; by default ``"block"``
+        taps: what adapters read, see :meth:`e3va.swin.trunk.SwinTrunk.stages`; by default ``"block"``
             for ``"e3va"``, ``"sublayer"`` for ``"paper"``.
-        downsample: how the highway passes from stage to stage, see :class:`e3va.highway.Highway`;
+        downsample: how the highway passes from stage to stage, see :class:`e3va.highway.highway.Highway`;
             by default ``"offset"`` for ``"e3va"``, ``"direct"`` for ``"paper"``.
         memory: ``"standard"``: the taps are kept in half precision and a frozen trunk runs in its
-            fast form (:mod:`e3va.fast_trunk`, :mod:`e3va.fast_highway`). ``"lean"``: the taps, and
+            fast form (:mod:`e3va.swin.fast_trunk`, :mod:`e3va.highway.fast_chain`). ``"lean"``: the taps, and
             after :meth:`prepare` the trunk's weights, are kept in 8 bits; the hosts also compute
             neck and heads again in the backward pass instead of keeping what lies inside them.
             ``"plain"``: the reference, modules and autograd alone.
         trunk_precision: in which type a frozen trunk computes: ``"auto"`` is float32, and in mixed
             precision what the device is fast in; or ``"fp32"``, ``"bf16"``, ``"fp16"``. See
-            :mod:`e3va.precision`.
+            :mod:`e3va.swin.precision`.
         out_features: the pyramid levels to give, some of p0..p3 (strides 4, 8, 16, 32).
         trunk: one of the same preset to share with other backbones, frozen; its own settings then
             stand for ``trunk_precision``. None to build one.
@@ -194,7 +195,7 @@ class E3VABackbone(nn.Module):
     def prepare(self, mixed: bool) -> None:
         """Bring a frozen trunk's weights into the form in which they are kept while it is used.
 
-        In mixed precision that is a half-precision type, see :func:`e3va.precision.storage_dtype`;
+        In mixed precision that is a half-precision type, see :func:`e3va.swin.precision.storage_dtype`;
         with ``memory="lean"`` 8 bits for the blocks' matrices. It rounds the weights; without it
         everything works as well and takes more memory. Call it once the model is on its device,
         with its weights loaded. Nothing happens to a plain trunk, or to one that trains.

@@ -1,4 +1,4 @@
-"""What all tests share: whether Detectron2 is there, and drawn data in COCO format."""
+"""Shared by all tests: whether Detectron2 is there, drawn data, and models of a few kilobytes."""
 
 import importlib.util
 import json
@@ -9,6 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+
+from e3va import SwinTrunk, get_preset
+from e3va.torchvision import ModelConfig, build_model, load_pretrained
+from e3va.torchvision.data import Dataset, coco_dataset, label_dataset
+from e3va.torchvision.evaluate import Scores
+from e3va.torchvision.lean import prepare_model
+from e3va.torchvision.trainer import Trainer, TrainSettings
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 collect_ignore = [] if HAS_DETECTRON2 else ["detectron2"]
@@ -89,3 +96,91 @@ def draw_data(folder: Path) -> DrawnData:
     result.data = {"images": images, "annotations": annotations, "categories": categories}
     result.save()
     return result
+
+
+@pytest.fixture
+def drawn_labels(drawn):
+    """Folder of label maps for the drawn pictures: 0 background, 1 red, 2 blue, 255 at a corner."""
+    folder = drawn.images.parent / "labels"
+    folder.mkdir()
+    for image in drawn.data["images"]:
+        labels = np.zeros((image["height"], image["width"]), np.uint8)
+        for a in drawn.data["annotations"]:
+            if a["image_id"] == image["id"]:
+                x, y, w, h = a["bbox"]
+                labels[y : y + h, x : x + w] = {3: 1, 7: 2}[a["category_id"]]
+        labels[0, 0] = 255
+        Image.fromarray(labels).save(folder / image["file_name"])
+    return folder
+
+
+@pytest.fixture
+def instances(drawn):
+    return coco_dataset(str(drawn.json), str(drawn.images), training=True)
+
+
+@pytest.fixture
+def label_maps(drawn, drawn_labels):
+    return label_dataset(str(drawn.images), str(drawn_labels))
+
+
+def small_config(model: str, classes: tuple[str, ...] = ("red", "blue"), **changes) -> ModelConfig:
+    ids = () if model == "semantic_fpn" else tuple(range(1, len(classes) + 1))
+    options = {"rank": 4, "heads": "light", "size": 64, "max_size": 96, "trunk": "random"}
+    options |= {"category_ids": ids, **changes}
+    return ModelConfig(model, classes, get_preset("swin_nano"), **options)
+
+
+@pytest.fixture
+def make_small():
+    """(config, model) of a kind, with random weights from seed 0."""
+
+    def make(model: str, **changes):
+        config = small_config(model, **changes)
+        torch.manual_seed(0)
+        return config, build_model(config)
+
+    return make
+
+
+@pytest.fixture
+def pretrained(tmp_path) -> Path:
+    """A file of weights for a trunk of the size of ``small_config``."""
+    return write_trunk(tmp_path / "swin.pth", seed=5)
+
+
+def write_trunk(path: Path, seed: int, preset: str = "swin_nano") -> Path:
+    """Write the weights of a Swin in the official layout; none of them is as drawn by default."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {
+        name: torch.randn(value.shape, generator=generator) / 8
+        for name, value in SwinTrunk(preset).state_dict().items()
+    }
+    torch.save({"model": state}, path)
+    return path
+
+
+@pytest.fixture
+def make_trained(make_small, pretrained, tmp_path):
+    """(config, model) as training leaves it: no adapter is zero; its files are written too."""
+
+    def make(kind: str, name: str, mixed: bool = False, **changes):
+        seed = len(name)
+        config, model = make_small(kind, trunk=str(pretrained), **changes)
+        load_pretrained(model, str(pretrained))
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.data.add_(noise, alpha=0.05)
+        prepare_model(model, mixed)
+        dataset = Dataset([], config.classes, read_target=dict, summary=f"{tmp_path}/x: 4 images")
+        data = {"summary": dataset.summary}
+        trainer = Trainer(model, config, TrainSettings(), dataset, tmp_path / name, data=data)
+        trainer.step = 7
+        trainer.scores = Scores({"AP mask": 12.5, "AP box": float("nan")})
+        trainer.save()
+        trainer.save_model()
+        return config, model.eval()
+
+    return make

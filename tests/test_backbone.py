@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from e3va import PRESETS, E3VABackbone, UserError
 from e3va.backbone import complete
-from e3va.measure import count_parameters, track_saved_bytes
+from e3va.utils.measure import count_parameters, track_saved_bytes
 
 NANO = PRESETS["swin_nano"]
 

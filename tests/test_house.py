@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from e3va import UserError
-from e3va.optional import HOW_TO_INSTALL, require
+from e3va.utils.optional import HOW_TO_INSTALL, require
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "e3va"

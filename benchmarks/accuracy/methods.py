@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e3va import E3VABackbone
-from e3va.optional import require
-from e3va.trunk import SwinTrunk
+from e3va.swin.trunk import SwinTrunk
+from e3va.utils.optional import require
 
 
 @dataclass(frozen=True)

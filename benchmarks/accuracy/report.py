@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from e3va.checkpoint import atomic_open, load_file, model_state, rename_atomically
-from e3va.optional import require
 from e3va.torchvision.curves import read_metrics
 from e3va.torchvision.data import read_example
 from e3va.torchvision.models import load_state
 from e3va.torchvision.predict import draw_instances, draw_labels
 from e3va.torchvision.trainer import MODEL, SUMMARY
+from e3va.utils.atomic import atomic_open, rename_atomically
+from e3va.utils.optional import require
+from e3va.weights.checkpoint import load_file, model_state
 
 from .candidates import ALL
 from .methods import DEFAULT

@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from e3va.checkpoint import atomic_open, load_file, model_state
-from e3va.stream import seed_everything
 from e3va.torchvision.evaluate import evaluate
 from e3va.torchvision.models import (
     DEMO_TRUNK,
@@ -30,6 +28,9 @@ from e3va.torchvision.trainer import (
     make_folder,
     read_state,
 )
+from e3va.utils.atomic import atomic_open
+from e3va.utils.seeding import seed_everything
+from e3va.weights.checkpoint import load_file, model_state
 
 from .candidates import ALL
 from .tasks import TASKS, Sources

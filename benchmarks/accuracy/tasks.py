@@ -8,9 +8,9 @@ import land
 import things
 from torch import Tensor
 
-from e3va.errors import UserError
 from e3va.torchvision.data import Dataset, Record, Target, coco_dataset, label_dataset
 from e3va.torchvision.semantic import IGNORED
+from e3va.utils.errors import UserError
 
 THINGS_SPLITS = {"train": 300, "val": 40, "test": 100}
 LAND_SPLITS = {"train": 24, "val": 24, "test": 60}

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e3va.measure import MIB, count_parameters, track_saved_bytes
-from e3va.stream import seed_everything
+from e3va.utils.measure import MIB, count_parameters, track_saved_bytes
+from e3va.utils.seeding import seed_everything
 
 from . import limits
 from .clock import Arrivals, divided, now

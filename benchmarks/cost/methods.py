@@ -9,10 +9,10 @@ from accuracy.methods import bottleneck, lora
 from torch import nn
 
 from e3va import E3VABackbone
-from e3va.errors import UserError
-from e3va.presets import get_preset
-from e3va.stream import seed_everything
-from e3va.trunk import SwinTrunk
+from e3va.swin.presets import get_preset
+from e3va.swin.trunk import SwinTrunk
+from e3va.utils.errors import UserError
+from e3va.utils.seeding import seed_everything
 
 
 @dataclass(frozen=True)

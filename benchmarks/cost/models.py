@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from e3va.errors import UserError
+from e3va.utils.errors import UserError
 
 from .batch import CLASSES, detectron2_examples, draw, torchvision_examples
 from .methods import make_bottom_up
@@ -23,7 +23,7 @@ class Spec:
 
     Attributes:
         method: a key of :data:`cost.methods.METHODS`.
-        preset: of the trunk, see :data:`e3va.presets.PRESETS`.
+        preset: of the trunk, see :data:`e3va.swin.presets.PRESETS`.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast).
         host: one of ``HOSTS``, or ``ALONE``.
         device: cpu, cuda or cuda:N.
@@ -141,7 +141,7 @@ class TorchvisionSubject(Subject):
     """Cascade Mask R-CNN out of torchvision's parts."""
 
     def build(self, spec: Spec) -> nn.Module:
-        from e3va.presets import get_preset
+        from e3va.swin.presets import get_preset
         from e3va.torchvision.models import HEADS, MODELS, ModelConfig, default_heads
         from e3va.torchvision.pyramid import PyramidBackbone
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from e3va.checkpoint import atomic_open
-from e3va.optional import require
+from e3va.utils.atomic import atomic_open
+from e3va.utils.optional import require
 
 from .methods import METHODS, REFERENCE
 from .rows import MIB, mib, part_seconds, seconds, title

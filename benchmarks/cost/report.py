@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from e3va.checkpoint import atomic_open
-from e3va.errors import UserError
+from e3va.utils.atomic import atomic_open
+from e3va.utils.errors import UserError
 
 from . import pictures
 from .methods import REFERENCE

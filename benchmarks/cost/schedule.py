@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from e3va.errors import UserError
-from e3va.presets import get_preset
+from e3va.swin.presets import get_preset
+from e3va.utils.errors import UserError
 
 from . import growth, report
 from .limits import DTYPES
@@ -63,7 +63,7 @@ def parse(doc: str, arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _checked(args: argparse.Namespace) -> argparse.Namespace:
-    from e3va.torchvision.commands import pick_device
+    from e3va.cli.commands import pick_device
 
     for preset in args.presets:
         get_preset(preset)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from e3va.errors import UserError
+from e3va.utils.errors import UserError
 
 from .models import Spec
 

@@ -1,6 +1,6 @@
 """A COCO-format file and its images, checked whole: no problem hides another.
 
-Whether an annotation can be used is decided where training decides it, in :mod:`e3va.coco`; what
+Whether an annotation can be used is decided where training decides it, in :mod:`e3va.data.coco`; what
 only shows when an image or a mask is opened is added here.
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..coco import find_category_fault, find_fault, find_image_fault, is_polygon, list_records
-from ..errors import UserError
+from ..utils.errors import UserError
+from .coco import find_category_fault, find_fault, find_image_fault, is_polygon, list_records
 from .images import Seen, in_threads, look_at
 from .masks import extent, pixels, to_rle
 from .problems import Problems
@@ -22,7 +22,10 @@ OUTSIDE = 1.0  # pixels by which a box or polygon may reach out of its image
 # side: annotators draw by hand.
 APART, APART_SHARE = 3.0, 0.1
 
-_KINDS = {"category": "unknown_category", "area": "no_area"}  # of e3va.coco.Fault, where renamed
+_KINDS = {
+    "category": "unknown_category",
+    "area": "no_area",
+}  # of e3va.data.coco.Fault, where renamed
 
 
 @dataclass
@@ -83,7 +86,7 @@ def check_instances(data: Mapping[str, Any], source: str | Path, root: str | Pat
     """Check an annotation file and open all of its images.
 
     Args:
-        data: what is in the file, see :func:`e3va.coco.load_json`.
+        data: what is in the file, see :func:`e3va.data.coco.load_json`.
         source: the file, for messages.
         root: the folder that its ``file_name`` entries are relative to.
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
-from ..label_maps import IGNORED
-from ..paths import IMAGE_SUFFIXES
+from ..utils.errors import UserError
+from ..utils.paths import IMAGE_SUFFIXES
 from .check import note_turned
 from .images import BROKEN, Seen, brief, in_threads, look_at
+from .label_maps import IGNORED
 from .problems import Problems
 
 

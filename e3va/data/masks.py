@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ..coco import is_polygon
-from ..optional import require
+from ..utils.optional import require
+from .coco import is_polygon
 
 # How many images wide a polygon may reach: its edges are followed point by point.
 FAR = 10

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
-from ..paths import IMAGE_SUFFIXES
+from ..utils.errors import UserError
+from ..utils.paths import IMAGE_SUFFIXES
 
 VARIABLE = "DETECTRON2_DATASETS"
 ADE20K, ADE20K_CLASSES = "ADEChallengeData2016", 150

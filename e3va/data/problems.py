@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import atomic_open
+from ..utils.atomic import atomic_open
 
 SHOWN = 3  # problems of a kind that are printed; all of them are written
 

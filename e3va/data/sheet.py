@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ..checkpoint import rename_atomically
-from ..colours import COLOURS
-from ..label_maps import IGNORED, read_label_map
+from ..utils.atomic import rename_atomically
+from ..utils.colors import COLOURS
 from .check import Instances
 from .images import BROKEN, in_threads
+from .label_maps import IGNORED, read_label_map
 from .labels import LabelMaps, Pair
 from .masks import decode, to_rle
 

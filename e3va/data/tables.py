@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..columns import columns
-from ..label_maps import IGNORED
+from ..utils.tables import columns
 from .check import ClassCount, Instances
+from .label_maps import IGNORED
 from .labels import LabelMaps
 
 SMALL, LARGE = 32, 96  # √area in pixels, the borders of COCO's small, medium and large objects

@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .images import brief
 
 CLASSES = (

@@ -12,7 +12,7 @@ Raises:
 import warnings
 
 from ..model_zoo import register
-from ..optional import require
+from ..utils.optional import require
 
 require("detectron2", "e3va.detectron2")
 

@@ -4,11 +4,11 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from ..adapter_config import AdapterConfig
+from ..adapter_files.description import AdapterConfig
 from ..model_zoo.trunks import find_trunk_of
-from ..origin import round_as
-from ..trunk import SwinTrunk
-from ..weights import load_trunk
+from ..swin.trunk import SwinTrunk
+from ..weights.loading import load_trunk
+from ..weights.origin import round_as
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
-from ..errors import UserError
-from ..label_maps import IGNORED, pair_label_maps
+from ..data.label_maps import IGNORED, pair_label_maps
+from ..utils.errors import UserError
 
 SPLITS = {"ade_challenge_2016_train": "training", "ade_challenge_2016_val": "validation"}
 # Folders of label maps, with the label that class 0 has there.
@@ -34,7 +34,7 @@ def ade20k_dicts(root: str | os.PathLike, split: str) -> list[dict[str, Any]]:
 
     Raises:
         UserError: a folder, a label map or all images are missing; see
-            :func:`e3va.label_maps.pair_label_maps`.
+            :func:`e3va.data.label_maps.pair_label_maps`.
     """
     root = Path(root)
     images = root / "images" / split

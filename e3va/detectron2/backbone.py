@@ -6,9 +6,9 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
 from ..backbone import LEVELS, E3VABackbone
-from ..errors import UserError
-from ..presets import SwinPreset, get_preset
-from ..trunk import PATCH, SwinTrunk
+from ..swin.presets import SwinPreset, get_preset
+from ..swin.trunk import PATCH, SwinTrunk
+from ..utils.errors import UserError
 from .pyramid import LeanPyramid
 
 

@@ -8,19 +8,14 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from ..adapter_config import AdapterConfig, describe_model
-from ..adapters import FULL_KEY, apply_adapter, is_adapter, read_adapter, recorded_origin
-from ..checkpoint import (
-    atomic_open,
-    load_file,
-    model_state,
-    remove_leftovers,
-    save_atomically,
-)
-from ..errors import UserError
+from ..adapter_files.description import AdapterConfig, describe_model
+from ..adapter_files.files import FULL_KEY, apply_adapter, is_adapter, read_adapter, recorded_origin
 from ..model_zoo.resolve import SCHEME, local_path
-from ..origin import TrunkOrigin, fingerprint
-from ..weights import check_trunk, find_trunk, load_trunk, missing_trunk, trunk_state
+from ..utils.atomic import atomic_open, remove_leftovers, save_atomically
+from ..utils.errors import UserError
+from ..weights.checkpoint import load_file, model_state
+from ..weights.loading import check_trunk, find_trunk, load_trunk, missing_trunk, trunk_state
+from ..weights.origin import TrunkOrigin, fingerprint
 from .adapter_trunk import trunk_of
 from .backbone import find_backbone, find_trunk_module
 from .describe import HOST

@@ -14,8 +14,8 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..errors import UserError
-from ..paths import CONFIG_ROOT
+from ..utils.errors import UserError
+from ..utils.paths import CONFIG_ROOT
 
 
 def add_e3va_config(cfg: CfgNode) -> None:

@@ -14,8 +14,8 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
-from ..coco import CocoData, read_categories, read_coco
-from ..errors import UserError
+from ..data.coco import CocoData, read_categories, read_coco
+from ..utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ def coco_dicts(
     """Dataset dicts in Detectron2's format.
 
     Args:
-        json_file, image_root, training, masks: see :func:`e3va.coco.read_coco`.
+        json_file, image_root, training, masks: see :func:`e3va.data.coco.read_coco`.
 
     Raises:
-        UserError: as :func:`e3va.coco.read_coco`, or if a path was not given.
+        UserError: as :func:`e3va.data.coco.read_coco`, or if a path was not given.
     """
     key = "data.train" if training else "data.val"
     data = read_coco(

@@ -13,17 +13,17 @@ from detectron2.config import LazyCall
 from detectron2.data import Metadata, MetadataCatalog
 from omegaconf import DictConfig
 
-from ..adapter_config import AdapterConfig
-from ..errors import UserError
+from ..adapter_files.description import AdapterConfig
 from ..model_zoo import get_config_file
-from ..presets import PRESETS, SwinPreset, preset_name, same_geometry
+from ..swin.presets import PRESETS, SwinPreset, preset_name, same_geometry
+from ..utils.errors import UserError
 from .config import load_config
 
 HOST = "detectron2"
 
 
 def describe_config(cfg: DictConfig, loader: Any = None) -> dict[str, Any]:
-    """What :func:`e3va.adapter_config.describe_model` is told of a training.
+    """What :func:`e3va.adapter_files.description.describe_model` is told of a training.
 
     Args:
         cfg: of the training.

@@ -9,8 +9,8 @@ from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..origin import fingerprint
+from ..utils.errors import UserError
+from ..weights.origin import fingerprint
 from .lean import leave_trunk_out_of_ddp
 
 

@@ -14,7 +14,7 @@ from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .checkpoint import HighwayCheckpointer
 from .config import find_config, load_config
 from .data import class_names, coco_dicts
@@ -116,7 +116,7 @@ def check_validation_data(data: DictConfig, masks: bool = True) -> None:
     """Find mistakes in the validation data before the training and not when it is done.
 
     Raises:
-        UserError: see :func:`e3va.coco.read_coco`; or other classes than those of the training. Of
+        UserError: see :func:`e3va.data.coco.read_coco`; or other classes than those of the training. Of
             label maps, see :func:`e3va.detectron2.labels.label_dicts`.
     """
     if "labels" in data.val:

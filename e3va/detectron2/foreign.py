@@ -6,8 +6,8 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from torch import nn
 
-from ..adapter_config import AdapterConfig
-from ..errors import UserError
+from ..adapter_files.description import AdapterConfig
+from ..utils.errors import UserError
 
 SMALL_IMAGES = 400  # pixels of the shorter side below which that host's anchors begin at half size
 ANCHORS = (16, 32)  # pixels, the smallest

@@ -11,10 +11,10 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.events import CommonMetricPrinter, get_event_storage
 from torch import nn
 
-from ..adapters import CONFIG_FILE, MODEL_FILE, save_adapter
-from ..errors import UserError
-from ..measure import count_parameters, parameter_table, peak_memory
-from ..origin import UNKNOWN
+from ..adapter_files.files import CONFIG_FILE, MODEL_FILE, save_adapter
+from ..utils.errors import UserError
+from ..utils.measure import count_parameters, parameter_table, peak_memory
+from ..weights.origin import UNKNOWN
 from .backbone import model_parts
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import SemSegEvaluator
 from omegaconf import ListConfig
 
-from ..errors import UserError
-from ..label_maps import (
+from ..data.label_maps import (
     IGNORED,
     MOST_CLASSES,
     check_labels,
@@ -27,6 +26,7 @@ from ..label_maps import (
     pair_label_maps,
     read_label_map,
 )
+from ..utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def label_classes(images: str, labels: str, classes: Sequence[str] | None) -> li
 
     Raises:
         UserError: the names are not a list of different ones, or there are too many; without names,
-            as :func:`e3va.label_maps.pair_label_maps` and ``read_label_map``.
+            as :func:`e3va.data.label_maps.pair_label_maps` and ``read_label_map``.
     """
     if classes is None:
         return numbered_classes(pair_label_maps(*_given(images, labels, "data.train")))
@@ -64,12 +64,12 @@ def label_dicts(
     """Dataset dicts in Detectron2's format for two folders; every label map is read and checked.
 
     Args:
-        images, labels: see :func:`e3va.label_maps.pair_label_maps`.
+        images, labels: see :func:`e3va.data.label_maps.pair_label_maps`.
         training: which of the config's keys an error names.
         classes: names; that of label 0 first.
 
     Raises:
-        UserError: a path was not given; as :func:`e3va.label_maps.pair_label_maps`; a label without
+        UserError: a path was not given; as :func:`e3va.data.label_maps.pair_label_maps`; a label without
             a class.
     """
     pairs = pair_label_maps(*_given(images, labels, "data.train" if training else "data.val"))

@@ -26,7 +26,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.distributed.rendezvous import rendezvous
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 INTERRUPTED = "interrupted: the same command with --resume goes on from the last checkpoint"
 _TORCHRUN = (

@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..recompute import recompute
+from ..ops.recompute import recompute
 from .backbone import find_backbone
 from .pyramid import LeanPyramid
 

@@ -1,6 +1,6 @@
 """A training data loader whose n-th batch depends on the seed and n alone.
 
-Detectron2's own loader restarts its stream when a run is resumed; see :mod:`e3va.stream`.
+Detectron2's own loader restarts its stream when a run is resumed; see :mod:`e3va.data.stream`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 
-from ..errors import UserError
-from ..stream import BatchStream, SeededDataset, stream_batches
+from ..data.stream import BatchStream, SeededDataset, stream_batches
+from ..utils.errors import UserError
 
 
 class TrainLoader:

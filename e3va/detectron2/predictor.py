@@ -13,10 +13,10 @@ from detectron2.data import Metadata
 from omegaconf import DictConfig
 from torch import nn
 
-from ..adapter_config import AdapterConfig
-from ..adapters import apply_adapter, is_adapter, read_adapter, read_config
-from ..errors import UserError
-from ..trunk import SwinTrunk
+from ..adapter_files.description import AdapterConfig
+from ..adapter_files.files import apply_adapter, is_adapter, read_adapter, read_config
+from ..swin.trunk import SwinTrunk
+from ..utils.errors import UserError
 from .adapter_trunk import warn_of_rounding
 from .backbone import find_trunk_module
 from .checkpoint import HighwayCheckpointer, local_weights

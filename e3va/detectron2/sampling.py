@@ -8,7 +8,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import ROIHeads
 from torch import nn
 
-from ..stream import seed_everything
+from ..utils.seeding import seed_everything
 
 # The methods that draw a sample, which Detectron2 calls for one image after the other.
 _METHODS = {RPN: "_subsample_labels", ROIHeads: "_sample_proposals"}

@@ -13,9 +13,9 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UserError
-from ..measure import MIB, track_saved_bytes
-from ..stream import seed_everything
+from ..utils.errors import UserError
+from ..utils.measure import MIB, track_saved_bytes
+from ..utils.seeding import seed_everything
 from .backbone import find_trunk_module, model_parts
 from .distributed import check_same_start
 from .lean import prepare_model

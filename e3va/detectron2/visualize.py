@@ -14,9 +14,9 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from ..checkpoint import atomic_open
-from ..errors import UserError
-from ..paths import find_images, free_name
+from ..utils.atomic import atomic_open
+from ..utils.errors import UserError
+from ..utils.paths import find_images, free_name
 from .predictor import LazyPredictor
 
 READABLE = 480  # pixels of the shorter side from which labels can be read beside what they name

@@ -10,7 +10,7 @@ Raises:
     UserError: iopath is not installed.
 """
 
-from ..optional import require
+from ..utils.optional import require
 
 require("iopath", "e3va.model_zoo")
 

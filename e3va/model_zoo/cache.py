@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iopath.common.file_io import file_lock, get_cache_dir
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 
 def cache_root() -> Path:

@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 
 import e3va
 
-from ..checkpoint import atomic_open
-from ..errors import UserError
+from ..utils.atomic import atomic_open
+from ..utils.errors import UserError
 from .cache import writing
 from .progress import Bar, mebibytes, say
 from .rows import SIZE_CAP, is_web_address

@@ -4,7 +4,7 @@ from typing import IO, Any
 
 from iopath.common.file_io import PathHandler, PathManager, g_pathmgr
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .resolve import SCHEME, exists, find_place, local_path
 
 

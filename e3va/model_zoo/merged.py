@@ -7,10 +7,11 @@ import torch
 
 import e3va
 
-from ..adapter_config import AdapterConfig
-from ..adapters import FULL_KEY, merge, read_adapter
-from ..checkpoint import atomic_open, load_file, model_state, save_atomically
-from ..errors import UserError
+from ..adapter_files.description import AdapterConfig
+from ..adapter_files.files import FULL_KEY, merge, read_adapter
+from ..utils.atomic import atomic_open, save_atomically
+from ..utils.errors import UserError
+from ..weights.checkpoint import load_file, model_state
 from .cache import cache_root, inside, locked, writing
 from .download import Expected, sha256_of
 from .progress import say

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from ..checkpoint import atomic_open
-from ..errors import UserError
+from ..utils.atomic import atomic_open
+from ..utils.errors import UserError
 from .cache import cache_root, locked, writing
 from .download import Unreachable, read_small
 from .progress import say

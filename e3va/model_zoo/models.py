@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..adapter_config import AdapterConfig
-from ..adapters import CONFIG_FILE
+from ..adapter_files.description import AdapterConfig
+from ..adapter_files.files import CONFIG_FILE
 from ..backbone import find_backbone
-from ..checkpoint import load_file, model_state
-from ..errors import UserError
-from ..paths import CONFIG_ROOT
-from ..presets import preset_name
+from ..swin.presets import preset_name
+from ..utils.errors import UserError
+from ..utils.paths import CONFIG_ROOT
+from ..weights.checkpoint import load_file, model_state
 from .handler import register
 from .merged import FULL_FILE
 from .resolve import SCHEME, find_place, local_path
@@ -123,7 +123,7 @@ def _config(config_path: str, row: AdapterRow | None) -> Any:
     file = get_config_file(config_path)
     if file.endswith(".yaml"):
         return _yaml_config(file, row)
-    from ..detectron2.config import load_config  # asks for Detectron2
+    from ..detectron2.config import load_config
     from ..detectron2.describe import adopt
 
     cfg = load_config(file)
@@ -133,7 +133,7 @@ def _config(config_path: str, row: AdapterRow | None) -> Any:
 
 
 def _yaml_config(file: str, row: AdapterRow | None) -> Any:
-    from ..detectron2 import add_e3va_config  # asks for Detectron2
+    from ..detectron2 import add_e3va_config
 
     from detectron2.config import get_cfg  # isort: skip
 
@@ -186,7 +186,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         if row.host != DETECTRON2 or not row.config:
             raise UserError(
                 f"the adapter {row.name!r} names no config of this project (its model was built "
-                "elsewhere): build the model and use e3va.adapters.load_adapter"
+                "elsewhere): build the model and use e3va.adapter_files.files.load_adapter"
             )
         config_path = row.config
     elif trained:

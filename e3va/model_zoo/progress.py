@@ -2,7 +2,7 @@
 
 import sys
 
-from ..optional import require
+from ..utils.optional import require
 
 
 def say(text: str) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapter_config import AdapterConfig
-from ..adapters import CONFIG_FILE, MODEL_FILE, merge, read_adapter
-from ..checkpoint import atomic_open, load_file, model_state
-from ..errors import UserError
-from ..presets import preset_name
-from ..weights import DEMO, DEMO_FILE
+from ..adapter_files.description import AdapterConfig
+from ..adapter_files.files import CONFIG_FILE, MODEL_FILE, merge, read_adapter
+from ..swin.presets import preset_name
+from ..utils.atomic import atomic_open
+from ..utils.errors import UserError
+from ..weights.checkpoint import load_file, model_state
+from ..weights.loading import DEMO, DEMO_FILE
 from .cache import cache_root, locked
 from .download import sha256_of
 from .mirror import TABLE_FILE

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .merged import FULL_FILE, full_checkpoint
 from .mirror import current
 from .rows import ADAPTER_FILES, ADAPTERS, TRUNKS, AdapterRow, TrunkRow, ZooFile, is_name

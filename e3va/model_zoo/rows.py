@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..adapters import CONFIG_FILE, MODEL_FILE
-from ..errors import UserError
+from ..adapter_files.files import CONFIG_FILE, MODEL_FILE
+from ..utils.errors import UserError
 
 FORMAT = 1
 SIZE_CAP = 2 << 30  # bytes; the largest published Swin has 0.9e9

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..checkpoint import atomic_open, load_file, rename_atomically
-from ..errors import UserError
+from ..utils.atomic import atomic_open, rename_atomically
+from ..utils.errors import UserError
+from ..weights.checkpoint import load_file
 from .cache import cache_root, inside, locked, writing
 from .download import Expected, Unreachable, download, sha256_of
 from .mirror import MIRROR_VARIABLE, Mirror, current

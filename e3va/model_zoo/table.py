@@ -4,7 +4,7 @@ import difflib
 from functools import cache
 from pathlib import Path
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from . import mirror
 from .rows import AdapterRow, Table, TrunkRow, parse_table
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..adapter_config import AdapterConfig
-from ..checkpoint import load_file, model_state
-from ..errors import UserError
-from ..weights import DEMO, DEMO_FILE
+from ..adapter_files.description import AdapterConfig
+from ..utils.errors import UserError
+from ..weights.checkpoint import load_file, model_state
+from ..weights.loading import DEMO, DEMO_FILE
 from .resolve import SCHEME, local_path
 from .table import find_trunk_name
 

@@ -6,7 +6,7 @@ Raises:
     UserError: torchvision is not installed.
 """
 
-from ..optional import require
+from ..utils.optional import require
 
 require("torchvision", "e3va.torchvision")
 

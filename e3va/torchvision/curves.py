@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from ..checkpoint import atomic_open
-from ..errors import UserError
-from ..optional import require
+from ..utils.atomic import atomic_open
+from ..utils.errors import UserError
+from ..utils.optional import require
 from .trainer import METRICS
 
 SCORES = ("AP mask", "mIoU")

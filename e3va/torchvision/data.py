@@ -12,16 +12,16 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..coco import CocoData, read_coco
-from ..errors import UserError
-from ..label_maps import (
+from ..data.coco import CocoData, read_coco
+from ..data.label_maps import (
     LabelledImage,
     check_labels,
     numbered_classes,
     pair_label_maps,
     read_label_map,
 )
-from ..optional import require
+from ..utils.errors import UserError
+from ..utils.optional import require
 from .progress import track
 
 Record = dict[str, Any]
@@ -120,7 +120,7 @@ def coco_dataset(annotations: str, images: str, training: bool) -> Dataset:
     """COCO-format instances.
 
     Raises:
-        UserError: as :func:`e3va.coco.read_coco`.
+        UserError: as :func:`e3va.data.coco.read_coco`.
     """
     data = read_coco(Path(annotations).expanduser(), Path(images).expanduser(), training=training)
     require("pycocotools", "reading masks")
@@ -175,7 +175,7 @@ def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Dataset:
-    """Images with label maps, see :mod:`e3va.label_maps`; every map is read and checked.
+    """Images with label maps, see :mod:`e3va.data.label_maps`; every map is read and checked.
 
     Args:
         images: folder of images.
@@ -183,7 +183,7 @@ def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Data
         names: class names, label 0 first; by default ``class 0`` … up to the largest label.
 
     Raises:
-        UserError: as :func:`e3va.label_maps.pair_label_maps` and ``check_labels``.
+        UserError: as :func:`e3va.data.label_maps.pair_label_maps` and ``check_labels``.
     """
     pairs = pair_label_maps(images, labels)
 

@@ -1,4 +1,4 @@
-"""What the files of a training say of it: the arguments of :func:`e3va.adapters.save_adapter`."""
+"""What the files of a training say of it: the arguments of :func:`e3va.adapter_files.files.save_adapter`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ..adapter_config import describe_model
-from ..adapters import FULL_KEY
+from ..adapter_files.description import describe_model
+from ..adapter_files.files import FULL_KEY
 from ..model_zoo.trunks import DEMO, SCHEME
 from .models import RANDOM, ModelConfig
 

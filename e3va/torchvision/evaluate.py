@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..label_maps import IGNORED
-from ..optional import require
+from ..data.label_maps import IGNORED
+from ..utils.optional import require
 from .data import Dataset, read_example
 from .progress import track
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapter_config import AdapterConfig
-from ..errors import UserError
-from ..heads import to_host
+from ..adapter_files.description import AdapterConfig
+from ..adapter_files.heads import to_host
+from ..utils.errors import UserError
 from .description import HOST, trunk_name
 from .models import HEADS, ModelConfig, build_model
 
@@ -36,7 +36,7 @@ def model_of(
     images are then those of that host's configs, and category ids count from 1.
 
     Args:
-        about, state: of :func:`e3va.adapters.read_adapter`.
+        about, state: of :func:`e3va.adapter_files.files.read_adapter`.
         source: names the adapter in errors.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from ..recompute import has_batch_norm, recompute
+from ..ops.recompute import has_batch_norm, recompute
 from .cascade import CascadeRoIHeads
 from .semantic import SemanticFPN
 

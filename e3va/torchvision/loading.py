@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapter_config import AdapterConfig
-from ..adapter_set import AdapterSet
-from ..adapters import FULL_KEY, is_adapter, read_adapter, read_config, recorded_origin
-from ..checkpoint import load_file, model_state
-from ..errors import UserError
+from ..adapter_files.adapter_set import AdapterSet
+from ..adapter_files.description import AdapterConfig
+from ..adapter_files.files import FULL_KEY, is_adapter, read_adapter, read_config, recorded_origin
 from ..model_zoo.resolve import local_path
 from ..model_zoo.trunks import SCHEME, find_trunk_of
-from ..origin import round_as
-from ..trunk import SwinTrunk
-from ..weights import load_trunk
+from ..swin.trunk import SwinTrunk
+from ..utils.errors import UserError
+from ..weights.checkpoint import load_file, model_state
+from ..weights.loading import load_trunk
+from ..weights.origin import round_as
 from .description import HOST
 from .fitting import model_of
 from .models import ModelConfig, build_model, load_state

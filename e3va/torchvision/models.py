@@ -16,11 +16,18 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from ..backbone import E3VABackbone, complete
-from ..errors import UserError
 from ..model_zoo.trunks import DEMO, SCHEME, read_trunk_file
-from ..presets import SwinPreset, preset_name
-from ..trunk import SwinTrunk
-from ..weights import Loaded, find_trunk, load_trunk, missing_trunk, read_geometry, trunk_state
+from ..swin.presets import SwinPreset, preset_name
+from ..swin.trunk import SwinTrunk
+from ..utils.errors import UserError
+from ..weights.loading import (
+    Loaded,
+    find_trunk,
+    load_trunk,
+    missing_trunk,
+    read_geometry,
+    trunk_state,
+)
 from .cascade import AlignedPooler, CascadePredictor, CascadeRoIHeads
 from .pyramid import LEVEL_NAMES, PyramidBackbone
 from .semantic import SemanticFPN
@@ -139,7 +146,7 @@ def read_trunk(trunk: str) -> tuple[dict[str, Tensor], SwinPreset, str]:
 
     Args:
         trunk: ``"demo"`` for the one that comes with the library, a weights file of any layout of
-            :data:`e3va.layouts.LAYOUTS`, or one of the zoo (``e3va://…``, or its bare name).
+            :data:`e3va.weights.layouts.LAYOUTS`, or one of the zoo (``e3va://…``, or its bare name).
 
     Returns:
         its tensors, its geometry, and the file's name.
@@ -204,7 +211,7 @@ def load_pretrained(model: nn.Module, trunk: str) -> Loaded:
 
 
 def model_parts(model: nn.Module) -> dict[str, nn.Module]:
-    """Trunk, highway, neck and heads of a model of this host, for :mod:`e3va.measure`."""
+    """Trunk, highway, neck and heads of a model of this host, for :mod:`e3va.utils.measure`."""
     bottom_up = model.backbone.bottom_up
     heads = [child for name, child in model.named_children() if name != "backbone"]
     return {

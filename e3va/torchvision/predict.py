@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from ..checkpoint import atomic_open, rename_atomically
-from ..colours import COLOURS
-from ..errors import UserError
-from ..paths import free_name
+from ..utils.atomic import atomic_open, rename_atomically
+from ..utils.colors import COLOURS
+from ..utils.errors import UserError
+from ..utils.paths import free_name
 from .data import read_image, to_tensor
 from .evaluate import to_coco
 from .models import ModelConfig

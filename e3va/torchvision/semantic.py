@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ..label_maps import IGNORED
+from ..data.label_maps import IGNORED
 from .pyramid import LEVEL_NAMES, PyramidBackbone
 
 STRIDES = (4, 8, 16, 32)

@@ -6,25 +6,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..adapter_config import AdapterConfig
-from ..adapters import apply_adapter, read_adapter, without_trunk
+from ..adapter_files.description import AdapterConfig
+from ..adapter_files.files import apply_adapter, read_adapter, without_trunk
+from ..adapter_files.heads import to_host
 from ..backbone import trunk_prefix
-from ..errors import UserError
-from ..heads import to_host
 from ..model_zoo.trunks import SCHEME, as_address, find_trunk_of
-from ..presets import get_preset
+from ..swin.presets import get_preset
+from ..utils.errors import UserError
 from .data import Dataset
 from .description import HOST
 from .fitting import recognise
 from .loading import find_saved
-from .models import (
-    DEMO_TRUNK,
-    RANDOM,
-    ModelConfig,
-    default_heads,
-    load_pretrained,
-    read_trunk,
-)
+from .models import DEMO_TRUNK, RANDOM, ModelConfig, default_heads, load_pretrained, read_trunk
 
 WANTS = {True: "works on label maps: give --labels", False: "needs instances: give --annotations"}
 # Of the options, those that a backbone's shapes and arithmetic depend on.
@@ -38,7 +31,7 @@ class Start:
 
     Attributes:
         source: its path or address, as it was given.
-        state, about: what :func:`e3va.adapters.read_adapter` gave.
+        state, about: what :func:`e3va.adapter_files.files.read_adapter` gave.
         trunk: ``--trunk`` by which the trunk that it was trained on is had.
         kind, heads: ``--model`` and ``--heads`` of its model; None for one of no kind known here.
     """

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import MODEL_FILE as ADAPTER
-from ..adapters import recorded_origin, save_adapter
-from ..checkpoint import atomic_open, load_file, remove_leftovers, save_atomically
-from ..errors import UserError
-from ..measure import MIB, count_parameters, parameter_table, peak_memory, track_saved_bytes
-from ..stream import BatchStream, SeededDataset, seed_everything, stream_batches
+from ..adapter_files.files import MODEL_FILE as ADAPTER
+from ..adapter_files.files import recorded_origin, save_adapter
+from ..data.stream import BatchStream, SeededDataset, stream_batches
+from ..utils.atomic import atomic_open, remove_leftovers, save_atomically
+from ..utils.errors import UserError
+from ..utils.measure import MIB, count_parameters, parameter_table, peak_memory, track_saved_bytes
+from ..utils.seeding import seed_everything
+from ..weights.checkpoint import load_file
 from .data import Dataset, TrainMapper
 from .description import about, whole_entry, why_no_adapter
 from .evaluate import Scores

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from e3va import UserError
-from e3va.coco import read_coco
 from e3va.data.check import check_instances
+from e3va.data.coco import read_coco
 from e3va.data.masks import pixels, to_rle
 from e3va.data.problems import DROPPED, KINDS, REFUSED, WARNING
 from e3va.data.sheet import write_sheet

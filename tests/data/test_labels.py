@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from e3va import UserError
+from e3va.data.label_maps import check_labels as refuse_labels
+from e3va.data.label_maps import numbered_classes, pair_label_maps
 from e3va.data.labels import check_labels
 from e3va.data.problems import REFUSED
 from e3va.data.tables import labels_numbers, labels_text
-from e3va.label_maps import check_labels as refuse_labels
-from e3va.label_maps import numbered_classes, pair_label_maps
 
 
 class Maps:

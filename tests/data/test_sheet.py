@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e3va.colours import COLOURS
 from e3va.data.check import check_instances
 from e3va.data.labels import check_labels
 from e3va.data.sheet import (
@@ -21,6 +20,7 @@ from e3va.data.sheet import (
     pictures_of,
     write_sheet,
 )
+from e3va.utils.colors import COLOURS
 
 TOP = TITLE + ROW + GAP  # of the first tile, where the legend is of one line
 

@@ -8,10 +8,10 @@ from detectron2.config import LazyCall
 from detectron2.modeling import SwinTransformer
 
 from e3va import SwinTrunk
-from e3va.checkpoint import save_atomically
 from e3va.detectron2 import load_config
 from e3va.detectron2.engine import resolve_classes
-from e3va.presets import PRESETS
+from e3va.swin.presets import PRESETS
+from e3va.utils.atomic import save_atomically
 
 # A Cascade Mask R-CNN whose trunk, necks and heads are a few hundred thousand parameters.
 SMALL = [

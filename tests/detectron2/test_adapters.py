@@ -12,8 +12,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 
 from e3va import UserError
-from e3va.adapter_config import AdapterConfig
-from e3va.adapters import (
+from e3va.adapter_files.description import AdapterConfig
+from e3va.adapter_files.files import (
     CONFIG_FILE,
     FULL_KEY,
     MODEL_FILE,
@@ -23,12 +23,13 @@ from e3va.adapters import (
     split,
     write_adapter,
 )
-from e3va.checkpoint import load_file, save_atomically
+from e3va.adapter_files.heads import to_host
 from e3va.detectron2 import engine
 from e3va.detectron2.checkpoint import HighwayCheckpointer
 from e3va.detectron2.hooks import AdapterWriter
-from e3va.heads import to_host
-from e3va.origin import fingerprint
+from e3va.utils.atomic import save_atomically
+from e3va.weights.checkpoint import load_file
+from e3va.weights.origin import fingerprint
 
 CONFIG = "custom/cascade_mask_rcnn_e3va_swin_t.py"
 TRUNK = "backbone.bottom_up.trunk."

@@ -22,8 +22,8 @@ from e3va.detectron2 import add_e3va_config, load_config
 from e3va.detectron2.backbone import find_backbone, model_parts
 from e3va.detectron2.config import CONFIG_ROOT
 from e3va.detectron2.describe import set_classes
-from e3va.measure import count_parameters
-from e3va.presets import PRESETS
+from e3va.swin.presets import PRESETS
+from e3va.utils.measure import count_parameters
 
 
 def files(ending):

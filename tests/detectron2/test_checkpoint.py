@@ -8,9 +8,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 
 from e3va import SwinTrunk, UserError
-from e3va.checkpoint import save_atomically
 from e3va.detectron2.checkpoint import HighwayCheckpointer
-from e3va.presets import PRESETS
+from e3va.swin.presets import PRESETS
+from e3va.utils.atomic import save_atomically
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from detectron2.structures import Boxes
 from torch import nn
 
 from e3va import UserError, get_preset
-from e3va.adapters import save_adapter
+from e3va.adapter_files.files import save_adapter
 from e3va.detectron2 import apply_overrides
 from e3va.detectron2.checkpoint import HighwayCheckpointer
 from e3va.torchvision import ModelConfig, build_model, load_model

@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.ops import box_iou
 
 from e3va import get_preset
-from e3va.heads import host_of, to_host
+from e3va.adapter_files.heads import host_of, to_host
 from e3va.torchvision import ModelConfig, build_model
 from e3va.torchvision.models import HEADS, HeadSizes
 

@@ -18,8 +18,8 @@ from e3va import UserError
 from e3va.detectron2 import add_e3va_config, lean
 from e3va.detectron2.backbone import find_backbone, model_parts
 from e3va.detectron2.lean import prepare_model
-from e3va.measure import track_saved_bytes
-from e3va.recompute import has_batch_norm
+from e3va.ops.recompute import has_batch_norm
+from e3va.utils.measure import track_saved_bytes
 
 SIDES = (64, 96)
 KINDS = ("cascade", "mask", "boxes", "keypoint", "predicted", "panoptic", "semantic", "retinanet")

@@ -9,9 +9,9 @@ from detectron2.config import get_cfg, instantiate
 from detectron2.engine import DefaultPredictor
 
 from e3va import UserError
-from e3va.checkpoint import save_atomically
 from e3va.detectron2 import LazyPredictor, add_e3va_config, load_config
 from e3va.detectron2.config import CONFIG_ROOT
+from e3va.utils.atomic import save_atomically
 
 NANO = "model.backbone.bottom_up.preset=swin_nano"
 LAZY = [

@@ -9,10 +9,11 @@ from detectron2.config import LazyConfig, instantiate
 from torch import nn
 
 from e3va import UserError
-from e3va.adapters import CONFIG_FILE, read_adapter, save_adapter, write_adapter
-from e3va.checkpoint import load_file, save_atomically
+from e3va.adapter_files.files import CONFIG_FILE, read_adapter, save_adapter, write_adapter
 from e3va.detectron2 import LazyPredictor, describe, load_config, visualize
 from e3va.detectron2.checkpoint import HighwayCheckpointer
+from e3va.utils.atomic import save_atomically
+from e3va.weights.checkpoint import load_file
 
 CONFIG = "COCO/cascade_mask_rcnn_e3va_swin_t_1x.py"
 # Not the preset and not the number of classes: those an adapter says.

@@ -16,9 +16,9 @@ from detectron2.engine import SimpleTrainer, default_argument_parser, hooks
 from PIL import Image
 
 from e3va import SwinTrunk
-from e3va.checkpoint import save_atomically
 from e3va.detectron2 import engine
 from e3va.detectron2.config import CONFIG_ROOT
+from e3va.utils.atomic import save_atomically
 
 PROJECT = Path(__file__).resolve().parents[2] / "projects" / "E3VA"
 CHECKOUT = Path(os.environ.get("DETECTRON2_CHECKOUT", Path.home() / ".cache/e3va/detectron2"))

@@ -14,7 +14,6 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from e3va import UserError
-from e3va.checkpoint import save_atomically
 from e3va.detectron2 import LazyPredictor, add_e3va_config, engine, load_config
 from e3va.detectron2.config import CONFIG_ROOT
 from e3va.detectron2.data import registered_dicts
@@ -22,6 +21,7 @@ from e3va.detectron2.describe import class_metadata, describe_config
 from e3va.detectron2.labels import LabelMapper, label_evaluator, registered_label_evaluator
 from e3va.detectron2.lean import prepare_model
 from e3va.detectron2.visualize import draw_labels, predict_folder
+from e3va.utils.atomic import save_atomically
 
 CONFIG = "custom/semantic_fpn_e3va_swin_t.py"
 ADE = "ADE20K/semantic_fpn_e3va_swin_t_80k.py"

@@ -20,8 +20,8 @@ from e3va.detectron2.backbone import find_backbone, model_parts
 from e3va.detectron2.config import CONFIG_ROOT
 from e3va.detectron2.describe import describe_config, make_preset
 from e3va.detectron2.lean import prepare_model
-from e3va.measure import track_saved_bytes
-from e3va.presets import PRESETS
+from e3va.swin.presets import PRESETS
+from e3va.utils.measure import track_saved_bytes
 
 VOC = "VOC/retinanet_e3va_swin_t.py"
 OWN = "custom/retinanet_e3va_swin_t.py"

@@ -19,7 +19,7 @@ from e3va import TrunkNotFrozenError, UserError
 from e3va.detectron2 import E3VASwin, HighwayTrainer, engine
 from e3va.detectron2.backbone import model_parts
 from e3va.detectron2.trainer import split_batch
-from e3va.measure import MIB
+from e3va.utils.measure import MIB
 
 
 class MeanModel(nn.Module):
@@ -310,7 +310,7 @@ def trainer_start_state(cfg):
 
 def independent_saved_mib(model, batch, seed):
     """Autograd's saved tensors counted without the project's code."""
-    from e3va.stream import seed_everything
+    from e3va.utils.seeding import seed_everything
 
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}

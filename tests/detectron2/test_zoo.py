@@ -12,12 +12,12 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from e3va import model_zoo
-from e3va.adapters import read_adapter, read_config, save_adapter
-from e3va.checkpoint import load_file
+from e3va.adapter_files.files import read_adapter, read_config, save_adapter
 from e3va.detectron2 import LazyPredictor, add_e3va_config, describe, engine, load_config
 from e3va.detectron2.checkpoint import HighwayCheckpointer
 from e3va.detectron2.config import CONFIG_ROOT
 from e3va.model_zoo.publish import publish
+from e3va.weights.checkpoint import load_file
 
 CUSTOM = "custom/cascade_mask_rcnn_e3va_swin_t.py"
 COCO = "COCO/cascade_mask_rcnn_e3va_swin_t_1x"

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from e3va import E3VABackbone, UserError
-from e3va.adapters import save_adapter
-from e3va.checkpoint import load_file, model_state
+from e3va.adapter_files.files import save_adapter
 from e3va.model_zoo import (
     get,
     get_checkpoint_url,
@@ -18,7 +17,8 @@ from e3va.model_zoo import (
     register,
 )
 from e3va.model_zoo.publish import publish
-from e3va.weights import load_trunk
+from e3va.weights.checkpoint import load_file, model_state
+from e3va.weights.loading import load_trunk
 
 CONFIG = "COCO/cascade_mask_rcnn_e3va_swin_t_1x.py"
 

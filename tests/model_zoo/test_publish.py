@@ -12,12 +12,18 @@ import torch
 from torch import nn
 
 from e3va import E3VABackbone, UserError
-from e3va.adapters import CONFIG_FILE, MODEL_FILE, load_adapter, read_adapter, save_adapter
-from e3va.checkpoint import load_file, model_state
+from e3va.adapter_files.files import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    load_adapter,
+    read_adapter,
+    save_adapter,
+)
+from e3va.cli.zoo import main
 from e3va.model_zoo import list_adapters, list_trunks, local_path
-from e3va.model_zoo.cli import main
 from e3va.model_zoo.publish import publish
-from e3va.weights import load_trunk
+from e3va.weights.checkpoint import load_file, model_state
+from e3va.weights.loading import load_trunk
 
 ABOUT = {"classes": ("cat", "dog"), "trained_on": "drawn", "scores": {"AP": 31.5}, "steps": 5}
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e3va import PRESETS, UserError
-from e3va.adapters import CONFIG_FILE, MODEL_FILE
+from e3va.adapter_files.files import CONFIG_FILE, MODEL_FILE
 from e3va.model_zoo import list_adapters, list_trunks, local_path, table
 from e3va.model_zoo.rows import is_name, is_web_address, parse_table
 from e3va.model_zoo.table import find_row, find_trunk_name, packaged

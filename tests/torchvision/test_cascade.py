@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from e3va.heads import to_host
+from e3va.adapter_files.heads import to_host
 from e3va.torchvision.cascade import (
     AlignedPooler,
     CascadePredictor,

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from e3va import UserError
-from e3va.stream import seed_everything
 from e3va.torchvision.data import (
     TrainMapper,
     coco_dataset,
@@ -17,6 +16,7 @@ from e3va.torchvision.data import (
     label_dataset,
     read_example,
 )
+from e3va.utils.seeding import seed_everything
 
 
 def test_targets_are_those_of_the_file(instances, drawn):

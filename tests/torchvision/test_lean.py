@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from e3va import UserError
-from e3va.measure import track_saved_bytes
+from e3va.cli.main import main
 from e3va.torchvision import ModelConfig, build_model
-from e3va.torchvision.cli import main
 from e3va.torchvision.lean import prepare_model
 from e3va.torchvision.models import MODELS, describe, model_parts
 from e3va.torchvision.trainer import STATE, Trainer, TrainSettings
+from e3va.utils.measure import track_saved_bytes
 
 SIDES = (64, 96)
 

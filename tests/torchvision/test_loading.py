@@ -13,20 +13,14 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file
 
 from e3va import UserError, get_preset
-from e3va.adapters import CONFIG_FILE, FULL_KEY, MODEL_FILE, read_adapter, write_adapter
-from e3va.heads import to_host
-from e3va.origin import fingerprint
-from e3va.torchvision import (
-    ModelConfig,
-    build_model,
-    load_adapters,
-    load_model,
-    load_pretrained,
-)
+from e3va.adapter_files.files import CONFIG_FILE, FULL_KEY, MODEL_FILE, read_adapter, write_adapter
+from e3va.adapter_files.heads import to_host
+from e3va.torchvision import ModelConfig, build_model, load_adapters, load_model, load_pretrained
 from e3va.torchvision.data import Dataset
 from e3va.torchvision.trainer import Trainer, TrainSettings
+from e3va.weights.origin import fingerprint
 
-from .conftest import write_trunk
+from ..conftest import write_trunk
 
 KEPT = {  # how a trunk's weights may be kept: settings of a model, whether training is mixed
     "fp32": ({}, False),

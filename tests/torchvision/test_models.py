@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torchvision.ops import MultiScaleRoIAlign
 
 from e3va import PRESETS, UserError
-from e3va.checkpoint import save_atomically
 from e3va.model_zoo.trunks import DEMO_FILE
 from e3va.torchvision import ModelConfig, build_model, load_model, load_pretrained
 from e3va.torchvision.data import read_example
 from e3va.torchvision.models import MODELS, default_heads, model_parts, read_trunk
 from e3va.torchvision.pyramid import LEVEL_NAMES
 from e3va.torchvision.semantic import IGNORED, SemanticHead
+from e3va.utils.atomic import save_atomically
 
 DETECTORS = ("mask_rcnn", "cascade_mask_rcnn")
 
@@ -78,7 +78,7 @@ def test_mixed_precision_trains_and_predicts(kind, dtype, make_small, request):
 @settings(max_examples=8, deadline=None)
 @given(kind=st.sampled_from([*MODELS]), height=st.integers(20, 90), width=st.integers(20, 90))
 def test_predictions_are_at_the_image_s_own_size(kind, height, width):
-    from .conftest import small_config
+    from ..conftest import small_config
 
     model = build_model(small_config(kind)).eval()
     with torch.no_grad():

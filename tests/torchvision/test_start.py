@@ -9,12 +9,12 @@ import torch
 from torchvision.models.swin_transformer import SwinTransformer
 
 from e3va import PRESETS, SwinTrunk
-from e3va.adapters import CONFIG_FILE, FULL_KEY, MODEL_FILE, read_adapter
+from e3va.adapter_files.files import CONFIG_FILE, FULL_KEY, MODEL_FILE, read_adapter
+from e3va.cli.main import main
 from e3va.torchvision import load_model
-from e3va.torchvision.cli import main
 from e3va.torchvision.trainer import Trainer
 
-from .conftest import write_trunk
+from ..conftest import write_trunk
 from .test_cli import fails
 
 SHORT = ["--rank", "4", "--size", "64", "--steps", "2", "--seed", "3"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from e3va import TrunkNotFrozenError, UserError
-from e3va.stream import BatchStream
+from e3va.data.stream import BatchStream
 from e3va.torchvision.trainer import (
     METRICS,
     MODEL,
@@ -120,7 +120,7 @@ def test_a_killed_process_resumes(drawn, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "e3va.torchvision.cli",
+        "e3va.cli.main",
         "train",
         "--output",
         str(tmp_path / "o"),

@@ -1,0 +1,1 @@
+"""Adapter files: all that was trained, without the trunk."""

@@ -1,0 +1,1 @@
+"""The ``e3va`` command, one file for each subcommand."""

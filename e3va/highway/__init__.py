@@ -1,0 +1,1 @@
+"""The highway: its config, the registry of adapter kinds, and the fast forms."""

@@ -1,0 +1,1 @@
+"""Adapter kinds, one file each."""

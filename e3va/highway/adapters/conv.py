@@ -1,0 +1,52 @@
+"""The default adapter: a bottleneck that mixes each token with its neighbours."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ops.normalize import normalize
+from ...utils.errors import UserError
+
+
+class MixingAdapter(nn.Module):
+    """Bottleneck adapter that sees its tokens' neighbours, the default::
+
+        y = D · LN(z) + b_d
+        A(z) = U · GELU(y + K * y) + b_u
+
+    D: C → r, U: r → C; K: a depthwise convolution over the map of tokens, as adapters for dense
+    prediction have it (Conv-Adapter, arXiv 2208.07463; Mona, arXiv 2311.15010). LN has no
+    parameters: the residual stream that it reads grows from block to block. U, b_u and K start at
+    zero, so a new adapter adds nothing.
+
+    Args:
+        dim: channels C of the tap.
+        rank: r, the width of the bottleneck.
+        kernel: side of K, odd.
+
+    Raises:
+        UserError: ``rank`` is below 1, or ``kernel`` is even or below 1.
+    """
+
+    def __init__(self, dim: int, rank: int = 32, kernel: int = 5):
+        super().__init__()
+        if rank < 1:
+            raise UserError(f"adapter rank {rank}: expected a whole number of at least 1")
+        if kernel < 1 or kernel % 2 == 0:
+            raise UserError(f"adapter kernel {kernel}: expected an odd number")
+        self.down = nn.Linear(dim, rank)
+        self.mix = nn.Conv2d(rank, rank, kernel, padding=kernel // 2, groups=rank)
+        self.up = nn.Linear(rank, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as the zero map."""
+        nn.init.normal_(self.down.weight, std=self.down.in_features**-0.5)
+        nn.init.zeros_(self.down.bias)
+        for module in (self.mix, self.up):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, z: Tensor, height: int, width: int) -> Tensor:
+        """Map a tap [B, T, C], T = height · width in rows, to its contribution [B, T, C]."""
+        y = self.down(normalize(z)).transpose(1, 2).unflatten(2, (height, width))
+        return self.up(F.gelu(y + self.mix(y)).flatten(2).transpose(1, 2))

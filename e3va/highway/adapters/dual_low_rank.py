@@ -1,0 +1,54 @@
+"""The paper's adapter: two products of low rank around a bottleneck."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...utils.errors import UserError
+
+
+class Adapter(nn.Module):
+    """The paper's dual low-rank adapter, ``A(z) = U2 · U1 · GELU(D2 · D1 · z + b_d) + b_u``.
+
+    D1: C → r, D2: r → C/q, U1: C/q → r, U2: r → C (arXiv 2306.09729). U2 and b_u
+    start at zero, so a new adapter adds nothing; the other factors start with variance 1/fan_in,
+    so that the signal that reaches U2 neither vanishes nor grows with C, r or q.
+
+    Args:
+        dim: channels C of the tap.
+        rank: r, the inner width of both products.
+        reduction: q; the bottleneck is C/q wide.
+
+    Raises:
+        UserError: ``rank`` is below 1, or ``reduction`` does not divide ``dim``.
+    """
+
+    def __init__(self, dim: int, rank: int = 16, reduction: int = 4):
+        super().__init__()
+        if rank < 1:
+            raise UserError(f"adapter rank {rank}: expected a whole number of at least 1")
+        if reduction < 1 or dim % reduction:
+            raise UserError(
+                f"adapter reduction {reduction}: expected a divisor of the {dim} channels"
+            )
+        hidden = dim // reduction
+        self.d1 = nn.Linear(dim, rank, bias=False)
+        self.d2 = nn.Linear(rank, hidden)
+        self.u1 = nn.Linear(hidden, rank, bias=False)
+        self.u2 = nn.Linear(rank, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as the zero map."""
+        for linear in (self.d1, self.d2, self.u1):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        nn.init.zeros_(self.d2.bias)
+        nn.init.zeros_(self.u2.weight)
+        nn.init.zeros_(self.u2.bias)
+
+    def forward(self, z: Tensor, height: int, width: int) -> Tensor:
+        """Map a tap [B, T, C] to its contribution to the highway [B, T, C].
+
+        ``height`` and ``width`` (T = height · width) are part of the call that every adapter
+        answers; this one does not need them.
+        """
+        return self.u2(self.u1(F.gelu(self.d2(self.d1(z)))))

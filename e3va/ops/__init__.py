@@ -1,0 +1,1 @@
+"""Operators that are independent of Swin."""

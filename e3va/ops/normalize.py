@@ -1,0 +1,35 @@
+"""LayerNorm without parameters."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+EPS = 1e-5  # as nn.LayerNorm
+
+
+class _Normalize(torch.autograd.Function):
+    """LayerNorm without parameters over the last dimension.
+
+    For its backward it keeps its result, which the projection behind it keeps anyway, where
+    PyTorch's keeps its argument: one map less for each adapter.
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor) -> Tensor:
+        normed, _, inverse_std = torch.native_layer_norm(z, z.shape[-1:], None, None, EPS)
+        ctx.save_for_backward(normed, inverse_std)
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        """``(g − mean(g) − n · mean(g · n)) / std``, n the result."""
+        normed, inverse_std = ctx.saved_tensors
+        means = gradient.mean(-1, keepdim=True), (gradient * normed).mean(-1, keepdim=True)
+        return (gradient - means[0] - normed * means[1]) * inverse_std
+
+
+def normalize(z: Tensor) -> Tensor:
+    if torch.is_autocast_enabled(z.device.type):
+        z = z.float()  # as autocast has it for PyTorch's own
+    return _Normalize.apply(z)

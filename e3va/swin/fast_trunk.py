@@ -1,0 +1,153 @@
+"""The stages of a frozen trunk, computed in a form that a trunk which trains cannot have.
+
+The same function as the plain modules of :mod:`e3va.swin.trunk`, without autograd:
+
+- A block is computed chunk by chunk, a few rows of windows at a time, from the residual stream to
+  the residual stream: what lies between is small enough to stay in the processor's cache, and the
+  wide tensors (queries, keys and values, the MLP's hidden layer) never exist for the whole map.
+- Padding takes no part in matrix products: a padded token is zero after the norm, so its query,
+  key and value are the projection's bias.
+- Windows are grouped by their mask (of which a map has four kinds), so that neither masks nor
+  biases are written out window by window.
+- On a CPU, matrix products go to oneDNN with GELU and the residual sum in the same pass, and
+  attention in half precision has its softmax in float32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.products import Product
+from .windows import Chunk, kind_masks, plan_windows
+
+# Of the MLP's hidden layer in one chunk: what stays in a CPU's cache; on a GPU what keeps it busy.
+CHUNK_BYTES = {"cpu": 12 * 2**20}
+_CHUNK_BYTES_ELSEWHERE = 256 * 2**20
+
+
+def embed(trunk: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Images [B, 3, H, W] → tokens [B, ceil(H/4), ceil(W/4), C] of type ``dtype``."""
+    embedding = trunk.patch_embed
+    proj = embedding.proj
+    x = embedding.pad(images).to(dtype)
+    x = F.conv2d(x, proj.weight.to(dtype), proj.bias.to(dtype), stride=proj.stride)
+    x = _norm(embedding.norm, x.permute(0, 2, 3, 1))
+    if trunk.absolute_pos_embed is not None:
+        x = x + trunk.position_grid(*x.shape[1:3]).to(dtype)
+    return x.contiguous()
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, keep: tuple[str, ...]) -> dict[str, list[Tensor]]:
+    """Run a stage's blocks on the residual stream [B, H, W, C].
+
+    Args:
+        keep: which of ``attended``, ``after_msa``, ``projected``, ``after_mlp`` are wanted, see
+            :meth:`e3va.swin.trunk.SwinBlock.forward`.
+
+    Returns:
+        for each of them, and always for ``after_mlp``, a list of [B, T, C], one for each block; of
+        ``after_mlp`` only the last one if it is not in ``keep``.
+    """
+    batch, height, width, dim = x.shape
+    x = x.reshape(-1, dim)
+    outputs: dict[str, list[Tensor]] = {name: [] for name in keep}
+    for block in blocks:
+        wanted = {name: torch.empty_like(x) for name in {*keep, "after_mlp"}}
+        run_block(block, x, (batch, height, width), wanted)
+        x = wanted["after_mlp"]
+        for name in keep:
+            outputs[name].append(wanted[name].view(batch, -1, dim))
+    outputs.setdefault("after_mlp", [x.view(batch, -1, dim)])
+    return outputs
+
+
+def run_block(block: nn.Module, x: Tensor, size: tuple[int, int, int], out: dict) -> None:
+    """Run one block on tokens [B · H · W, C] of maps of ``size`` (B, H, W), into ``out``."""
+    attention, mlp, dtype = block.attn, block.mlp, x.dtype
+    limit = CHUNK_BYTES.get(x.device.type, _CHUNK_BYTES_ELSEWHERE)
+    rows = max(1, limit // (mlp.fc1.out_features * x.element_size()))
+    chunks = plan_windows(*size, block.window, block.shift, rows, x.device)
+    qkv, proj, fc1, fc2 = (
+        Product(layer.weight, layer.bias, dtype, min(rows, len(x)), len(chunks))
+        for layer in (attention.qkv, attention.proj, mlp.fc1, mlp.fc2)
+    )
+    biases = _attention_biases(block, dtype)
+    for chunk in chunks:
+        before = x[chunk.tokens]
+        windows = qkv(_norm(block.norm1, before)).index_select(0, chunk.gather)
+        if len(chunk.padding):
+            windows[chunk.padding] = qkv.bias
+        heads = _attend(windows, chunk, biases, attention.num_heads)
+        values = {}
+        values["attended"], values["after_msa"] = _sublayer(
+            proj, heads.index_select(0, chunk.scatter), before, "attended" in out
+        )
+        hidden = fc1(_norm(block.norm2, values["after_msa"]), "gelu")
+        values["projected"], values["after_mlp"] = _sublayer(
+            fc2, hidden, values["after_msa"], "projected" in out
+        )
+        for name, whole in out.items():
+            whole[chunk.tokens] = values[name]
+
+
+def _sublayer(last: Product, x: Tensor, stream: Tensor, apart: bool) -> tuple:
+    """A sublayer's output (None unless it is wanted ``apart``), and the stream after it."""
+    if not apart:
+        return None, last.add(x, stream)
+    output = last(x)
+    return output, stream + output
+
+
+def merge(merging: nn.Module, x: Tensor, height: int, width: int) -> Tensor:
+    """Patch merging [B, H · W, C] → [B, ceil(H/2) · ceil(W/2), 2C]."""
+    joined = _norm(merging.norm, merging.corners(x, height, width))
+    reduction = Product(merging.reduction.weight, None, x.dtype)
+    return reduction(joined.flatten(0, 1)).unflatten(0, joined.shape[:2])
+
+
+def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def _attention_biases(block: nn.Module, dtype: torch.dtype) -> Tensor:
+    """What is added to the logits, by the kind of a window: [1 or 4, heads, N, N]."""
+    bias = block.attn.bias()[None]
+    if block.shift:
+        bias = bias + kind_masks(block.window, block.shift, bias.device)[:, None]
+    return bias.to(_logit_dtype(dtype, bias.device))
+
+
+def _logit_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    half_on_cpu = device.type == "cpu" and dtype.itemsize == 2
+    return torch.float32 if half_on_cpu else dtype
+
+
+def _attend(windows: Tensor, chunk: Chunk, biases: Tensor, heads: int) -> Tensor:
+    """Attention within windows: queries, keys, values [count · N, 3C] → [count · N, C]."""
+    tokens = biases.shape[-1]
+    qkv = windows.view(-1, tokens, 3, heads, windows.shape[1] // 3 // heads).permute(2, 0, 3, 1, 4)
+    if biases.dtype is windows.dtype:
+        attend = _attend_fused
+    else:
+        attend, qkv = _attend_in_steps, qkv.contiguous()
+    parts = [attend(qkv[:, a:b], biases[kind]) for a, b, kind in chunk.groups]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out.view(len(windows), -1)
+
+
+def _attend_fused(qkv: Tensor, bias: Tensor) -> Tensor:
+    """[3, count, heads, N, d] → [count, N, heads · d]."""
+    out = F.scaled_dot_product_attention(*qkv, attn_mask=bias[None])
+    return out.transpose(1, 2).flatten(2)
+
+
+def _attend_in_steps(qkv: Tensor, bias: Tensor) -> Tensor:
+    """The same on a CPU in half precision, where the fused operator takes twice as long for windows
+    of 49 tokens (benchmarks/operators.py)."""
+    count, heads, tokens, dim = qkv.shape[1:]
+    query, key, value = qkv.flatten(1, 2)
+    logits = torch.bmm(query, key.transpose(1, 2)).view(count, heads, tokens, tokens)
+    share = torch.add(bias, logits, alpha=dim**-0.5).softmax(-1).to(qkv.dtype)
+    out = torch.bmm(share.view(-1, tokens, tokens), value)
+    return out.view(count, heads, tokens, dim).transpose(1, 2).flatten(2)

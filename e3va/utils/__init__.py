@@ -1,0 +1,1 @@
+"""Errors, tables, seeds, optional imports: small tools that every room uses."""

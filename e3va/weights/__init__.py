@@ -1,0 +1,1 @@
+"""Pretrained weights: safe reading, key layouts, geometry and fingerprints."""

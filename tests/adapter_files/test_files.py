@@ -1,0 +1,347 @@
+"""Adapter files: whole or refused, without the trunk, and back to the whole model to the bit."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file as load_tensors
+from torch import nn
+
+from e3va import E3VABackbone, SwinTrunk, UserError
+from e3va.adapter_files.adapter_set import AdapterSet
+from e3va.adapter_files.description import AdapterConfig, describe_model
+from e3va.adapter_files.files import (
+    CONFIG_FILE,
+    FULL_KEY,
+    MODEL_FILE,
+    is_adapter,
+    load_adapter,
+    merge,
+    read_config,
+    recorded_origin,
+    save_adapter,
+    split,
+)
+from e3va.weights.origin import TrunkOrigin, fingerprint, origin_of
+
+CLASSES = ("date", "fig")
+
+
+class Segmenter(nn.Module):
+    """A backbone, a neck with running statistics, and a head as wide as there are classes."""
+
+    def __init__(self, classes=2, preset="swin_nano", **options):
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.bottom_up = E3VABackbone(preset, **options)
+        self.norm = nn.BatchNorm2d(16)
+        self.head = nn.Conv2d(16, classes, 1)
+
+    def forward(self, images):
+        return self.head(self.norm(self.backbone.bottom_up(images)["p0"]))
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    torch.manual_seed(5)
+    return {k: torch.randn_like(v) / 8 for k, v in SwinTrunk("swin_nano").state_dict().items()}
+
+
+def trained(pretrained, seed=0, **options):
+    """A model as training leaves it: nothing is zero any more."""
+    torch.manual_seed(seed)
+    model = Segmenter(**options)
+    model.backbone.bottom_up.trunk.load_state_dict(pretrained)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.1)
+    model.train()(torch.rand(2, 3, 40, 40))  # running statistics
+    return model.eval()
+
+
+@pytest.fixture
+def saved(pretrained, tmp_path):
+    """A trained model and the folder of its adapter."""
+    model = trained(pretrained)
+    save_adapter(
+        *(model, tmp_path / "adapter"),
+        host="torchvision",
+        model={"model": "segmenter"},
+        classes=CLASSES,
+        trained_on="8 photographs",
+        steps=120,
+        scores={"mIoU": 61.5},
+    )
+    return model, tmp_path / "adapter"
+
+
+def test_an_adapter_holds_all_but_the_trunk_and_says_what_it_is(saved, pretrained):
+    model, folder = saved
+    state = load_tensors(folder / MODEL_FILE)
+    expected = {k: v for k, v in model.state_dict().items() if ".trunk." not in k}
+    assert state.keys() == expected.keys() and "norm.num_batches_tracked" in state
+    assert all(torch.equal(state[k], expected[k]) for k in state)
+    said = json.loads((folder / CONFIG_FILE).read_text())
+    assert said["format_version"] == 1 and said["classes"] == [*CLASSES]
+    assert said["trunk"]["fingerprint"] == fingerprint(pretrained)
+    backbone = said["backbone"]
+    assert (backbone["preset"], backbone["rank"], backbone["method"]) == ("swin_nano", 6, "e3va")
+    assert backbone["downsample"] == "offset" and backbone["bottleneck_reduction"] == 4
+    config = read_config(folder)
+    assert (config.steps, config.scores, config.trained_on) == (
+        120,
+        {"mIoU": 61.5},
+        "8 photographs",
+    )
+    assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE, MODEL_FILE]
+    modes = {(folder / name).stat().st_mode for name in (CONFIG_FILE, MODEL_FILE)}
+    assert len(modes) == 1  # others may read the tensors if they may read the description
+    assert all(is_adapter(p) for p in (folder, folder / MODEL_FILE, folder / CONFIG_FILE))
+    assert not is_adapter(folder.parent) and not is_adapter(folder / "model.pth")
+
+
+@pytest.mark.parametrize("which", [".", MODEL_FILE, CONFIG_FILE])
+def test_loading_gives_the_trained_model_back(saved, pretrained, which):
+    model, folder = saved
+    other = Segmenter()
+    other.backbone.bottom_up.trunk.load_state_dict(pretrained)
+    load_adapter(other, folder / which)
+    images = torch.rand(2, 3, 50, 33)
+    assert torch.equal(other.eval()(images), model(images))
+
+
+def test_another_trunk_is_refused_with_both_fingerprints(saved):
+    _, folder = saved
+    other = Segmenter()
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(UserError, match="any_trunk=True") as caught:
+        load_adapter(other, folder)
+    expected = read_config(folder).trunk.short
+    assert expected in caught.value.line
+    assert origin_of(other.backbone.bottom_up.trunk).short in caught.value.line
+    assert all(torch.equal(before[k], v) for k, v in other.state_dict().items())
+    load_adapter(other, folder, any_trunk=True)
+    assert not torch.equal(other.head.weight, before["head.weight"])
+
+
+def test_the_backbone_part_fits_another_task(saved, pretrained):
+    model, folder = saved
+    bare = E3VABackbone("swin_nano")
+    bare.trunk.load_state_dict(pretrained)
+    other = Segmenter(classes=5)
+    other.backbone.bottom_up.trunk.load_state_dict(pretrained)
+    with pytest.raises(UserError, match=r"2 of another .*head.bias: \[2\] in the file, \[5\]"):
+        load_adapter(other, folder)
+    head = other.head.weight.clone()
+    for module, target in ((bare, bare), (other, other.backbone.bottom_up)):
+        load_adapter(module, folder, backbone_only=True)
+        ours, theirs = target.highway.state_dict(), model.backbone.bottom_up.highway.state_dict()
+        assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    assert torch.equal(other.head.weight, head)
+
+
+@pytest.mark.parametrize(
+    ("options", "differ"),
+    [
+        ({"rank": 3}, "rank 6, not 3"),
+        ({"method": "paper"}, "method e3va, not paper; rank 6, not 16; taps block, not sublayer"),
+        ({"preset": "swin_micro"}, "preset swin_nano, not swin_micro; rank 6, not 9"),
+        ({"out_features": ["p0", "p1"]}, "out_features p0, p1, p2, p3, not p0, p1"),
+        ({"downsample": "direct"}, "downsample offset, not direct"),
+    ],
+)
+def test_other_settings_are_named(saved, options, differ):
+    with pytest.raises(UserError, match="other settings") as caught:
+        load_adapter(Segmenter(**options), saved[1], any_trunk=True)
+    assert differ in caught.value.line
+
+
+def test_a_trained_trunk_is_no_adapter(pretrained, tmp_path):
+    with pytest.raises(UserError, match="save the whole model"):
+        save_adapter(trained(pretrained, method="full"), tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("memory", ["plain", "standard", "lean"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_whole_to_adapter_and_back_is_exact(pretrained, memory, mixed):
+    """Also where training has rounded the trunk to half precision or 8 bits."""
+    model = trained(pretrained, memory=memory)
+    model.backbone.bottom_up.prepare(mixed)
+    whole = model.state_dict()
+    config = describe_model(model, classes=CLASSES)
+    checkpoint = {"model": whole, FULL_KEY: json.loads(json.dumps(config.to_dict()))}
+    adapter, told = split(checkpoint, whole, "model.pth")
+    assert told.to_dict() == config.to_dict() and recorded_origin(checkpoint) == config.trunk
+    back = merge(adapter, told, pretrained, "swin.pth")
+    assert back.keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(back[name], value) and back[name].dtype == value.dtype, name
+    with pytest.raises(UserError, match="was trained on the trunk"):
+        merge(adapter, told, {**pretrained, "patch_embed.proj.bias": torch.ones(16)}, "swin.pth")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rank": 5}, {"method": "paper", "reduction": 2}, {"method": "frozen"}]
+    + [{"out_features": ["p1", "p2"], "preset": "swin_micro"}],
+)
+def test_a_checkpoint_that_says_nothing_is_read_off_its_tensors(options):
+    model = Segmenter(**options)
+    whole = model.state_dict()
+    adapter, config = split({"model": whole}, whole, "model.pth")
+    assert adapter.keys() == {k for k in whole if ".trunk." not in k}
+    expected = model.backbone.bottom_up.settings
+    assert replace(config.backbone, preset=expected.preset) == expected
+    config.check_backbone(model.backbone.bottom_up, "model.pth")
+    assert config.trunk.fingerprint == fingerprint(model.backbone.bottom_up.trunk.state_dict())
+    with pytest.raises(UserError, match="no E³VA backbone"):
+        split({}, SwinTrunk("swin_nano").state_dict(), "swin.pth")
+
+
+def damage_truncate(folder):
+    path = folder / MODEL_FILE
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damage_one_bit(folder):
+    data = bytearray((folder / MODEL_FILE).read_bytes())
+    data[-7] ^= 1
+    (folder / MODEL_FILE).write_bytes(data)
+
+
+def damage_renamed(folder):
+    (folder / MODEL_FILE).write_bytes(b"PK\x03\x04 a zip archive, renamed")
+
+
+def damage_config(folder):
+    said = json.loads((folder / CONFIG_FILE).read_text())
+    said["trunk"]["fingerprint"] = "0" * 64
+    (folder / CONFIG_FILE).write_text(json.dumps(said))
+
+
+def damage_half_config(folder):
+    (folder / CONFIG_FILE).write_text((folder / CONFIG_FILE).read_text()[:200])
+
+
+def damage_no_config(folder):
+    (folder / CONFIG_FILE).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (damage_truncate, "cannot be read as safetensors"),
+        (damage_one_bit, "was altered after it was written"),
+        (damage_renamed, "cannot be read as safetensors"),
+        (damage_config, r"\(trunk differ\): the two files are of different trainings"),
+        (damage_half_config, "is not a JSON object"),
+        (damage_no_config, "no adapter_config.json in"),
+    ],
+)
+def test_a_damaged_adapter_is_found_out(saved, damage, match):
+    model, folder = saved
+    damage(folder)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(UserError, match=match) as caught:
+        load_adapter(model, folder)
+    assert str(folder) in caught.value.line
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def hostile(data):
+    """Values that nobody's description has."""
+    wrong = [None, -1, 0, 10**12, "x" * 50, [], {}, [10**9] * 4, float("inf"), True]
+    places = [(key,) for key in data]
+    places += [(key, inner) for key in ("backbone", "trunk") for inner in data[key]]
+    places += [("backbone", "geometry", inner) for inner in data["backbone"]["geometry"]]
+    return st.tuples(st.sampled_from(places), st.sampled_from(wrong))
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_hostile_description_is_refused_or_harmless(data):
+    with torch.device("meta"):
+        model = E3VABackbone("swin_nano")
+    model.trunk.origin = TrunkOrigin("swin.pth", "0f" * 32)
+    said = json.loads(json.dumps(describe_model(model, classes=CLASSES).to_dict()))
+    place, value = data.draw(hostile(said))
+    node = said
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    try:
+        config = AdapterConfig.from_dict(said, "file")
+    except UserError as error:
+        assert error.line.startswith("file") and "\n" not in str(error)
+        return
+    own = config.backbone
+    assert 0 < own.rank <= 1024 and 0 < own.preset.embed_dim <= 1024
+    assert json.dumps(config.to_dict())
+
+
+def storages(models):
+    """Bytes of all tensors of several models, each storage once."""
+    held = {}
+    for model in models:
+        for value in (*model.parameters(), *model.buffers()):
+            held[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+    return sum(held.values())
+
+
+def test_several_adapters_share_one_trunk_and_switching_is_a_call(pretrained, tmp_path):
+    trunk = SwinTrunk("swin_nano")
+    trunk.load_state_dict(pretrained)
+    models = AdapterSet(
+        trunk, lambda config, _, shared: Segmenter(len(config.classes), trunk=shared), host="own"
+    )
+    with pytest.raises(UserError, match="no adapter is loaded"):
+        models(torch.rand(1, 3, 40, 40))
+    separate = {}
+    for seed, name in enumerate(("two", "three", "four")):
+        model = trained(pretrained, seed, classes=seed + 2)
+        folder = tmp_path / name
+        save_adapter(model, folder, classes=tuple("abcd"[: seed + 2]))
+        separate[name] = model
+        models.add(name, folder)
+    assert models.names == ["two", "three", "four"] and models.active == "two"
+    images = torch.rand(1, 3, 40, 52)
+    for name in ("four", "two", "three", "two"):
+        assert models.use(name) is models.model and len(models.config.classes) == len(
+            models(images)[0]
+        )
+        assert torch.equal(models(images), separate[name](images))
+    together = storages(models.use(name) for name in models.names)
+    alone = storages(separate.values())
+    trunk_bytes = sum(v.numel() * v.element_size() for v in trunk.state_dict().values())
+    assert trunk_bytes > alone / 6
+    index_bytes = storages([separate["two"].backbone.bottom_up.trunk]) - trunk_bytes
+    assert alone - together == 2 * (trunk_bytes + index_bytes)
+    with pytest.raises(UserError, match="no adapter 'five' is loaded: expected one of two, three"):
+        models.use("five")
+    models.use("three")
+    models.remove("two")
+    assert models.active == "three"
+    models.remove("three")
+    assert models.active == "four"
+
+
+def test_an_adapter_of_another_trunk_does_not_join(pretrained, saved):
+    models = AdapterSet(SwinTrunk("swin_nano"), lambda config, _, shared: Segmenter(trunk=shared))
+    with pytest.raises(UserError, match="fingerprint"):
+        models.add("nuts", saved[1])
+    assert models.names == [] and models.active is None
+    models.add("nuts", saved[1], any_trunk=True)
+    assert models.active == "nuts"
+
+
+def test_what_cannot_be_shared(pretrained):
+    with pytest.raises(UserError, match="expected a frozen one"):
+        E3VABackbone("swin_nano", method="full", trunk=SwinTrunk("swin_nano"))
+    with pytest.raises(UserError, match="expected a frozen one"):
+        E3VABackbone("swin_nano", trunk=SwinTrunk("swin_nano", frozen=False))
+    with pytest.raises(UserError, match="the trunk to share is embed_dim 24"):
+        E3VABackbone("swin_nano", trunk=SwinTrunk("swin_micro"))

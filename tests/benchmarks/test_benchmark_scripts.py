@@ -1,0 +1,171 @@
+"""The smaller benchmarks run, and their figures are what they say."""
+
+import importlib
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from e3va.model_zoo.publish import publish
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Runs a benchmark's main() with arguments; returns its module and exit status."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def run(name: str, *arguments: object):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        return module, module.main()
+
+    return run
+
+
+def test_trunk_speed_times_every_trunk_in_every_round(script, tmp_path, capsys):
+    pytest.importorskip("timm")
+    small = ("--presets", "swin_nano", "--size", 64, 96, "--rounds", 2, "--device", "cpu")
+    module, status = script("trunk_speed", *small, "--precision", "fp32", "--output", tmp_path)
+    assert status == 0
+    found = json.loads((tmp_path / "trunk_speed.json").read_text())["rows"]
+    assert [row["preset"] for row in found] == ["swin_nano"]
+    assert all(len(times) == 2 and min(times) > 0 for times in found[0]["seconds"].values())
+    assert {"fast", "plain", "timm"} <= set(found[0]["seconds"])
+    assert module.row(found[0]) in capsys.readouterr().out
+
+
+def test_ratios_are_medians_of_those_of_each_round(script):
+    module = importlib.import_module("trunk_speed")
+    found = {
+        "preset": "swin_x",
+        "precision": "fp32",
+        "seconds": {"fast": [1.0, 2.0, 4.0], "plain": [3.0, 4.0, 4.0], "timm": [2.0, 4.0, 8.0]},
+        "flops": 1e9,
+        "limits": {"flops": 1e9},
+    }
+    line = module.row(found)
+    assert "| 2.000 | 2.00 (1.00–3.00) | 2.00 (2.00–2.00) | – | 1.000 | 50% |" in line
+
+
+def test_trunk_speed_refuses_what_it_does_not_know(script, capsys):
+    _, status = script("trunk_speed", "--presets", "swin_x")
+    assert status == 1
+    assert capsys.readouterr().err.startswith("error: --presets swin_x: expected some of swin_t")
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Two small pictures with label maps."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for number in range(2):
+        pixels = rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        labels = rng.integers(0, 2, (70, 90), dtype=np.uint8)
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{number}.png")
+    return tmp_path
+
+
+def test_fidelity_measures_errors_and_losses_of_every_mode(script, labelled, capsys):
+    data = ("--images", labelled / "images", "--labels", labelled / "labels", "--classes", "a,b")
+    picture = ("--image", labelled / "images" / "0.png", "--side", 64)
+    output = labelled / "out"
+    module, status = script("fidelity", *picture, *data, "--steps", 50, "--output", output)
+    assert status == 0, capsys.readouterr().err
+    found = json.loads((output / "fidelity.json").read_text())
+    assert set(found["errors"]) == set(found["losses"]) == set(module.MODES)
+    errors = found["errors"]
+    assert errors["plain, fp32"]["gradients"] < 1e-4
+    assert 1e-4 < errors["standard, fp32"]["gradients"] < 0.01
+    assert errors["standard, fp32"]["outputs"] < 1e-4  # the forward pass rounds nothing
+    assert errors["standard, fp32"]["gradients"] < errors["lean, fp32"]["gradients"] < 0.1
+    assert (output / "losses.png").stat().st_size > 1000
+
+
+def test_fidelity_says_what_is_wrong_with_an_image(script, tmp_path, capsys):
+    _, status = script("fidelity", "--image", tmp_path / "none.jpg", "--output", tmp_path)
+    assert status == 1
+    assert "cannot be read: it is not there" in capsys.readouterr().err
+
+
+def test_operators_are_timed_side_by_side(script, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module("operators")
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    small = {"a product": next(iter(module.products(torch.float32, 8, 4).values()))}
+    monkeypatch.setattr(module, "products", lambda dtype: small)
+    monkeypatch.setattr(module, "attention", lambda: {})
+    monkeypatch.setattr(module, "convolution", lambda: {})
+    _, status = script("operators", "--output", tmp_path)
+    assert status == 0
+    assert "| a product |" in (tmp_path / "operators.md").read_text()
+
+
+def test_both_operators_of_a_pair_compute_the_same(script):
+    module = importlib.import_module("operators")
+    pairs = {**module.products(torch.float32, 8, 4), **module.attention(4, 2, 3, 8)}
+    for obvious, taken in pairs.values():
+        one, other = obvious().float(), taken().float()
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+
+
+SMALL = ("--presets", "swin_nano", "--side", 256)
+
+
+def test_sources_finds_no_difference_but_rounding(script, tmp_path, capsys):
+    for package in ("timm", "transformers"):
+        pytest.importorskip(package)
+    module, status = script("sources", *SMALL, "--output", tmp_path)
+    assert status == 0
+    text = (tmp_path / "sources.md").read_text()
+    rows = dict(re.findall(r"^\| (.+) \| (\d\S+) \|$", text, re.MULTILINE))
+    assert {"torchvision", "timm", "transformers", "mmdetection (layout)"} <= set(rows)
+    assert set(rows) <= set(module.SOURCES)
+    assert all(float(value) < 1e-5 for value in rows.values())
+    assert text.splitlines()[0] in capsys.readouterr().out
+    assert f"torch {torch.__version__.partition('+')[0]}" in text
+
+
+def test_sources_sees_a_file_read_in_the_wrong_order(script, monkeypatch):
+    module = importlib.import_module("sources")
+    official = ("torch", module.mmdetection_swin, str)  # official names, the order of nn.Unfold
+    monkeypatch.setitem(module.SOURCES, "mixed", official)
+    assert module.largest_difference("mixed", module.PRESETS["swin_nano"], 256) > 0.01
+
+
+@pytest.mark.parametrize(("preset", "side"), [("swin_x", 448), ("swin_t", 64), ("swin_t", 450)])
+def test_sources_refuses_what_it_does_not_know(script, capsys, preset, side):
+    _, status = script("sources", "--presets", preset, "--side", side)
+    assert status == 1
+    assert ": expected " in capsys.readouterr().err
+
+
+def test_zoo_faults_shows_what_a_user_sees(script, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module("zoo_faults")
+    cases = {case: (case, faults, "cache") for case, faults, _ in module.CASES}
+    few = ("a wrong file of the right size", "slow, and cut twice")
+    monkeypatch.setattr(module, "CASES", [cases[case] for case in few])
+    monkeypatch.setattr(module, "MISUSE", ())
+    monkeypatch.setattr(module, "publish", publish_alone)
+    script("zoo_faults", "--output", tmp_path)
+    text = (tmp_path / "zoo_faults.md").read_text()
+    assert text.count("(exit 1)") == 2  # the wrong file, and the table that names one outside
+    assert "adapter_model.safetensors is not the file expected" in text
+    assert re.search(r"server: \S+ bytes=60000-: \d+ bytes", text)
+    assert "the connection was cut after 30000 of" in text
+    assert "Traceback" not in text and tempfile.gettempdir() not in text
+    assert "the connection was cut" in capsys.readouterr().out
+
+
+def publish_alone(user) -> None:
+    """The adapter in a zoo, without the commands that show how it comes there."""
+    importlib.import_module("zoo_faults").train(user.folder / "output")
+    publish(user.folder / "output", "shapes", user.folder / "zoo")

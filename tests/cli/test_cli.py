@@ -1,0 +1,269 @@
+"""The e3va command as users run it: what it writes, and its one line for each mistake."""
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from e3va.cli.main import build_parser, main
+from e3va.torchvision.predict import draw_instances
+
+TINY = ["--trunk", "random", "--preset", "swin_nano", "--rank", "4", "--size", "48", "--steps", "2"]
+
+
+@pytest.fixture
+def train_arguments(drawn, tmp_path):
+    paths = ["--images", drawn.images, "--annotations", drawn.json]
+    validation = ["--val-images", drawn.images, "--val-annotations", drawn.json]
+    output = ["--output", tmp_path / "out"]
+    return ["train", *map(str, [*paths, *validation, *output]), *TINY]
+
+
+def fails(capsys, arguments, pattern):
+    """The command says one line on stderr and returns 1."""
+    assert main([str(a) for a in arguments]) == 1
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1 and error.startswith("error: "), error
+    assert re.search(pattern, error), error
+
+
+def test_train_eval_predict_and_info_of_instances(train_arguments, drawn, tmp_path, capsys):
+    assert main([*train_arguments, "--eval-every", "1", "--tensorboard"]) == 0
+    out = capsys.readouterr().out
+    assert "What trains:" in out and "keeps" in out and "AP mask" in out
+    folder = tmp_path / "out"
+    assert {"model.pth", "training.pth", "metrics.jsonl", "curves.png", "summary.json"} <= set(
+        os.listdir(folder)
+    )
+    assert any(name.startswith("events.out.tfevents") for name in os.listdir(folder))
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics if "AP mask" in m] == [1, 2]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["scores"] == {k: v for k, v in metrics[-1].items() if k != "step"}
+    assert summary["steps"] == 2 and summary["kept_for_backward_bytes"] > 1e5
+    assert summary["parameters"]["trunk"]["trained"] == 0 < summary["seconds_a_step"]
+
+    model = folder / "model.pth"
+    data = ["--images", str(drawn.images), "--annotations", str(drawn.json)]
+    assert main(["eval", str(model), *data, "--output", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["scores"] == {k: v for k, v in metrics[-1].items() if k != "step"}
+    capsys.readouterr()
+
+    pictures = tmp_path / "pictures"
+    arguments = [
+        "predict",
+        model,
+        "--input",
+        drawn.images,
+        "--output",
+        pictures,
+        "--threshold",
+        "0",
+    ]
+    assert main([str(a) for a in arguments]) == 0
+    assert len(list(pictures.glob("*.png"))) == 6
+    assert min(Image.open(pictures / "1.png").size) >= 480  # enlarged, so that labels can be read
+    predictions = json.loads((pictures / "predictions.json").read_text())
+    assert [i["file_name"] for i in predictions["images"]] == sorted(
+        str(p) for p in drawn.images.iterdir()
+    )
+    assert {c["id"]: c["name"] for c in predictions["categories"]} == {3: "red", 7: "blue"}
+    from pycocotools.coco import COCO
+
+    coco = COCO(str(pictures / "predictions.json"))
+    assert len(coco.anns) > 6 and all(0 <= a["score"] <= 1 for a in coco.anns.values())
+    assert coco.annToMask(coco.anns[1]).shape == (80, 96)
+    capsys.readouterr()
+
+    assert main(["info", str(model)]) == 0
+    said = capsys.readouterr().out
+    for part in ("mask_rcnn", "swin_nano", "rank          4", "red, blue", "6 images", "AP mask"):
+        assert part in said, said
+    assert f"{model.stat().st_size / 2**20:.1f} MiB" in said
+
+
+def test_train_eval_and_predict_of_label_maps(drawn, drawn_labels, tmp_path, capsys):
+    data = ["--images", str(drawn.images), "--labels", str(drawn_labels)]
+    validation = ["--val-images", str(drawn.images), "--val-labels", str(drawn_labels)]
+    output = ["--output", str(tmp_path / "out"), "--classes", "nothing, red, blue"]
+    assert main(["train", *data, *validation, *output, *TINY]) == 0
+    assert "mIoU" in capsys.readouterr().out
+    model = str(tmp_path / "out" / "model.pth")
+    assert main(["eval", model, *data]) == 0
+    assert "nothing" in capsys.readouterr().out
+    pictures = tmp_path / "pictures"
+    assert (
+        main(["predict", model, "--input", f"{drawn.images}/[12].png", "--output", str(pictures)])
+        == 0
+    )
+    labels = np.asarray(Image.open(pictures / "labels" / "1.png"))
+    assert labels.shape == (80, 96) and labels.max() <= 2
+    assert (pictures / "2.png").exists() and not (pictures / "predictions.json").exists()
+    fails(
+        capsys, ["eval", model, "--images", drawn.images, "--annotations", drawn.json], "--labels"
+    )
+
+
+def test_resume_of_a_finished_run_and_of_another(train_arguments, drawn, capsys):
+    assert main(train_arguments) == 0
+    capsys.readouterr()
+    fails(capsys, train_arguments, "holds a run already .*add --resume")
+    assert main([*train_arguments, "--resume"]) == 0
+    assert "going on after step 2 of 2" in capsys.readouterr().out
+    fails(
+        capsys,
+        [*train_arguments, "--resume", "--lr", "0.5"],
+        "--lr 0.5, but the run .* has the default",
+    )
+    folder = train_arguments[train_arguments.index("--output") + 1]
+    assert main(["train", "--resume", "--output", folder]) == 0  # all else is in the checkpoint
+    drawn.data["categories"][0]["name"] = "green"
+    drawn.save()
+    fails(capsys, ["train", "--resume", "--output", folder], "classes red, green, but the model")
+
+
+def test_mistakes_of_training_are_one_line(train_arguments, drawn, drawn_labels, tmp_path, capsys):
+    def instead(flag, value, arguments=train_arguments):
+        arguments = list(arguments)
+        arguments[arguments.index(flag) + 1] = str(value)
+        return arguments
+
+    sized = train_arguments[: train_arguments.index("--preset")]  # by the weights file
+
+    text = tmp_path / "text.txt"
+    text.write_text("hello")
+    fails(capsys, ["train"], "--images is not given")
+    fails(capsys, instead("--images", tmp_path / "none"), "--images .*none: no such folder")
+    fails(
+        capsys, instead("--annotations", tmp_path / "none.json"), "no annotation file .*none.json"
+    )
+    fails(capsys, instead("--annotations", text), "text.txt is not JSON")
+    fails(capsys, instead("--val-images", tmp_path), "6 of 6 images .* are not there")
+    fails(capsys, [*train_arguments, "--labels", drawn_labels], "expected one of .*got both")
+    fails(capsys, ["train", "--images", drawn.images], "expected one of .*got neither")
+    fails(capsys, [*train_arguments, "--classes", "a,b"], "--classes is for label maps")
+    fails(
+        capsys, [*train_arguments, "--model", "semantic_fpn"], "works on label maps: give --labels"
+    )
+    fails(capsys, instead("--trunk", text, sized), "text.txt cannot be read as a checkpoint")
+    fails(capsys, instead("--trunk", tmp_path / "none.pth", sized), "no weights file")
+    fails(
+        capsys, instead("--preset", "swin_xxl"), "no Swin preset 'swin_xxl': expected one of swin_t"
+    )
+    fails(capsys, instead("--output", text), "output folder .*text.txt cannot be made: File exists")
+    fails(capsys, [*train_arguments, "--device", "cuda:77"], "--device cuda:77: ")
+    fails(capsys, [*train_arguments, "--device", "gpu"], "--device gpu: .*expected cpu, cuda")
+    fails(capsys, [*train_arguments, "--resume"], "--resume: no .*training.pth")
+    fails(
+        capsys,
+        [*train_arguments, "--method", "paper", "--reduction", "7"],
+        "reduction 7: expected a divisor of the 16",
+    )
+    other = json.loads(drawn.json.read_text())
+    other["categories"][0]["name"] = "green"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    fails(capsys, instead("--val-annotations", tmp_path / "other.json"), "classes red, green, but")
+    assert not (tmp_path / "out" / "model.pth").exists()
+    (drawn.images / "3.png").write_bytes((drawn.images / "3.png").read_bytes()[:99])
+    fails(capsys, [*train_arguments, "--batch-size", "6"], "3.png cannot be read")
+
+
+def test_mistakes_of_the_other_commands_are_one_line(train_arguments, drawn, tmp_path, capsys):
+    text = tmp_path / "text.pth"
+    text.write_text("hello")
+    fails(capsys, ["info", tmp_path / "none.pth"], "no weights file")
+    fails(capsys, ["info", text], "cannot be read as a checkpoint")
+    fails(capsys, ["predict", text, "--input", drawn.images], "cannot be read as a checkpoint")
+    fails(capsys, ["predict", text, "--input", "nowhere/*.jpg"], "'nowhere/.*' names no image")
+    weights = tmp_path / "weights.pth"
+    torch.save({"layer.weight": torch.zeros(2)}, weights)
+    fails(capsys, ["predict", weights, "--input", drawn.images], "not a model of e3va train")
+    assert main(["info", str(weights)]) == 0
+    assert "none of its 1 tensors is a Swin's" in capsys.readouterr().out
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00")
+    fails(capsys, ["info", tmp_path / "cut.safetensors"], "cannot be read as safetensors")
+    assert main(train_arguments) == 0
+    capsys.readouterr()
+    model = tmp_path / "out" / "model.pth"
+    fails(capsys, ["eval", model], "--images is not given")
+    fails(
+        capsys, ["eval", model, "--images", drawn.images, "--labels", drawn.images], "--annotations"
+    )
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("no image")
+    arguments = [
+        "predict",
+        model,
+        "--input",
+        broken,
+        drawn.images / "1.png",
+        "--output",
+        tmp_path / "p",
+    ]
+    fails(capsys, arguments, "image .*broken.jpg cannot be read")
+    assert (tmp_path / "p" / "1.png").exists()  # the others are done all the same
+    os.truncate(model, 3000)
+    fails(capsys, ["eval", model], "cannot be read as a checkpoint")
+
+
+def test_masks_that_overlap_are_both_drawn():
+    image, masks = torch.full((3, 480, 480), 0.5), torch.zeros(2, 480, 480)
+    masks[0, 100:300, 100:300] = 1
+    masks[1, 200:400, 200:400] = 1
+    found = {
+        "masks": masks[:, None],
+        "boxes": torch.tensor([[100.0, 100, 300, 300], [200, 200, 400, 400]]),
+        "labels": torch.tensor([1, 2]),
+        "scores": torch.tensor([0.9, 0.6]),
+    }
+    drawn = draw_instances(image, found, ("a", "b"))
+    first, shared, second, none = (drawn[:, p, p] for p in (150, 250, 350, 450))
+    assert torch.equal(shared, first) and not torch.equal(first, second)
+    assert none.tolist() == [128] * 3 and not torch.equal(second, none)
+    alone = draw_instances(image, found, ("a", "b"), threshold=0.7)
+    assert alone[:, 350, 350].tolist() == [128] * 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["train", "--steps", "0"],
+        ["train", "--steps", "many"],
+        ["train", "--lr", "-1"],
+        ["train", "--model", "yolo"],
+        ["train", "--batch-size"],
+        ["predict", "m.pth"],
+        ["predict", "m.pth", "--input", "a", "--threshold", "2"],
+        ["eval"],
+    ],
+)
+def test_wrong_usage_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: e3va" in capsys.readouterr().err
+
+
+def test_help_says_every_default(capsys):
+    parser = build_parser()
+    for command in ("train", "eval", "predict", "info"):
+        with pytest.raises(SystemExit) as stopped:
+            parser.parse_args([command, "--help"])
+        assert stopped.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "updates; default: 1000" in said and "least score of an object; default: 0.5" in said
+
+
+def test_info_of_the_demonstration_trunk(capsys):
+    from e3va.model_zoo.trunks import DEMO_FILE
+
+    assert main(["info", str(DEMO_FILE)]) == 0
+    said = capsys.readouterr().out
+    assert "holds the Swin swin_micro" in said and "drawn pictures" in said

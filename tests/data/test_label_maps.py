@@ -1,0 +1,153 @@
+"""Label maps are paired with images, and read as classes; what is wrong is said with the file."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from e3va import UserError
+from e3va.data.label_maps import (
+    IGNORED,
+    check_labels,
+    count_labels,
+    image_size,
+    numbered_classes,
+    pair_label_maps,
+    read_label_map,
+)
+
+LABELS = np.array([[0, 1, 2, 255], [1, 1, 0, 0], [2, 0, 0, 1]], np.uint8)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """``images`` with a.jpg and b.png, ``labels`` with a map for each."""
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    labels.mkdir()
+    for name in ("a.jpg", "b.png"):
+        Image.new("RGB", (4, 3), (9, 90, 200)).save(images / name)
+        Image.fromarray(LABELS).save(labels / f"{name[0]}.png")
+    return images, labels
+
+
+def test_every_image_has_the_map_of_its_name(folders):
+    images, labels = folders
+    Image.fromarray(LABELS).save(labels / "of_nothing.png")
+    pairs = pair_label_maps(*folders)
+    assert [(p.image, p.labels) for p in pairs] == [
+        (images / "a.jpg", labels / "a.png"),
+        (images / "b.png", labels / "b.png"),
+    ]
+    assert {(p.width, p.height) for p in pairs} == {(4, 3)}
+
+
+@given(
+    labels=arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))),
+    palette=st.booleans(),
+)
+def test_a_map_is_read_as_it_was_written(tmp_path_factory, labels, palette):
+    """Of a palette the indices, whatever their colours."""
+    path = tmp_path_factory.mktemp("maps") / "a.png"
+    image = Image.fromarray(labels)
+    if palette:
+        image = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
+        image.putpalette([(7 * k) % 256 for k in range(768)])
+    image.save(path)
+    read = read_label_map(path)
+    assert read.dtype == torch.uint8 and np.array_equal(read.numpy(), labels)
+    assert count_labels(path).tolist() == [(labels == k).sum() for k in range(256)]
+
+
+def test_labels_that_start_at_one_are_shifted_and_what_is_below_ignored(tmp_path):
+    Image.fromarray(np.array([[0, 1, 2], [150, 0, 3]], np.uint8)).save(tmp_path / "a.png")
+    read = read_label_map(tmp_path / "a.png", first=1, classes=150)
+    assert read.tolist() == [[255, 0, 1], [149, 255, 2]]
+    with pytest.raises(UserError, match="has the label 150, but the classes are 1 to 149"):
+        read_label_map(tmp_path / "a.png", first=1, classes=149)
+
+
+def test_255_stays_ignored_wherever_labels_start(tmp_path):
+    """The largest label, 254, is class 252 where 2 is class 0; 255 would have been class 253."""
+    Image.fromarray(np.array([[255, 1, 2], [3, 254, 255]], np.uint8)).save(tmp_path / "a.png")
+    read = read_label_map(tmp_path / "a.png", first=2, classes=253)
+    assert read.tolist() == [[255, 255, 0], [1, 252, 255]]
+    with pytest.raises(UserError, match="has the label 254, but the classes are 2 to 253"):
+        read_label_map(tmp_path / "a.png", first=2, classes=252)
+
+
+def test_classes_without_names_are_numbered_up_to_the_largest_label(folders):
+    assert numbered_classes(pair_label_maps(*folders)) == ["class 0", "class 1", "class 2"]
+
+
+def test_a_map_that_has_changed_is_counted_again(folders):
+    path = folders[1] / "a.png"
+    assert count_labels(path)[IGNORED] == 1
+    Image.fromarray(np.full((30, 40), 7, np.uint8)).save(path)
+    assert count_labels(path)[7] == 1200
+
+
+def test_an_image_on_its_side_has_the_size_that_it_is_shown_in(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.jpg", exif=exif)
+    assert image_size(tmp_path / "a.jpg") == (3, 4)
+
+
+def spoil(folders, kind):
+    images, labels = folders
+    path = labels / "b.png"
+    if kind == "no map":
+        path.unlink()
+    elif kind == "other size":
+        Image.fromarray(LABELS.T.copy()).save(path)
+    elif kind == "colours":
+        Image.new("RGB", (4, 3)).save(path)
+    elif kind == "16 bits":
+        Image.fromarray(LABELS.astype(np.uint16)).save(path)
+    elif kind == "no image":
+        (images / "b.png").write_text("hello")
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-30])
+    elif kind == "unknown label":
+        Image.fromarray(np.where(LABELS == 2, 9, LABELS).astype(np.uint8)).save(path)
+    elif kind == "ignored":
+        for file in labels.iterdir():
+            Image.new("L", (4, 3), IGNORED).save(file)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no map", r"image .*b.png has no label map .*labels.b.png: expected a PNG"),
+        ("other size", r"label map .*b.png is 3×4, its image .*b.png 4×3: expected the same size"),
+        ("colours", r"label map .*b.png has Pillow's mode RGB: expected one channel of 8 bits"),
+        ("16 bits", r"label map .*b.png has Pillow's mode I;16: expected one channel"),
+        ("no image", r"image .*b.png cannot be read: cannot identify"),
+        ("truncated", r"label map .*b.png cannot be read: .*write it again"),
+        ("unknown label", r"label map .*b.png has the label 9, but the classes are 0 to 2 \(x, y"),
+        ("ignored", r"all pixels of all label maps in .*labels are 255"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_the_file(folders, kind, message):
+    spoil(folders, kind)
+    with pytest.raises(UserError, match=message) as caught:
+        check_labels(pair_label_maps(*folders), ["x", "y", "z"])
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_that_cannot_be_meant(folders, tmp_path):
+    images, labels = folders
+    with pytest.raises(UserError, match="no folder .*nowhere: expected a folder of label maps"):
+        pair_label_maps(images, tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no folder .*a.jpg: expected a folder of images"):
+        pair_label_maps(images / "a.jpg", labels)
+    with pytest.raises(UserError, match="images and label maps are both in"):
+        pair_label_maps(images, labels / ".." / "images")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="names no image"):
+        pair_label_maps(tmp_path / "empty", labels)
