@@ -1,131 +1,95 @@
-"""The backbone: a trunk, a highway beside it, and a feature pyramid out."""
+"""The backbone: a trunk, a highway beside it, and a feature pyramid as output."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from .highway.adapters.conv import MixingAdapter
-from .highway.adapters.dual_low_rank import Adapter
+from .highway.config import DEFAULT_RECIPE, HighwayConfig, as_highway_config, highway_config
 from .highway.highway import Highway
 from .swin.precision import storage_dtype
-from .swin.presets import SwinPreset, get_preset, same_geometry
+from .swin.presets import SwinPreset, get_preset, preset_name, same_geometry
 from .swin.storage import store_as, store_in_8_bits
-from .swin.trunk import TAPS, SwinTrunk
+from .swin.trunk import SwinTrunk
 from .utils.errors import UserError
 from .weights.origin import origin_of
 
 LEVELS = ("p0", "p1", "p2", "p3")
-# How each memory mode keeps the highway's taps, see e3va.ops.saved_activation; None: as autograd does.
+# The form in which each memory mode keeps the highway's taps (e3va.ops.saved_activation); None:
+# plain modules and autograd.
 MEMORY = {"standard": "half", "lean": "int8", "plain": None}
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way of tuning.
+class BackboneConfig:
+    """All that the shapes and the arithmetic of a backbone depend on.
 
     Attributes:
-        form: of the highway, see :class:`e3va.highway.highway.Highway`.
-        taps, downsample: what a highway's settings are unless others are given.
-        trunk: whether the trunk trains.
+        preset: the geometry of the trunk.
+        highway: the complete config of the highway.
+        out_features: the pyramid levels, some of p0..p3.
     """
-
-    form: str = "parallel"
-    taps: str | None = None
-    downsample: str = "offset"
-    trunk: bool = False
-
-
-METHODS = {
-    "e3va": Method(form="chain", taps="block"),
-    "paper": Method(taps="sublayer", downsample="direct"),
-    "frozen": Method(),
-    "full": Method(trunk=True),
-}
-
-
-@dataclass(frozen=True)
-class BackboneSettings:
-    """All that the shapes and the arithmetic of a backbone depend on; see :class:`E3VABackbone`."""
 
     preset: SwinPreset
-    method: str
-    rank: int
-    reduction: int
-    taps: str | None
-    downsample: str
-    out_features: tuple[str, ...]
+    highway: HighwayConfig
+    out_features: tuple[str, ...] = LEVELS
 
-    @property
-    def of_all_levels(self) -> dict[str, object]:
-        """All but ``out_features``, by name."""
-        return {name: value for name, value in vars(self).items() if name != "out_features"}
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; ``preset`` is a name or ``""``, ``geometry`` the sizes."""
+        sizes = asdict(self.preset).items()
+        return {
+            "preset": preset_name(self.preset) or "",
+            "geometry": {k: list(v) if isinstance(v, tuple) else v for k, v in sizes},
+            "highway": self.highway.to_dict(),
+            "out_features": list(self.out_features),
+        }
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "BackboneConfig":
+        """Read the result of :meth:`to_dict`, which anybody may have written.
 
-@dataclass(frozen=True)
-class HighwaySettings:
-    """What a highway is built with; nothing of a highway without adapters depends on it."""
-
-    rank: int
-    taps: str | None
-    downsample: str
-
-
-def complete(
-    method: str,
-    preset: SwinPreset,
-    rank: int | None = None,
-    taps: str | None = None,
-    downsample: str | None = None,
-) -> HighwaySettings:
-    """Fill in a method's own settings for those that are None.
-
-    The rank of ``"e3va"`` is three eighths of the first stage's channels (36 for Swin-T and S, 48
-    for B, 72 for L), that of ``"paper"`` the paper's 16.
-
-    Raises:
-        UserError: an unknown method.
-    """
-    if method not in METHODS:
-        raise UserError(f"method {method!r}: expected one of {(*METHODS,)}")
-    own = METHODS[method]
-    if rank is None:
-        rank = 16 if method == "paper" else max(1, preset.embed_dim * 3 // 8)
-    taps = own.taps and (taps or own.taps)
-    return HighwaySettings(rank, taps, downsample or own.downsample)
+        Raises:
+            ValueError, KeyError, TypeError, UserError: an entry is missing, of another type or out
+                of range.
+        """
+        sizes = data["geometry"].items()
+        preset = SwinPreset(**{k: tuple(v) if isinstance(v, list) else v for k, v in sizes})
+        preset.check_bounds()
+        if not data["out_features"] or not set(data["out_features"]) <= {*LEVELS}:
+            raise ValueError(f"out_features {data['out_features']!r}")
+        highway = highway_config(**data["highway"]).complete(preset.embed_dim)
+        return cls(preset, highway, tuple(data["out_features"]))
 
 
 class E3VABackbone(nn.Module):
-    """A Swin backbone tuned along its highway.
+    """A Swin backbone that is tuned along its highway.
 
     Args:
-        preset: a name of :data:`e3va.swin.presets.PRESETS` (``"swin_t"``, ``"swin_l_384"``, …) or a
-            geometry.
-        method: ``"e3va"`` and ``"paper"`` train adapters and pyramid norms: a chain with one
-            adapter for each block, which mixes neighbours (:class:`e3va.MixingAdapter`), or the
-            paper's two side by side (:class:`e3va.Adapter`); ``"frozen"`` trains the pyramid norms
-            alone; ``"full"`` everything, the trunk included, without adapters.
-        rank: r of the adapters; by default that of :func:`complete`.
-        reduction: q of the paper's adapters, whose bottleneck is C/q.
-        taps: what adapters read, see :meth:`e3va.swin.trunk.SwinTrunk.stages`; by default ``"block"``
-            for ``"e3va"``, ``"sublayer"`` for ``"paper"``.
-        downsample: how the highway passes from stage to stage, see :class:`e3va.highway.highway.Highway`;
-            by default ``"offset"`` for ``"e3va"``, ``"direct"`` for ``"paper"``.
-        memory: ``"standard"``: the taps are kept in half precision and a frozen trunk runs in its
-            fast form (:mod:`e3va.swin.fast_trunk`, :mod:`e3va.highway.fast_chain`). ``"lean"``: the taps, and
-            after :meth:`prepare` the trunk's weights, are kept in 8 bits; the hosts also compute
-            neck and heads again in the backward pass instead of keeping what lies inside them.
-            ``"plain"``: the reference, modules and autograd alone.
-        trunk_precision: in which type a frozen trunk computes: ``"auto"`` is float32, and in mixed
-            precision what the device is fast in; or ``"fp32"``, ``"bf16"``, ``"fp16"``. See
+        preset: a name in :data:`e3va.swin.presets.PRESETS` (``"swin_t"``, ``"swin_l_384"``, …) or
+            a geometry.
+        highway: what trains. A recipe's name: ``"e3va_chain"`` (the default) and ``"e3va"`` (the
+            paper's form) train adapters and pyramid norms, ``"frozen"`` only the pyramid norms,
+            ``"full"`` the trunk and the pyramid norms. Or a mapping of a recipe and changes to it,
+            such as ``{"recipe": "e3va_chain", "rank": 24}``, see
+            :func:`e3va.highway.config.highway_config`; a :class:`e3va.highway.HighwayConfig`; or a
+            module with the attributes and the call of :class:`e3va.highway.Highway`.
+        make_adapter: function ``dim -> module`` for adapters from outside the registry, see
+            :class:`e3va.highway.Highway`.
+        memory: ``"standard"``: taps are kept in half precision and a frozen trunk runs in its fast
+            form (:mod:`e3va.swin.fast_trunk`, :mod:`e3va.highway.fast_chain`). ``"lean"``: taps,
+            and after :meth:`prepare` the trunk's weights, are kept in 8 bits; the frameworks also
+            recompute neck and heads in the backward pass. ``"plain"``: the reference, plain modules
+            and autograd.
+        trunk_precision: type in which a frozen trunk computes: ``"auto"`` (float32, and in mixed
+            precision the fastest type of the device), ``"fp32"``, ``"bf16"`` or ``"fp16"``. See
             :mod:`e3va.swin.precision`.
-        out_features: the pyramid levels to give, some of p0..p3 (strides 4, 8, 16, 32).
-        trunk: one of the same preset to share with other backbones, frozen; its own settings then
-            stand for ``trunk_precision``. None to build one.
+        out_features: the pyramid levels of the output, some of p0..p3 (strides 4, 8, 16, 32).
+        trunk: a frozen trunk of the same preset to share with other backbones; its own precision
+            then applies. None to build one.
 
     Attributes:
-        settings: all of these that weights depend on.
+        config: the :class:`BackboneConfig`.
 
     Raises:
         UserError: a setting that is not one of those above, or a trunk that cannot be shared.
@@ -140,12 +104,9 @@ class E3VABackbone(nn.Module):
     def __init__(
         self,
         preset: str | SwinPreset = "swin_t",
+        highway: str | Mapping[str, Any] | HighwayConfig | nn.Module = DEFAULT_RECIPE,
         *,
-        method: str = "e3va",
-        rank: int | None = None,
-        reduction: int = 4,
-        taps: str | None = None,
-        downsample: str | None = None,
+        make_adapter: Callable[[int], nn.Module] | None = None,
         memory: str = "standard",
         trunk_precision: str = "auto",
         out_features: Sequence[str] = LEVELS,
@@ -153,52 +114,50 @@ class E3VABackbone(nn.Module):
     ):
         super().__init__()
         preset = get_preset(preset)
-        own = complete(method, preset, rank, taps, downsample)
-        if taps is not None and taps not in TAPS:
-            raise UserError(f"taps {taps!r}: expected one of {TAPS}")
         if memory not in MEMORY:
             raise UserError(f"memory {memory!r}: expected one of {(*MEMORY,)}")
         if memory == "plain" and trunk_precision not in ("auto", "fp32"):
             raise UserError(
-                f"trunk_precision {trunk_precision!r} with memory 'plain': a plain trunk computes "
-                "as autocast has it; give trunk_precision 'auto', or another memory"
+                f"trunk_precision {trunk_precision!r} with memory 'plain': autocast sets the "
+                "precision of a plain trunk; give trunk_precision 'auto', or another memory"
             )
         if not out_features or any(name not in LEVELS for name in out_features):
             raise UserError(f"out_features {list(out_features)}: expected some of {LEVELS}")
-        self.method = method
         self.memory = memory
         self.trunk_precision = trunk_precision
         self.out_features = tuple(sorted(set(out_features), key=LEVELS.index))
-        self.taps = own.taps
-        self.settings = BackboneSettings(
-            preset, method, own.rank, reduction, own.taps, own.downsample, self.out_features
-        )
+        if isinstance(highway, nn.Module):
+            config = highway.config
+        else:
+            config = as_highway_config(highway)
         if trunk is not None:
-            _check_shared(trunk, preset, method)
+            _check_shared(trunk, preset, config)
+        # The trunk before the highway: seeds then give the same trunk for every recipe.
         self.trunk = trunk or SwinTrunk(
             preset,
-            frozen=not METHODS[method].trunk,
+            frozen=not config.train_trunk,
             fast=memory != "plain",
             precision=trunk_precision,
         )
-        self.highway = Highway(
-            preset.dims,
-            preset.depths,
-            out_stages=[LEVELS.index(name) for name in self.out_features],
-            make_adapter=_adapter_maker(method, own.rank, reduction),
-            taps=own.taps,
-            form=METHODS[method].form,
-            downsample=own.downsample,
-            keep=MEMORY[memory],
-        )
+        if not isinstance(highway, nn.Module):
+            highway = Highway(
+                preset.dims,
+                preset.depths,
+                config,
+                make_adapter=make_adapter,
+                out_stages=[LEVELS.index(name) for name in self.out_features],
+                keep=MEMORY[memory],
+            )
+        self.highway = highway
+        self.config = BackboneConfig(preset, highway.config, self.out_features)
 
     def prepare(self, mixed: bool) -> None:
-        """Bring a frozen trunk's weights into the form in which they are kept while it is used.
+        """Convert a frozen trunk's weights to the form in which training stores them.
 
-        In mixed precision that is a half-precision type, see :func:`e3va.swin.precision.storage_dtype`;
-        with ``memory="lean"`` 8 bits for the blocks' matrices. It rounds the weights; without it
-        everything works as well and takes more memory. Call it once the model is on its device,
-        with its weights loaded. Nothing happens to a plain trunk, or to one that trains.
+        In mixed precision this is a half-precision type, see
+        :func:`e3va.swin.precision.storage_dtype`; with ``memory="lean"`` also 8 bits for the
+        blocks' matrices. The weights are rounded, and take less memory. Call it once the model is
+        on its device with its weights loaded. A plain trunk and one that trains do not change.
 
         Args:
             mixed: whether training runs in mixed precision.
@@ -214,14 +173,14 @@ class E3VABackbone(nn.Module):
         self.trunk.origin = origin.rounded(dtype, int8=self.memory == "lean")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images [B, 3, H, W] → {p_s: [B, C_s, ceil(H / 2^(s+2)), ceil(W / 2^(s+2))]}."""
-        stages = self.trunk.stages(images, taps=self.taps, count=len(self.highway.stages))
+        """Map images [B, 3, H, W] to {p_s: [B, C_s, ceil(H / 2^(s+2)), ceil(W / 2^(s+2))]}."""
+        stages = self.trunk.stages(images, taps=self.highway.taps, count=len(self.highway.stages))
         outputs = self.highway(stages, self.trunk.patch_mergings)
         return dict(zip(self.out_features, outputs, strict=True))
 
 
 def find_backbone(model: nn.Module) -> tuple[str, E3VABackbone]:
-    """The E³VA backbone inside a model, and its name there (``""`` for the model itself).
+    """Return the E³VA backbone inside a model and its name there (``""`` for the model itself).
 
     Raises:
         UserError: there is none.
@@ -229,25 +188,20 @@ def find_backbone(model: nn.Module) -> tuple[str, E3VABackbone]:
     for name, module in model.named_modules():
         if isinstance(module, E3VABackbone):
             return name, module
-    raise UserError(f"the model ({type(model).__name__}) has no E³VA backbone: expected one")
+    raise UserError(
+        f"the model ({type(model).__name__}) has no E³VA backbone: build it with "
+        "e3va.E3VABackbone, or along Detectron2 with model.backbone.bottom_up=L(E3VASwin)(...)"
+    )
 
 
 def trunk_prefix(model: nn.Module) -> str:
-    """What the names of the trunk's tensors begin with in the model's state dict."""
+    """Return the prefix of the trunk's names in the model's state dict."""
     name, _ = find_backbone(model)
     return f"{name}.trunk." if name else "trunk."
 
 
-def _check_shared(trunk: SwinTrunk, preset: SwinPreset, method: str) -> None:
-    if METHODS[method].trunk or not trunk.frozen:
-        raise UserError(f"method {method!r} with a shared trunk: expected a frozen one")
+def _check_shared(trunk: SwinTrunk, preset: SwinPreset, config: HighwayConfig) -> None:
+    if config.train_trunk or not trunk.frozen:
+        raise UserError(f"a shared trunk with recipe {config.recipe!r}: expected a frozen trunk")
     if not same_geometry(trunk.preset, preset):
         raise UserError(f"the trunk to share is {trunk.preset}: expected {preset}")
-
-
-def _adapter_maker(method: str, rank: int, reduction: int) -> Callable[[int], nn.Module] | None:
-    if METHODS[method].taps is None:
-        return None
-    if method == "paper":
-        return partial(Adapter, rank=rank, reduction=reduction)
-    return partial(MixingAdapter, rank=rank)

@@ -13,7 +13,7 @@ from e3va.utils.optional import HOW_TO_INSTALL, require
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "e3va"
 CORE = sorted(PACKAGE.glob("*.py"))
-HOSTS = ("detectron2", "torchvision")
+FRAMEWORKS = ("detectron2", "torchvision")
 ABOVE_THE_CORE = ("e3va.detectron2", "e3va.torchvision", "e3va.model_zoo", "e3va.data")
 
 
@@ -31,38 +31,38 @@ def imports(path: Path, text: str | None = None) -> set[str]:
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda p: p.name)
-def test_the_core_needs_torch_alone_and_knows_no_host(path):
+def test_the_core_needs_torch_alone_and_knows_no_framework(path):
     for name in imports(path):
         top = name.split(".")[0]
         assert top in sys.stdlib_module_names or top in ("torch", "e3va"), name
         assert not name.startswith(ABOVE_THE_CORE), name
 
 
-def test_looking_at_data_needs_no_host():
+def test_looking_at_data_needs_no_framework():
     files = list((PACKAGE / "data").glob("*.py"))
     assert len(files) > 5
     for path in files:
         for name in imports(path):
-            assert not name.startswith((*ABOVE_THE_CORE[:3], *HOSTS)), path
+            assert not name.startswith((*ABOVE_THE_CORE[:3], *FRAMEWORKS)), path
 
 
-def test_hosts_do_not_know_each_other():
-    for host, other in (HOSTS, HOSTS[::-1]):
-        for path in (PACKAGE / host).glob("*.py"):
+def test_frameworks_do_not_know_each_other():
+    for framework, other in (FRAMEWORKS, FRAMEWORKS[::-1]):
+        for path in (PACKAGE / framework).glob("*.py"):
             assert not any(name.startswith(f"e3va.{other}") for name in imports(path)), path
 
 
 @pytest.mark.parametrize("module", ["e3va", "e3va.model_zoo"])
-def test_importing_the_library_or_its_zoo_imports_no_host(module):
-    """The zoo builds models of both hosts, and asks for them when it does."""
-    hosts = ("detectron2", "torchvision", "e3va.detectron2", "e3va.torchvision")
-    script = f"import sys, {module}; print([m for m in {hosts} if m in sys.modules])"
+def test_importing_the_library_or_its_zoo_imports_no_framework(module):
+    """The zoo builds models of both frameworks, and asks for them when it does."""
+    frameworks = ("detectron2", "torchvision", "e3va.detectron2", "e3va.torchvision")
+    script = f"import sys, {module}; print([m for m in {frameworks} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "model_zoo").glob("*.py")), ids=lambda p: p.name)
-def test_no_file_of_the_zoo_imports_a_host_when_it_is_imported(path):
+def test_no_file_of_the_zoo_imports_a_framework_when_it_is_imported(path):
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):

@@ -3,7 +3,7 @@
     python benchmarks/accuracy --candidates [--photos FOLDER] [--streets FOLDER]
 
 compares them on the tasks with label maps by their validation scores. What helped is in
-:class:`e3va.MixingAdapter` and the chain of :class:`e3va.Highway`; the rest is here alone, so that
+:class:`e3va.DepthwiseConvAdapter` and the chain of :class:`e3va.Highway`; the rest is here alone, so that
 the table can be printed again. Where a row does not say otherwise, adapters read their taps alone
 and their outputs add up, as in the paper ("parallel").
 """
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e3va import Adapter, E3VABackbone, Highway, MixingAdapter
+from e3va import DualLowRankAdapter, E3VABackbone, Highway, DepthwiseConvAdapter
 
 from .methods import METHODS, Method
 
@@ -32,7 +32,7 @@ class Normed(nn.Module):
         return self.inner(F.layer_norm(z, z.shape[-1:]), height, width)
 
 
-class NotNormed(MixingAdapter):
+class NotNormed(DepthwiseConvAdapter):
     """The default adapter without its norm."""
 
     def forward(self, z: Tensor, height: int, width: int) -> Tensor:
@@ -40,7 +40,7 @@ class NotNormed(MixingAdapter):
         return self.up(F.gelu(y + self.mix(y)).flatten(2).transpose(1, 2))
 
 
-class Gated(MixingAdapter):
+class Gated(DepthwiseConvAdapter):
     """The mixed channels are multiplied by a gate instead of going through GELU."""
 
     def forward(self, z: Tensor, height: int, width: int) -> Tensor:
@@ -63,9 +63,9 @@ def _second_pass(rank: int, second: int, kernel: int, **settings) -> Callable[[E
     """After a stage's adapters one more, J, reads its joined map: ``h ← h + J(x + h)``."""
 
     def change(backbone: E3VABackbone) -> None:
-        _highway(partial(MixingAdapter, rank=rank), **settings)(backbone)
+        _highway(partial(DepthwiseConvAdapter, rank=rank), **settings)(backbone)
         for stage, dim in zip(backbone.highway.stages, backbone.trunk.preset.dims, strict=True):
-            stage.second = MixingAdapter(dim, second, kernel)
+            stage.second = DepthwiseConvAdapter(dim, second, kernel)
             stage.forward = MethodType(_stage_with_second_pass, stage)
 
     return change
@@ -100,20 +100,20 @@ def _feedback_parallel(backbone: E3VABackbone) -> None:
     _feedback(backbone)
 
 
-_MIXING = partial(MixingAdapter, rank=10)
-_RANK_4 = partial(Adapter, rank=4)  # the paper's adapters, two a block: as many parameters
+_MIXING = partial(DepthwiseConvAdapter, rank=10)
+_RANK_4 = partial(DualLowRankAdapter, rank=4)  # the paper's adapters, two a block: as many parameters
 
 
 def _ranks(*ranks: int) -> Callable[[int], nn.Module]:
     """An adapter maker with a rank for each stage of the demonstration's trunk."""
-    return lambda dim: MixingAdapter(dim, ranks[(dim // 24).bit_length() - 1])
+    return lambda dim: DepthwiseConvAdapter(dim, ranks[(dim // 24).bit_length() - 1])
 
 
 CHANGES: dict[str, tuple[str, Callable[[E3VABackbone], None]]] = {
     "chain": ("a chain: the default", _highway(_MIXING, form="chain")),
     "chain 1x1": (
         "a chain, 1×1: no neighbours",
-        _highway(partial(MixingAdapter, rank=10, kernel=1), form="chain"),
+        _highway(partial(DepthwiseConvAdapter, rank=10, kernel=1), form="chain"),
     ),
     "parallel": ("side by side: 1 normed tap a block, 5×5, rank 10", _highway(_MIXING)),
     "second pass": ("second pass 7×7, ranks 6 and 6", _second_pass(6, 6, 7)),
@@ -127,10 +127,10 @@ CHANGES: dict[str, tuple[str, Callable[[E3VABackbone], None]]] = {
     "feedback": ("the trunk's next stage sees the highway", _feedback_parallel),
     "two taps": (
         "2 taps a block, rank 5",
-        _highway(partial(MixingAdapter, rank=5), taps="residual"),
+        _highway(partial(DepthwiseConvAdapter, rank=5), taps="residual"),
     ),
-    "kernel 3": ("3×3", _highway(partial(MixingAdapter, rank=10, kernel=3))),
-    "no mixing": ("1×1: no neighbours", _highway(partial(MixingAdapter, rank=10, kernel=1))),
+    "kernel 3": ("3×3", _highway(partial(DepthwiseConvAdapter, rank=10, kernel=3))),
+    "no mixing": ("1×1: no neighbours", _highway(partial(DepthwiseConvAdapter, rank=10, kernel=1))),
     "no norm": ("taps not normed", _highway(partial(NotNormed, rank=10))),
     "gated": ("a gate instead of GELU", _highway(partial(Gated, rank=10))),
     "rank grows": ("ranks 4, 6, 8, 12 from stage to stage", _highway(_ranks(4, 6, 8, 12))),

@@ -40,7 +40,7 @@ class Bench:
         if spec.cap:
             total = torch.cuda.get_device_properties(self.device).total_memory
             torch.cuda.set_per_process_memory_fraction(spec.cap * GIB / total, self.device)
-        self.subject = SUBJECTS[spec.host](spec)
+        self.subject = SUBJECTS[spec.framework](spec)
         if spec.shared and self.device.type == "cpu":
             share_frozen(self.subject.model, Path(spec.shared))
         trained = [p for p in self.subject.model.parameters() if p.requires_grad]

@@ -85,7 +85,7 @@ class Lines:
         return Worker(Spec(name, rank=self.args.rank, **{**asdict(self.setting), **size}))
 
 
-KEY = ("preset", "precision", "host", "device", "cap")
+KEY = ("preset", "precision", "framework", "device", "cap")
 
 
 def load(folder: Path) -> list[dict[str, Any]]:

@@ -23,13 +23,13 @@ class Method:
         title: for people; ``{rank}`` is filled in.
         settings: of :class:`e3va.E3VABackbone`.
         change: rank → a function that puts adapters into the trunk, which comes in trainable.
-        host: the only host that has it; None for all.
+        framework: the only framework that has it; None for all.
     """
 
     title: str
     settings: dict[str, Any] = field(default_factory=dict)
     change: Callable[[int], Callable[[SwinTrunk], None]] | None = None
-    host: str | None = None
+    framework: str | None = None
 
 
 def lora_on_qkv(rank: int) -> Callable[[SwinTrunk], None]:
@@ -53,25 +53,27 @@ METHODS = {
     "paper plain": Method(
         "E³VA as in the paper, reference path", {"method": "paper", "memory": "plain"}
     ),
-    "full detectron2": Method("full, Detectron2's own Swin", host="detectron2"),
+    "full detectron2": Method("full, Detectron2's own Swin", framework="detectron2"),
 }
 DEFAULT = ("full", "frozen", "lora", "bottleneck", "e3va plain", "e3va", "e3va lean")
 REFERENCE = "full"  # what the others are divided by
 
 
-def choose(names: list[str], host: str) -> list[str]:
+def choose(names: list[str], framework: str) -> list[str]:
     """Methods by name, the reference first; ``e3va-lean`` is ``e3va lean``.
 
     Raises:
-        UserError: there is no such method, or the host lacks it.
+        UserError: there is no such method, or the framework lacks it.
     """
     names = list(dict.fromkeys(name.replace("-", " ") for name in names))
     for name in names:
         if name not in METHODS:
             raise UserError(f"method {name!r}: expected some of {', '.join(METHODS)}")
-        only = METHODS[name].host
-        if only and host != only:
-            raise UserError(f"method {name!r} is measured with --host {only} alone, not {host}")
+        only = METHODS[name].framework
+        if only and framework != only:
+            raise UserError(
+                f"method {name!r} is measured with --framework {only} alone, not {framework}"
+            )
     return sorted(names, key=lambda name: name != REFERENCE)
 
 
@@ -82,7 +84,7 @@ def make_bottom_up(
     random numbers afterwards: what is built next is equal too."""
     method = METHODS[name]
     seed_everything("trunk", 0)
-    if method.host == "detectron2":
+    if method.framework == "detectron2":
         backbone = _detectron2_swin(preset)
     else:
         backbone = kind(preset, **method.settings)

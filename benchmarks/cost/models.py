@@ -1,4 +1,4 @@
-"""A method's model on a host, with the batch that it trains on."""
+"""A method's model on a framework, with the batch that it trains on."""
 
 import importlib
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from e3va.utils.errors import UserError
 from .batch import CLASSES, detectron2_examples, draw, torchvision_examples
 from .methods import make_bottom_up
 
-HOSTS = ("detectron2", "torchvision")
-ALONE = "none"  # the host of a backbone without neck and heads
+FRAMEWORKS = ("detectron2", "torchvision")
+ALONE = "none"  # the framework of a backbone without neck and heads
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Spec:
         method: a key of :data:`cost.methods.METHODS`.
         preset: of the trunk, see :data:`e3va.swin.presets.PRESETS`.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast).
-        host: one of ``HOSTS``, or ``ALONE``.
+        framework: one of ``FRAMEWORKS``, or ``ALONE``.
         device: cpu, cuda or cuda:N.
         height, width: of the images, pixels.
         batch: images in a step.
@@ -37,7 +37,7 @@ class Spec:
     method: str
     preset: str
     precision: str
-    host: str
+    framework: str
     device: str
     height: int
     width: int
@@ -48,7 +48,7 @@ class Spec:
 
 
 class Subject:
-    """A model that is measured. Subclasses know a host.
+    """A model that is measured. Subclasses know a framework.
 
     Attributes:
         model: on its device, ready to train.
@@ -100,8 +100,8 @@ def _children_but(module: nn.Module, left_out: str) -> nn.ModuleList:
     return nn.ModuleList(child for name, child in module.named_children() if name != left_out)
 
 
-def _prepare_model(host: str, model: nn.Module, mixed: bool) -> None:
-    importlib.import_module(f"e3va.{host}.lean").prepare_model(model, mixed)
+def _prepare_model(framework: str, model: nn.Module, mixed: bool) -> None:
+    importlib.import_module(f"e3va.{framework}.lean").prepare_model(model, mixed)
 
 
 def _images(height: int, width: int, batch: int) -> list:
@@ -201,18 +201,18 @@ SUBJECTS: dict[str, type[Subject]] = {
 }
 
 
-def pick_host(name: str | None) -> str:
+def pick_framework(name: str | None) -> str:
     """Detectron2 where it is installed, else torchvision.
 
     Raises:
-        UserError: no such host, or it is not installed.
+        UserError: no such framework, or it is not installed.
     """
-    if name is not None and name not in HOSTS:
-        raise UserError(f"--host {name}: expected {' or '.join(HOSTS)}")
-    for host in (name,) if name else HOSTS:
+    if name is not None and name not in FRAMEWORKS:
+        raise UserError(f"--framework {name}: expected {' or '.join(FRAMEWORKS)}")
+    for framework in (name,) if name else FRAMEWORKS:
         try:
-            importlib.import_module(f"e3va.{host}")
-            return host
+            importlib.import_module(f"e3va.{framework}")
+            return framework
         except UserError:
-            if host in (name, HOSTS[-1]):
+            if framework in (name, FRAMEWORKS[-1]):
                 raise

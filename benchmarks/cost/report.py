@@ -18,7 +18,7 @@ from .methods import REFERENCE
 from .rows import MIB, TIMED, Row, fits, mib, part_seconds, seconds, spread, title
 
 GIGA = 1e9
-KEY = ("preset", "precision", "host", "device", "height", "width", "batch", "cap")
+KEY = ("preset", "precision", "framework", "device", "height", "width", "batch", "cap")
 NOTES = """\
 Kept: bytes that autograd keeps from the forward for the backward pass, each storage once, without
 parameters. Peak: the most bytes of tensors alive at once in a step, above what is there before it;

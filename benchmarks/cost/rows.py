@@ -8,7 +8,7 @@ from .methods import REFERENCE
 
 MIB = 2**20
 TIMED = ("forward", "backward", "update", "step")
-HOSTS = {
+FRAMEWORKS = {
     "detectron2": "Cascade Mask R-CNN (Detectron2)",
     "torchvision": "Cascade Mask R-CNN (torchvision)",
     "none": "the backbone alone",
@@ -65,7 +65,7 @@ def title(table: Row) -> str:
     if "height" in table:
         size = f", {table['batch']} × {table['height']}×{table['width']}"
     cap = f", at most {table['cap']:g} GiB" if table["cap"] else ""
-    return f"{table['preset']}, {table['precision']}{size}, {HOSTS[table['host']]}{cap}"
+    return f"{table['preset']}, {table['precision']}{size}, {FRAMEWORKS[table['framework']]}{cap}"
 
 
 def mib(size: int) -> str:

@@ -18,7 +18,7 @@ from e3va.utils.errors import UserError
 from . import growth, report
 from .limits import DTYPES
 from .methods import DEFAULT, METHODS, choose
-from .models import ALONE, Spec, pick_host
+from .models import ALONE, Spec, pick_framework
 from .rows import with_ratios
 from .worker import DoesNotFitError, Worker
 
@@ -50,7 +50,11 @@ def parse(doc: str, arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch", default="1", metavar="N", help="images in a step; default: %(default)s")
     add("--rounds", default="3", metavar="N", help="timed steps a method; default: %(default)s")
     add("--rank", default="16", metavar="R", help="of LoRA and bottlenecks; default: %(default)s")
-    add("--host", metavar="HOST", help="detectron2 or torchvision; default: what is installed")
+    add(
+        "--framework",
+        metavar="FRAMEWORK",
+        help="detectron2 or torchvision; default: what is installed",
+    )
     add("--backbone", action="store_true", help="the backbone alone, without neck and heads")
     add("--device", help="cpu, cuda, cuda:1; default: cuda where there is one")
     add("--cap", metavar="GIB", help="most memory that a method may allocate on the GPU")
@@ -75,20 +79,20 @@ def _checked(args: argparse.Namespace) -> argparse.Namespace:
         setattr(args, name, _whole(name, getattr(args, name)))
     args.sizes = sorted({_whole("sizes", size) for size in args.sizes})
     args.batches = sorted({_whole("batches", count) for count in args.batches})
-    # A backbone alone needs no host, but Detectron2's own Swin needs Detectron2.
-    host = args.host
-    if not args.backbone or host:
-        host = pick_host(host)
-    args.methods = choose(args.methods, host or _any_host())
-    args.host = ALONE if args.backbone else host
+    # A backbone alone needs no framework, but Detectron2's own Swin needs Detectron2.
+    framework = args.framework
+    if not args.backbone or framework:
+        framework = pick_framework(framework)
+    args.methods = choose(args.methods, framework or _any_framework())
+    args.framework = ALONE if args.backbone else framework
     args.device = str(pick_device(args.device))
     args.cap = _cap(args.cap, torch.device(args.device))
     return args
 
 
-def _any_host() -> str:
+def _any_framework() -> str:
     try:
-        return pick_host("detectron2")
+        return pick_framework("detectron2")
     except UserError:
         return "torchvision"
 
@@ -125,7 +129,7 @@ class Setting:
 
     preset: str
     precision: str
-    host: str
+    framework: str
     device: str
     height: int
     width: int
@@ -135,7 +139,7 @@ class Setting:
 
 def settings(args: argparse.Namespace) -> list[Setting]:
     """One for each preset and precision."""
-    rest = (args.host, args.device, args.height, args.width, args.batch, args.cap)
+    rest = (args.framework, args.device, args.height, args.width, args.batch, args.cap)
     return [Setting(p, precision, *rest) for p in args.presets for precision in args.precision]
 
 

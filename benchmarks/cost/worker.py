@@ -78,7 +78,7 @@ class Worker:
 def serve(connection: Connection, spec: Spec) -> None:
     """The process: commands in, answers out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    # What the hosts' own imports say would come once for each process.
+    # What the frameworks' own imports say would come once for each process.
     warnings.simplefilter("ignore")
     logging.getLogger("torch").setLevel(logging.ERROR)
     bench = None

@@ -21,7 +21,7 @@ class AdapterSet:
         trunk: frozen, its weights loaded; every model reads it.
         build: makes the model of an adapter, from its description and tensors, around the trunk,
             see ``E3VABackbone(trunk=…)``.
-        host: of those models, see :func:`e3va.adapter_files.files.load_adapter`.
+        framework: of those models, see :func:`e3va.adapter_files.files.load_adapter`.
         find: the folder or file that a path given to :meth:`add` means.
 
     Attributes:
@@ -40,13 +40,13 @@ class AdapterSet:
         self,
         trunk: SwinTrunk,
         build: Callable[[AdapterConfig, Mapping[str, Tensor], SwinTrunk], nn.Module],
-        host: str = "",
+        framework: str = "",
         find: Callable[[str | os.PathLike], Path] = Path,
     ):
         self.trunk = trunk
         self.active: str | None = None
         self._build = build
-        self._host = host
+        self._framework = framework
         self._find = find
         self._models: dict[str, tuple[nn.Module, AdapterConfig]] = {}
 
@@ -91,7 +91,9 @@ class AdapterSet:
             config.check_origin(self.trunk, str(path))
         model = self._build(config, state, self.trunk)
         assert find_backbone(model)[1].trunk is self.trunk, "the model has a trunk of its own"
-        apply_adapter(*(model, state, config, str(path)), any_trunk=any_trunk, host=self._host)
+        apply_adapter(
+            *(model, state, config, str(path)), any_trunk=any_trunk, framework=self._framework
+        )
         self._models[name] = model.eval(), config
         self.active = self.active or name
         return config

@@ -9,22 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._version import __version__
-from ..backbone import (
-    LEVELS,
-    METHODS,
-    BackboneSettings,
-    E3VABackbone,
-    complete,
-    find_backbone,
-    trunk_prefix,
-)
+from ..backbone import LEVELS, BackboneConfig, E3VABackbone, find_backbone, trunk_prefix
+from ..highway.config import OUTSIDE, from_version_1, read_highway
 from ..swin.presets import SwinPreset, preset_name, same_geometry
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
 from ..weights.loading import find_trunk, read_geometry, trunk_state
 from ..weights.origin import UNKNOWN, TrunkOrigin, fingerprint, origin_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _STORED = re.compile(r"(int8 )?(fp32|bf16|fp16)(, (int8 )?(fp32|bf16|fp16)){0,8}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -37,8 +30,8 @@ class AdapterConfig:
         backbone: the settings of the backbone.
         trunk: the pretrained weights that it was trained on.
         trunk_prefix: what the trunk's names begin with in the model's state dict.
-        host: ``"torchvision"``, ``"detectron2"``, or ``""`` for a model of neither.
-        model: by what the host builds the model; plain data, never a callable's name.
+        framework: ``"torchvision"``, ``"detectron2"``, or ``""`` for a model of neither.
+        model: by what the framework builds the model; plain data, never a callable's name.
         classes: names, in the order of the model's outputs.
         trained_on: for people.
         steps: of training; None where it is not known.
@@ -46,10 +39,10 @@ class AdapterConfig:
         library_version: of e3va, that wrote it.
     """
 
-    backbone: BackboneSettings
+    backbone: BackboneConfig
     trunk: TrunkOrigin
     trunk_prefix: str
-    host: str = ""
+    framework: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     trained_on: str = ""
@@ -64,25 +57,12 @@ class AdapterConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; the preset by its name where it has one."""
-        own = self.backbone
         listed = {key: list(v) if isinstance(v, tuple) else v for key, v in vars(self).items()}
-        name = preset_name(own.preset)
         return {
             "format_version": FORMAT_VERSION,
             **listed,
             "library_version": self.library_version or __version__,
-            "backbone": {
-                "preset": name or "",
-                "geometry": {
-                    k: list(v) if isinstance(v, tuple) else v for k, v in asdict(own.preset).items()
-                },
-                "method": own.method,
-                "rank": own.rank,
-                "bottleneck_reduction": own.reduction,
-                "taps": own.taps,
-                "downsample": own.downsample,
-                "out_features": list(own.out_features),
-            },
+            "backbone": self.backbone.to_dict(),
             "trunk": asdict(self.trunk),
         }
 
@@ -95,22 +75,26 @@ class AdapterConfig:
                 range; ``source`` names the file.
         """
         version = data.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in (1, FORMAT_VERSION):
             raise UserError(
-                f"{source} has adapter format version {version!r}: this e3va "
-                f"({__version__}) reads version {FORMAT_VERSION}; update e3va or train again"
+                f"{source} has adapter format version {version!r}: this e3va ({__version__}) reads "
+                f"versions 1 and {FORMAT_VERSION}; update e3va or train again"
             )
         try:
+            if version == 1:
+                data = _from_version_1(data)
             known = {f.name for f in fields(cls)} - {"backbone", "trunk"}
             plain = {key: value for key, value in data.items() if key in known}
             config = cls(
-                backbone=_backbone(data["backbone"]),
+                backbone=BackboneConfig.from_dict(data["backbone"]),
                 trunk=TrunkOrigin(**data["trunk"]),
                 **{**plain, "classes": tuple(plain.get("classes", ()))},
             )
             config._check_types()
             return config
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (
+            *(KeyError, TypeError, ValueError, AttributeError, OverflowError, UserError),
+        ) as error:
             what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise UserError(
                 f"{source}: its description cannot be read ({what}): it was altered, or another "
@@ -118,7 +102,13 @@ class AdapterConfig:
             ) from None
 
     def _check_types(self) -> None:
-        texts = (self.trunk_prefix, self.host, self.trained_on, self.trunk.source, *self.classes)
+        texts = (
+            self.trunk_prefix,
+            self.framework,
+            self.trained_on,
+            self.trunk.source,
+            *self.classes,
+        )
         if not all(isinstance(text, str) for text in (*texts, self.library_version)):
             raise TypeError("a text is expected for names and classes")
         if not isinstance(self.model, dict):
@@ -146,8 +136,11 @@ class AdapterConfig:
         trunk = trunk_state(state, prefix)
         highway = prefix.removesuffix("trunk.") + "highway."
         own = {k[len(highway) :]: v for k, v in state.items() if k.startswith(highway)}
-        settings = _read_settings(own, read_geometry(trunk, source))
-        return cls(settings, TrunkOrigin(UNKNOWN, fingerprint(trunk)), prefix)
+        levels = [LEVELS[s] for s in range(4) if f"stages.{s}.out_norm.weight" in own]
+        preset = read_geometry(trunk, source)
+        config = read_highway(own).complete(preset.embed_dim)
+        backbone = BackboneConfig(preset, config, tuple(levels))
+        return cls(backbone, TrunkOrigin(UNKNOWN, fingerprint(trunk)), prefix)
 
     def check_backbone(self, backbone: E3VABackbone, source: str) -> None:
         """Check that the adapter is one for ``backbone``.
@@ -155,16 +148,15 @@ class AdapterConfig:
         Raises:
             UserError: they differ in a setting; the text says in which.
         """
-        ours, theirs = vars(backbone.settings), vars(self.backbone)
-        differ = [k for k in ours if ours[k] != theirs[k] and k != "preset"]
-        if ours["method"] != "paper" and "reduction" in differ:
-            differ.remove("reduction")  # nothing of it depends on that
-        if not same_geometry(ours["preset"], theirs["preset"]):
+        ours, theirs = _flat(backbone.config), _flat(self.backbone)
+        differ = [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
+        if not same_geometry(backbone.config.preset, self.backbone.preset):
             differ.insert(0, "preset")
+            ours["preset"], theirs["preset"] = backbone.config.preset, self.backbone.preset
         if differ:
-            said = "; ".join(f"{k} {_say(theirs[k])}, not {_say(ours[k])}" for k in differ)
+            text = "; ".join(f"{k} {_say(theirs.get(k))}, not {_say(ours.get(k))}" for k in differ)
             raise UserError(
-                f"{source} is for a backbone with other settings ({said}): build the model with "
+                f"{source} is for a backbone with other settings ({text}): build the model with "
                 "those, or give another adapter"
             )
 
@@ -190,50 +182,22 @@ def _say(value: Any) -> str:
     return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _backbone(data: Mapping[str, Any]) -> BackboneSettings:
-    geometry = {k: tuple(v) if isinstance(v, list) else v for k, v in data["geometry"].items()}
-    preset = SwinPreset(**geometry)
-    sides = (preset.embed_dim, preset.window, *preset.depths, *preset.num_heads)
-    counts = (*sides, data["rank"], data["bottleneck_reduction"])
-    # No Swin comes near; a hostile file must not make us reserve the machine's memory.
-    if not all(isinstance(n, int) and 0 < n <= 1024 for n in counts) or len(preset.depths) != 4:
-        raise ValueError("sizes out of range")
-    if len(preset.num_heads) != 4 or not 0 < preset.mlp_ratio <= 16:
-        raise ValueError("sizes out of range")
-    if not 0 <= preset.pretrain_size <= 4096:
-        raise ValueError("sizes out of range")
-    if data["method"] not in METHODS or not set(data["out_features"]) <= {*LEVELS}:
-        raise ValueError("method or out_features")
-    own = complete(data["method"], preset, data["rank"], data["taps"], data["downsample"])
-    return BackboneSettings(
-        preset,
-        data["method"],
-        own.rank,
-        data["bottleneck_reduction"],
-        own.taps,
-        own.downsample,
-        tuple(data["out_features"]),
-    )
+def _flat(config: BackboneConfig) -> dict[str, Any]:
+    return {**config.highway.to_dict(), "out_features": config.out_features}
 
 
-def _read_settings(highway: Mapping[str, Tensor], preset: SwinPreset) -> BackboneSettings:
-    rank, reduction, method = None, 4, "frozen"
-    for name, value in highway.items():
-        if name.endswith(".down.weight"):
-            method, rank = "e3va", value.shape[0]
-        elif name.endswith(".d1.weight"):
-            method, rank = "paper", value.shape[0]
-        elif name.endswith("stages.0.mlp.0.d2.weight"):
-            reduction = preset.embed_dim // value.shape[0]
-    own = complete(method, preset, rank)
-    levels = [LEVELS[s] for s in range(4) if f"stages.{s}.out_norm.weight" in highway]
-    return BackboneSettings(
-        preset, method, own.rank, reduction, own.taps, own.downsample, tuple(levels)
-    )
+def _from_version_1(data: Mapping[str, Any]) -> dict[str, Any]:
+    old = data["backbone"]
+    settings = {**old, "reduction": old["bottleneck_reduction"]}
+    backbone = {
+        **{key: old[key] for key in ("preset", "geometry", "out_features")},
+        "highway": from_version_1(settings),
+    }
+    return {**data, "framework": data.get("host", ""), "backbone": backbone}
 
 
 def describe_model(model: nn.Module, /, **about: Any) -> AdapterConfig:
-    """The description of the adapter in a model; ``about`` as :class:`AdapterConfig` has it.
+    """Describe the adapter in a model; ``about`` are further fields of :class:`AdapterConfig`.
 
     Raises:
         UserError: the model has no E³VA backbone, or its trunk trains.
@@ -241,7 +205,12 @@ def describe_model(model: nn.Module, /, **about: Any) -> AdapterConfig:
     _, backbone = find_backbone(model)
     if not backbone.trunk.frozen:
         raise UserError(
-            "the trunk is trained too (method='full'): its weights are part of the result, so save "
-            "the whole model"
+            "the trunk trains too (recipe 'full'), so its weights are part of the result: save the "
+            "whole model"
         )
-    return AdapterConfig(backbone.settings, origin_of(backbone.trunk), trunk_prefix(model), **about)
+    if backbone.config.highway.adapter == OUTSIDE:
+        raise UserError(
+            "the adapters come from outside the registry, so no file can name them: register their "
+            "kind with e3va.register_adapter_kind, or save the whole model"
+        )
+    return AdapterConfig(backbone.config, origin_of(backbone.trunk), trunk_prefix(model), **about)

@@ -24,7 +24,7 @@ from ..weights.checkpoint import load_safetensors
 from ..weights.loading import load_trunk
 from ..weights.origin import TrunkOrigin, fingerprint, round_as
 from .description import AdapterConfig, describe_model
-from .heads import to_host
+from .heads import to_framework
 
 MODEL_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 FULL_KEY = "e3va"  # of the adapter's description inside a checkpoint of the whole model
@@ -42,7 +42,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, /, **about: Any) -
 
     Args:
         model: any that has one E³VA backbone, whose trunk is frozen.
-        about: ``host``, ``model``, ``classes``, ``trained_on``, ``steps`` and ``scores`` of
+        about: ``framework``, ``model``, ``classes``, ``trained_on``, ``steps`` and ``scores`` of
             :class:`e3va.adapter_files.description.AdapterConfig`.
 
     Raises:
@@ -166,16 +166,16 @@ def load_adapter(
     *,
     backbone_only: bool = False,
     any_trunk: bool = False,
-    host: str = "",
+    framework: str = "",
 ) -> AdapterConfig:
     """Load an adapter into a model whose trunk is loaded already.
 
     Args:
         path: the adapter's folder, or one of its files.
         backbone_only: leave neck and heads as they are; the backbone's part fits the models of
-            any host and task.
+            any framework and task.
         any_trunk: load it though the trunk's weights are not those it was trained on.
-        host: of the model; heads of the other host's models are renamed where they are the same,
+        framework: of the model; heads of the other framework's models are renamed where they are the same,
             see :mod:`e3va.adapter_files.heads`.
 
     Returns:
@@ -190,7 +190,7 @@ def load_adapter(
         *(model, state, config, str(path)),
         backbone_only=backbone_only,
         any_trunk=any_trunk,
-        host=host,
+        framework=framework,
     )
     return config
 
@@ -203,7 +203,7 @@ def apply_adapter(
     *,
     backbone_only: bool = False,
     any_trunk: bool = False,
-    host: str = "",
+    framework: str = "",
 ) -> None:
     """Load what :func:`read_adapter` gave into a model; see :func:`load_adapter`."""
     _, backbone = find_backbone(model)
@@ -215,12 +215,12 @@ def apply_adapter(
     if backbone_only:
         part, _ = backbone_part(state, config)
         state = {ours + name[len(theirs) :]: value for name, value in part.items()}
-    elif host and config.host and host != config.host:
-        state, left = to_host(state, host)
+    elif framework and config.framework and framework != config.framework:
+        state, left = to_framework(state, framework)
         if left:
             raise UserError(
-                f"{source} is of a model of {config.host}, of which {len(left)} tensors "
-                f"({left[0]}, …) have no counterpart along {host}: load its backbone part alone"
+                f"{source} is of a model of {config.framework}, of which {len(left)} tensors "
+                f"({left[0]}, …) have no counterpart along {framework}: load its backbone part alone"
             )
     own = without_trunk(model.state_dict(), prefix)
     if backbone_only:
@@ -239,7 +239,7 @@ def backbone_part(
     """
     prefix = _highway_prefix(config.trunk_prefix)
     part = {name: value for name, value in state.items() if name.startswith(prefix)}
-    return part, replace(config, host="", model={}, classes=())
+    return part, replace(config, framework="", model={}, classes=())
 
 
 def _highway_prefix(trunk: str) -> str:
@@ -303,7 +303,7 @@ def split(
     Returns:
         the tensors without the trunk's, and their description. Of a checkpoint that does not
         describe itself (another trainer wrote it), settings are read off the tensors; what leaves
-        no trace there, as ``taps``, is taken to be the method's own.
+        no trace there, as ``taps``, are those of the first recipe that fits.
 
     Raises:
         UserError: there is no E³VA backbone in it.

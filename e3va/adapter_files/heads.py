@@ -1,4 +1,4 @@
-"""Neck and heads of a detector under the names of either host.
+"""Neck and heads of a detector under the names of either framework.
 
 torchvision's and Detectron2's modules compute the same from the same tensors but name them
 differently, and differ in where the background class stands:
@@ -11,9 +11,9 @@ differently, and differ in where the background class stands:
 So a state of Detectron2 comes back bit by bit, a state of torchvision in all that is ever used.
 
 The same tensors under the other's names then give the same features, RPN outputs, class scores,
-boxes and masks for each RoI, to rounding; what surrounds them is the host's own:
+boxes and masks for each RoI, to rounding; what surrounds them is the framework's own:
 
-- Anchors: torchvision rounds their corners to whole pixels, and its host here starts from 16 pixels
+- Anchors: torchvision rounds their corners to whole pixels, and its framework here starts from 16 pixels
   instead of Detectron2's 32 for images below 400. Rounding hardly matters; a factor of two does.
 - Pooling of a Mask R-CNN: torchvision's has no half-pixel offset and 2 x 2 samples for each bin.
   Detectron2 finds the same with ``pooler_type="ROIAlign", sampling_ratio=2``, and loses accuracy
@@ -30,8 +30,8 @@ from torch import Tensor
 
 from ..utils.errors import UserError
 
-HOSTS = ("torchvision", "detectron2")
-BACKBONE = "backbone.bottom_up."  # trunk and highway, named alike in both hosts
+FRAMEWORKS = ("torchvision", "detectron2")
+BACKBONE = "backbone.bottom_up."  # trunk and highway, named alike in both frameworks
 
 _BOTH = ("weight", "bias")
 _MOST_MASK_LAYERS = 16
@@ -77,8 +77,8 @@ _TO_TORCHVISION = _table()
 _TO_DETECTRON2 = {theirs: own for own, theirs in _TO_TORCHVISION.items()}
 
 
-def host_of(state: Mapping[str, Tensor]) -> str | None:
-    """Which of ``HOSTS`` the names in ``state`` are of; None if they could be of both.
+def framework_of(state: Mapping[str, Tensor]) -> str | None:
+    """Which of ``FRAMEWORKS`` the names in ``state`` are of; None if they could be of both.
 
     Raises:
         UserError: there are names of both.
@@ -88,47 +88,49 @@ def host_of(state: Mapping[str, Tensor]) -> str | None:
     if torchvision and detectron2:
         raise UserError(
             f"a state with torchvision's {torchvision[0]} and Detectron2's {detectron2[0]}: "
-            "expected the names of one host; save the state of one model"
+            "expected the names of one framework; save the state of one model"
         )
     if torchvision:
         return "torchvision"
     return "detectron2" if detectron2 else None
 
 
-def to_host(state: Mapping[str, Tensor], host: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Name a model's tensors as a host does.
+def to_framework(
+    state: Mapping[str, Tensor], framework: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Name a model's tensors as a framework does.
 
     What is mapped: FPN, RPN, the heads of Mask R-CNN and Cascade Mask R-CNN (box heads of two
     fully connected layers, masks for each class), and semantic FPN's with GroupNorm. A state of
-    ``host`` itself, and one of which nothing tells the host, stays as it is.
+    ``framework`` itself, and one of which nothing tells the framework, stays as it is.
 
     Args:
-        state: of a model of either host, with or without its trunk. It is not changed; tensors
+        state: of a model of either framework, with or without its trunk. It is not changed; tensors
             that are only renamed are shared with it.
-        host: one of ``HOSTS``.
+        framework: one of ``FRAMEWORKS``.
 
     Returns:
-        the state under the host's names, and the names of ``state`` that have no counterpart
-        there, in its order. With any of those it is another model that the host would need, and
+        the state under the framework's names, and the names of ``state`` that have no counterpart
+        there, in its order. With any of those it is another model that the framework would need, and
         :func:`e3va.adapter_files.files.backbone_part` is what can be loaded.
 
     Raises:
-        UserError: an unknown host, or names of both hosts in ``state``.
+        UserError: an unknown framework, or names of both frameworks in ``state``.
     """
-    if host not in HOSTS:
-        raise UserError(f"host {host!r}: expected one of {', '.join(HOSTS)}")
-    if host_of(state) in (None, host):
+    if framework not in FRAMEWORKS:
+        raise UserError(f"framework {framework!r}: expected one of {', '.join(FRAMEWORKS)}")
+    if framework_of(state) in (None, framework):
         return dict(state), ()
     names, others = _TO_DETECTRON2, set()
-    if host == "torchvision":
+    if framework == "torchvision":
         names, others = _TO_TORCHVISION, _of_other_heads(state)
     mapped, left = {}, []
     for name, value in state.items():
         if name.startswith(BACKBONE):
             mapped[name] = value
         elif name in names and name not in others:
-            detectron2 = name if host == "torchvision" else names[name]
-            mapped[names[name]] = _move_background(detectron2, value, host)
+            detectron2 = name if framework == "torchvision" else names[name]
+            mapped[names[name]] = _move_background(detectron2, value, framework)
         else:
             left.append(name)
     return mapped, tuple(left)
@@ -154,23 +156,23 @@ def _of_other_heads(state: Mapping[str, Tensor]) -> set[str]:
     return {f"{module}.{kind}" for module in modules for kind in _BOTH}
 
 
-def _move_background(detectron2: str, value: Tensor, host: str) -> Tensor:
-    """A tensor with its background entries where ``host`` has them, see the module.
+def _move_background(detectron2: str, value: Tensor, framework: str) -> Tensor:
+    """A tensor with its background entries where ``framework`` has them, see the module.
 
     Args:
         detectron2: the tensor's name in Detectron2.
-        value: the tensor in the other host.
+        value: the tensor in the other framework.
     """
     module = detectron2.rpartition(".")[0]
     predictor, _, what = module.rpartition(".")
     if predictor in _BOX_PREDICTORS and what == "cls_score":
-        return value.roll(-1 if host == "detectron2" else 1, 0)
+        return value.roll(-1 if framework == "detectron2" else 1, 0)
     if module == _MASK_PREDICTOR:
         count = 1
     elif module == f"{_BOX_PREDICTORS[0]}.bbox_pred":
         count = 4
     else:
         return value
-    if host == "detectron2":
+    if framework == "detectron2":
         return value[count:].clone()  # not a view, which some writers of files refuse
     return torch.cat([value.new_zeros(count, *value.shape[1:]), value])

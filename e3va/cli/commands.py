@@ -1,5 +1,6 @@
 """What the ``e3va`` command does."""
 
+import ast
 import json
 from argparse import Namespace
 from dataclasses import fields
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..highway.config import highway_config
 from ..torchvision import curves
 from ..torchvision.data import Dataset, coco_dataset, label_dataset
 from ..torchvision.evaluate import evaluate
@@ -43,7 +45,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "heads": None,
     "precision": None,
     "lr": None,
-    **{k: _CONFIG[k] for k in ("method", "rank", "reduction", "taps", "downsample")},
+    "highway": None,
     **{k: _CONFIG[k] for k in ("memory", "trunk_precision", "size", "max_size")},
     **{k: _SETTINGS[k] for k in ("steps", "batch_size", "adapter_lr", "trunk_lr", "seed")},
     **{k: _SETTINGS[k] for k in ("eval_every", "checkpoint_every")},
@@ -58,6 +60,9 @@ def train(args: Namespace) -> None:
     given = {k: v for k, v in vars(args).items() if k in TRAIN_DEFAULTS}
     for key in given.keys() & _PATHS.keys():
         given[key] = _PATHS[key](given[key])
+    highway = _highway_option(args)
+    if highway:
+        given["highway"] = highway
     folder = Path(args.output).expanduser()
     state = read_state(folder) if args.resume else None
     start = None
@@ -67,6 +72,8 @@ def train(args: Namespace) -> None:
         if given.get("adapter"):
             start = read_start(given["adapter"], given.get("trunk"))
         options = {**TRAIN_DEFAULTS, **(start.options if start else {}), **given}
+        if start and "recipe" not in given.get("highway", {"recipe": ""}):
+            options["highway"] = {**start.options["highway"], **given["highway"]}
     device = pick_device(args.device)
     if state is None and (folder / STATE).exists():
         raise UserError(
@@ -86,6 +93,21 @@ def train(args: Namespace) -> None:
         f"  e3va predict {folder / MODEL} --input PHOTOS --output drawn\n"
         f"  e3va info {folder / MODEL}"
     )
+
+
+def _highway_option(args: Namespace) -> dict[str, Any]:
+    """The settings that ``--recipe`` and ``--highway`` give, for ``highway_config``."""
+    settings: dict[str, Any] = {"recipe": args.recipe} if args.recipe else {}
+    for text in args.highway_settings or ():
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise UserError(f"--highway {text}: expected NAME=VALUE, such as rank=24")
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name] = value
+    highway_config(**settings)  # raises an error before any data are read
+    return settings
 
 
 def _resumed(given: dict[str, Any], state: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """``e3va convert``: a whole model → its adapter, and an adapter and its trunk → the whole model.
 
-Nothing is lost either way: all tensors come back to the bit. Models of the other host are plain
+Nothing is lost either way: all tensors come back to the bit. Models of the other framework are plain
 dicts here.
 """
 
@@ -25,10 +25,10 @@ from ..adapter_files.files import (
     split,
     write_adapter,
 )
-from ..backbone import LEVELS, BackboneSettings
+from ..backbone import BackboneConfig
 from ..model_zoo.trunks import find_trunk_of, read_trunk_file
 from ..swin.trunk import SwinTrunk
-from ..torchvision.description import HOST, about, why_no_adapter
+from ..torchvision.description import FRAMEWORK, about, why_no_adapter
 from ..torchvision.loading import find_saved
 from ..torchvision.models import DEMO_TRUNK, ModelConfig
 from ..utils.atomic import save_atomically
@@ -61,13 +61,13 @@ def _to_whole(path: Path, output: Path, args: Namespace) -> None:
     trunk, source = find_trunk_of(config, args.trunk, folder)
     state = merge(adapter, config, trunk, source, any_trunk=args.any_trunk)
     data: dict[str, Any] = {"model": state, FULL_KEY: config.to_dict()}
-    if config.host == HOST:
+    if config.framework == FRAMEWORK:
         data["config"] = ModelConfig.from_dict(config.model, str(path)).to_dict()
         data["data"] = {"summary": config.trained_on}
         data["step"], data["scores"] = config.steps, config.scores
     _make_parent(output)
     save_atomically(data, output)
-    reader = {HOST: "e3va", "detectron2": "Detectron2"}.get(config.host, "torch.load")
+    reader = {FRAMEWORK: "e3va", "detectron2": "Detectron2"}.get(config.framework, "torch.load")
     print(f"wrote {output} ({_size(output)}): the whole model, for {reader}")
 
 
@@ -123,10 +123,8 @@ def _own_config(data: Mapping[str, Any], source: str) -> ModelConfig:
 
 
 def _describe_as(config: AdapterConfig, own: ModelConfig, data: Mapping[str, Any]) -> AdapterConfig:
-    """What was read off a model's tensors, with what its checkpoint of this host says."""
-    backbone = BackboneSettings(
-        own.preset, own.method, own.rank, own.reduction, own.taps, own.downsample, LEVELS
-    )
+    """What was read off a model's tensors, with what its checkpoint of this framework says."""
+    backbone = BackboneConfig(own.preset, own.highway)
     summary = (data.get("data") or {}).get("summary", "")
     said = about(own, summary, data.get("step"), data.get("scores"))
     return replace(config, backbone=backbone, **said)

@@ -105,13 +105,10 @@ def _say_description(about: AdapterConfig) -> None:
     name = preset_name(own.preset) or "a Swin"
     rows = {
         "written by": f"e3va {about.library_version}",
-        "host": about.host or "none",
+        "framework": about.framework or "none",
         "model": about.model.get("model") or about.model.get("config") or "unknown",
         "preset": f"{name} ({own.preset})",
-        "method": own.method,
-        "rank": own.rank,
-        "taps": own.taps,
-        "downsample": own.downsample,
+        "highway": own.highway,
         "classes": ", ".join(about.classes) or "unknown",
     }
     for key, value in rows.items():

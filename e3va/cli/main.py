@@ -4,10 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..backbone import MEMORY, METHODS
-from ..highway.highway import DOWNSAMPLE_FORMS
+from ..backbone import MEMORY
+from ..highway.config import DEFAULT_RECIPE, RECIPES
 from ..swin.precision import PRECISIONS as TRUNK_PRECISIONS
-from ..swin.trunk import TAPS
 from ..torchvision.models import DEMO_TRUNK, HEADS, MODELS
 from ..torchvision.settings import PRECISIONS
 from ..utils.command import run_command
@@ -44,7 +43,7 @@ Ctrl-C saves; the same command with --resume goes on exactly where it stopped.""
 CONVERT_HELP = """\
 A whole model (model.pth, training.pth, a Detectron2 checkpoint) becomes an adapter's folder:
   e3va convert output/model.pth --output fruit
-An adapter becomes the whole model, in the format of the host that it is of:
+An adapter becomes the whole model, in the format of the framework that it is of:
   e3va convert fruit --output model.pth --trunk swin_tiny_patch4_window7_224.pth
 All tensors are the same to the bit, either way."""
 
@@ -210,12 +209,18 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     text = "size and window, as swin_t; default: as the weights file"
     add(model, "--preset", text, metavar="NAME")
     add(model, "--model", "default: mask_rcnn, or semantic_fpn for label maps", choices=MODELS)
-    add(model, "--method", "what of the backbone trains", choices=METHODS)
-    own = "default: the method's own"
-    add(model, "--rank", f"of the adapters; {own}", type=whole(1), metavar="R")
-    add(model, "--reduction", "q: paper's bottleneck is C/q wide", type=whole(1), metavar="Q")
-    add(model, "--taps", f"what the adapters read; {own}", choices=TAPS)
-    add(model, "--downsample", f"between stages; {own}", choices=DOWNSAMPLE_FORMS)
+    model.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help=f"what trains in the backbone; default: {DEFAULT_RECIPE}",
+    )
+    model.add_argument(
+        "--highway",
+        nargs="+",
+        metavar="NAME=VALUE",
+        dest="highway_settings",
+        help="changes to the recipe, such as rank=24, taps=residual, adapter=dual_low_rank",
+    )
     add(model, "--memory", "lean: keep less, compute more", choices=MEMORY)
     add(model, "--trunk-precision", "of a frozen trunk", choices=TRUNK_PRECISIONS)
     add(model, "--heads", "widths; default: light for trunks below Swin-T", choices=HEADS)

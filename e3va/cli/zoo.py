@@ -63,7 +63,7 @@ def _list(args: argparse.Namespace) -> None:
     print("\n".join(columns(head, trunks, "<<<><<")))
     print("\nAdapters")
     if adapters:
-        head = ("name", "host", "model or config", "trunk", "size", "scores", "here")
+        head = ("name", "framework", "model or config", "trunk", "size", "scores", "here")
         print("\n".join(columns(head, adapters, "<<<<><<")))
         for row in known.adapters.values():
             if row.trained_on:
@@ -76,7 +76,15 @@ def _list(args: argparse.Namespace) -> None:
 
 def _adapter_line(row: AdapterRow) -> tuple[str, ...]:
     scores = ", ".join(f"{key} {value:.4g}" for key, value in row.scores.items())
-    return (row.name, row.host, row.config, row.trunk, _size(row.files), scores, where(row.files))
+    return (
+        row.name,
+        row.framework,
+        row.config,
+        row.trunk,
+        _size(row.files),
+        scores,
+        where(row.files),
+    )
 
 
 def _known_sha256(file: ZooFile) -> str:

@@ -1,4 +1,4 @@
-"""The Detectron2 host: E³VA backbones in its registry, and training and inference over its parts.
+"""The Detectron2 framework: E³VA backbones in its registry, and training and inference over its parts.
 
 Importing it registers ``build_e3va_swin_backbone``, ``build_e3va_swin_fpn_backbone`` and
 ``build_retinanet_e3va_swin_fpn_backbone`` in Detectron2's ``BACKBONE_REGISTRY`` and

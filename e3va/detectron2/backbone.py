@@ -5,9 +5,10 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
-from ..backbone import LEVELS, E3VABackbone
+from ..backbone import LEVELS, E3VABackbone, find_backbone
+from ..swin.modules import PATCH
 from ..swin.presets import SwinPreset, get_preset
-from ..swin.trunk import PATCH, SwinTrunk
+from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
 from .pyramid import LeanPyramid
 
@@ -50,7 +51,7 @@ def model_parts(model: nn.Module) -> dict[str, nn.Module | None]:
     Raises:
         UserError: the model has no backbone with a trunk.
     """
-    trunk = find_backbone(model)
+    _, trunk = find_backbone(model)
     neck = [m for m in model.backbone.children() if m is not trunk]
     if isinstance(model.backbone.forward, LeanPyramid):  # then that is what runs
         neck.append(model.backbone.forward.top_down)
@@ -63,24 +64,9 @@ def model_parts(model: nn.Module) -> dict[str, nn.Module | None]:
     }
 
 
-def find_backbone(model: nn.Module) -> E3VASwin:
-    """The E³VA backbone inside a model.
-
-    Raises:
-        UserError: there is none.
-    """
-    for module in model.modules():
-        if isinstance(module, E3VASwin):
-            return module
-    raise UserError(
-        f"the model ({type(model).__name__}) has no E³VA backbone: expected "
-        "model.backbone.bottom_up=L(E3VASwin)(...), or Detectron2's own training script for others"
-    )
-
-
 def find_trunk_module(model: nn.Module) -> SwinTrunk:
-    """The trunk inside a model; see :func:`find_backbone`."""
-    return find_backbone(model).trunk
+    """The trunk inside a model; see :func:`e3va.backbone.find_backbone`."""
+    return find_backbone(model)[1].trunk
 
 
 @BACKBONE_REGISTRY.register()
@@ -95,11 +81,7 @@ def _build_bottom_up(cfg, input_shape: ShapeSpec, out_features: list[str]) -> E3
     settings = cfg.MODEL.E3VA
     return E3VASwin(
         settings.PRESET,
-        method=settings.METHOD,
-        rank=settings.RANK or None,
-        reduction=settings.REDUCTION,
-        taps=settings.TAPS or None,
-        downsample=settings.DOWNSAMPLE or None,
+        {name.lower(): value for name, value in settings.HIGHWAY.items()},
         memory=settings.MEMORY,
         trunk_precision=settings.TRUNK_PRECISION,
         out_features=out_features,

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..adapter_files.description import AdapterConfig, describe_model
 from ..adapter_files.files import FULL_KEY, apply_adapter, is_adapter, read_adapter, recorded_origin
+from ..backbone import find_backbone
 from ..model_zoo.resolve import SCHEME, local_path
 from ..utils.atomic import atomic_open, remove_leftovers, save_atomically
 from ..utils.errors import UserError
@@ -17,8 +18,8 @@ from ..weights.checkpoint import load_file, model_state
 from ..weights.loading import check_trunk, find_trunk, load_trunk, missing_trunk, trunk_state
 from ..weights.origin import TrunkOrigin, fingerprint
 from .adapter_trunk import trunk_of
-from .backbone import find_backbone, find_trunk_module
-from .describe import HOST
+from .backbone import find_trunk_module
+from .describe import FRAMEWORK
 from .foreign import check_surroundings
 
 PARTS = ("all", "backbone")
@@ -76,7 +77,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         if adapter_parts not in PARTS:
             raise UserError(f"train.adapter_parts={adapter_parts}: expected one of {PARTS}")
         self.adapter: AdapterConfig | None = None
-        self._about = dict(about or {"host": HOST})
+        self._about = dict(about or {"framework": FRAMEWORK})
         self._given_trunk = str(trunk or "")
         self._backbone_only = adapter_parts == "backbone"
         self._any_trunk = any_trunk
@@ -144,7 +145,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
     def _load_adapter(self, path: Path) -> None:
         state, told = read_adapter(path)
         folder = path if path.is_dir() else path.parent
-        told.check_backbone(find_backbone(self.model), self._source)
+        told.check_backbone(find_backbone(self.model)[1], self._source)
         if not self._backbone_only:
             check_surroundings(self.model, told, self._source)
         trunk = trunk_of(
@@ -159,7 +160,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
                 *(self.model, state, told, self._source),
                 backbone_only=self._backbone_only,
                 any_trunk=True,  # checked above
-                host=HOST,
+                framework=FRAMEWORK,
             )
         except UserError as error:
             classes = f" (classes: {', '.join(told.classes)})" if told.classes else ""

@@ -14,6 +14,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..highway.config import DEFAULT_RECIPE
 from ..utils.errors import UserError
 from ..utils.paths import CONFIG_ROOT
 
@@ -21,19 +22,14 @@ from ..utils.paths import CONFIG_ROOT
 def add_e3va_config(cfg: CfgNode) -> None:
     """Add the keys of the E³VA backbones to a yacs config, with their defaults.
 
-    ``MODEL.E3VA``: PRESET (a name of :data:`e3va.PRESETS`), METHOD (``e3va``,
-    ``paper``, ``frozen`` or ``full``), RANK, REDUCTION, TAPS, DOWNSAMPLE as in
-    :class:`e3va.E3VABackbone` (0 and "" stand for the method's own), MEMORY and TRUNK_PRECISION
-    likewise; OUT_FEATURES for the bare backbone (with FPN, ``MODEL.FPN.IN_FEATURES`` says which
-    levels there are).
+    ``MODEL.E3VA`` has PRESET, HIGHWAY, MEMORY, TRUNK_PRECISION and OUT_FEATURES, the arguments of
+    :class:`e3va.E3VABackbone`. HIGHWAY holds RECIPE and any setting of
+    :func:`e3va.highway.config.highway_config` in capitals, such as RANK or TAPS. OUT_FEATURES is
+    for the bare backbone; with an FPN, ``MODEL.FPN.IN_FEATURES`` selects the levels.
     """
     cfg.MODEL.E3VA = CfgNode()
     cfg.MODEL.E3VA.PRESET = "swin_t"
-    cfg.MODEL.E3VA.METHOD = "e3va"
-    cfg.MODEL.E3VA.RANK = 0  # yacs has no None
-    cfg.MODEL.E3VA.REDUCTION = 4
-    cfg.MODEL.E3VA.TAPS = ""
-    cfg.MODEL.E3VA.DOWNSAMPLE = ""
+    cfg.MODEL.E3VA.HIGHWAY = CfgNode({"RECIPE": DEFAULT_RECIPE}, new_allowed=True)
     cfg.MODEL.E3VA.MEMORY = "standard"
     cfg.MODEL.E3VA.TRUNK_PRECISION = "auto"
     cfg.MODEL.E3VA.OUT_FEATURES = ["p0", "p1", "p2", "p3"]

@@ -14,12 +14,13 @@ from detectron2.data import Metadata, MetadataCatalog
 from omegaconf import DictConfig
 
 from ..adapter_files.description import AdapterConfig
+from ..highway.config import highway_config
 from ..model_zoo import get_config_file
 from ..swin.presets import PRESETS, SwinPreset, preset_name, same_geometry
 from ..utils.errors import UserError
 from .config import load_config
 
-HOST = "detectron2"
+FRAMEWORK = "detectron2"
 
 
 def describe_config(cfg: DictConfig, loader: Any = None) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def describe_config(cfg: DictConfig, loader: Any = None) -> dict[str, Any]:
         loader: its training data loader, for the counts.
     """
     return {
-        "host": HOST,
+        "framework": FRAMEWORK,
         # Configs on Detectron2's own "train" lack the name.
         "model": {"config": cfg.train.get("config_name", "")},
         "classes": output_classes(cfg),
@@ -89,7 +90,7 @@ def config_of_adapter(told: AdapterConfig, source: str) -> DictConfig:
     Raises:
         UserError: it names none, or none of this project; ``source`` names the adapter.
     """
-    name = told.model.get("config") if told.host == HOST else None
+    name = told.model.get("config") if told.framework == FRAMEWORK else None
     if not name:
         raise UserError(
             f"{source} names no config of this project (its model was built elsewhere): give the "
@@ -124,11 +125,7 @@ def _backbone_settings(told: AdapterConfig) -> dict[str, Any]:
         name = LazyCall(make_preset)(**asdict(own.preset))
     return {
         "preset": name,
-        "method": own.method,
-        "rank": own.rank,
-        "reduction": own.reduction,
-        "taps": own.taps,
-        "downsample": own.downsample,
+        "highway": LazyCall(highway_config)(**own.highway.to_dict()),
         "out_features": list(own.out_features),
     }
 

@@ -1,4 +1,4 @@
-"""Adapters of the torchvision host: what around their tensors has to be as it is there."""
+"""Adapters of the torchvision framework: what around their tensors has to be as it is there."""
 
 import math
 
@@ -9,23 +9,25 @@ from torch import nn
 from ..adapter_files.description import AdapterConfig
 from ..utils.errors import UserError
 
-SMALL_IMAGES = 400  # pixels of the shorter side below which that host's anchors begin at half size
+SMALL_IMAGES = (
+    400  # pixels of the shorter side below which that framework's anchors begin at half size
+)
 ANCHORS = (16, 32)  # pixels, the smallest
 _SIZES = "model.proposal_generator.anchor_generator.sizes"
 
 
 def check_surroundings(model: nn.Module, told: AdapterConfig, source: str) -> None:
-    """Check that a model finds and pools regions as the torchvision host's does; its tensors would
+    """Check that a model finds and pools regions as the torchvision framework's does; its tensors would
     fit all the same, and its predictions be worse.
 
     Args:
         model: of Detectron2, for which the adapter's heads are meant.
-        told: the adapter's description; nothing is checked of one of another host.
+        told: the adapter's description; nothing is checked of one of another framework.
 
     Raises:
         UserError: it does not; the text has the overrides by which it does.
     """
-    if told.host != "torchvision":
+    if told.framework != "torchvision":
         return
     wanted = _overrides(model, told)
     if wanted:

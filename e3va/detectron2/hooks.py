@@ -106,7 +106,7 @@ class AdapterWriter(HookBase):
     def _reason_not_to(self) -> str:
         trunk = self.trainer.trunk
         if not trunk.frozen:
-            return "the trunk is trained too (method='full')"
+            return "the trunk is trained too (recipe 'full')"
         if trunk.origin is None or trunk.origin.source == UNKNOWN:
             return (
                 "it is not known which pretrained weights the trunk has (none were given, or a "

@@ -174,12 +174,12 @@ def launch(
         return work(*arguments)
     _check_flags(args)
     _check_device(device, args.num_gpus)
-    host, port, server = _serve(args)
+    framework, port, server = _serve(args)
     # Behind the line that says why a run ends, it would warn of every process that it ends.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     context = mp.start_processes(
         _spawned,
-        (work, arguments, device, (host, port), args),
+        (work, arguments, device, (framework, port), args),
         nprocs=args.num_gpus,
         join=False,
     )

@@ -16,8 +16,8 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..backbone import find_backbone
 from ..ops.recompute import recompute
-from .backbone import find_backbone
 from .pyramid import LeanPyramid
 
 
@@ -36,7 +36,7 @@ def prepare_model(model: nn.Module, mixed: bool) -> None:
     Raises:
         UserError: the model has no E³VA backbone.
     """
-    backbone = find_backbone(model)
+    _, backbone = find_backbone(model)
     backbone.prepare(mixed)
     if backbone.memory != "lean":
         return
@@ -107,7 +107,7 @@ def leave_trunk_out_of_ddp(model: nn.Module) -> None:
     :func:`prepare_model` replaces would stay in memory. What it does for a frozen parameter, which
     is to give it the first process's value at the start, is done here.
     """
-    trunk = find_backbone(model).trunk
+    trunk = find_backbone(model)[1].trunk
     if not trunk.frozen:
         return
     names = {id(module): name for name, module in model.named_modules()}

@@ -21,7 +21,14 @@ from .adapter_trunk import warn_of_rounding
 from .backbone import find_trunk_module
 from .checkpoint import HighwayCheckpointer, local_weights
 from .config import apply_overrides, load_config
-from .describe import HOST, adopt, class_metadata, config_of_adapter, find_metadata, set_classes
+from .describe import (
+    FRAMEWORK,
+    adopt,
+    class_metadata,
+    config_of_adapter,
+    find_metadata,
+    set_classes,
+)
 from .engine import adapter_options, check_device
 
 FIRST = "default"  # the name of what a predictor begins with
@@ -133,7 +140,7 @@ class LazyPredictor:
         warn_of_rounding(trunk, told, source)
         cfg = self._config_for(told, source, config, overrides)
         model = _build_around(trunk, cfg).to(self.device).eval()
-        apply_adapter(model, state, told, source, any_trunk=self.any_trunk, host=HOST)
+        apply_adapter(model, state, told, source, any_trunk=self.any_trunk, framework=FRAMEWORK)
         self._ready[name] = _make_ready(cfg, model, told)
 
     def _config_for(

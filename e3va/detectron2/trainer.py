@@ -125,7 +125,7 @@ class HighwayTrainer(SimpleTrainer):
         self._update()
 
     def _prove_frozen(self) -> None:
-        if self.trunk.frozen:  # method="full" asks for a trunk that is not
+        if self.trunk.frozen:  # the recipe "full" trains it
             self.trunk.check_frozen(self.optimizer)
 
     def _backward(self, part: list, weight: float) -> dict[str, Tensor]:

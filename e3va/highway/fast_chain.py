@@ -1,6 +1,6 @@
 """The highway's chain and its joints with hand-written backward passes that keep little.
 
-The same functions as the plain modules of :mod:`e3va.highway.highway` and :class:`e3va.MixingAdapter`. What
+The same functions as the plain modules of :mod:`e3va.highway.highway` and :class:`e3va.DepthwiseConvAdapter`. What
 autograd would keep of a block is its normed tap and four maps of the bottleneck's width; kept here
 are the normed tap in fewer bits (:mod:`e3va.ops.saved_activation`) and, in 8 bits, nothing else: the bottleneck is
 computed again, which costs a fraction of what the trunk's block does. The forward pass computes in
@@ -13,23 +13,22 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..ops.normalize import EPS
 from ..ops.products import Product
-from ..ops.saved_activation import Kept
-from .adapters.conv import MixingAdapter
-from .token_map import Map
-
-
-def is_chain(adapters: Sequence[nn.Module]) -> bool:
-    """Whether :func:`run_chain` knows these adapters (a subclass may compute something else)."""
-    return all(type(adapter) is MixingAdapter for adapter in adapters)
+from ..ops.saved_activation import SavedActivation
+from .adapters.conv import DepthwiseConvAdapter
+from .fast_forms import register_fast_form
+from .token_map import TokenMap
 
 
 def run_chain(
-    adapters: Sequence[MixingAdapter], taps: Sequence[Tensor], size: Map, h: Tensor | None
+    adapters: Sequence[DepthwiseConvAdapter],
+    taps: Sequence[Tensor],
+    size: TokenMap,
+    h: Tensor | None,
 ) -> Tensor:
     """``h ← h + A(z + h)`` for each adapter A and tap z [B, T, C] in turn.
 
@@ -45,7 +44,7 @@ def run_chain(
         return _Chain.apply(size, h, len(taps), *taps, *parameters)
 
 
-def _parameters(adapter: MixingAdapter) -> tuple[Tensor, ...]:
+def _parameters(adapter: DepthwiseConvAdapter) -> tuple[Tensor, ...]:
     modules = (adapter.down, adapter.mix, adapter.up)
     return tuple(p for module in modules for p in (module.weight, module.bias))
 
@@ -53,7 +52,7 @@ def _parameters(adapter: MixingAdapter) -> tuple[Tensor, ...]:
 class _Block:
     """One adapter in the chain: its parameters in the narrow type, its forward and backward."""
 
-    def __init__(self, size: Map, parameters: Sequence[Tensor]):
+    def __init__(self, size: TokenMap, parameters: Sequence[Tensor]):
         self.size = size
         down, self.down_bias, mix, mix_bias, up, self.up_bias = parameters
         self.down_weight, self.up_weight = down.to(size.narrow), up.to(size.narrow)
@@ -69,10 +68,12 @@ class _Block:
         mixed = F.conv2d(maps, self.mix, self.mix_bias, padding=padding, groups=len(self.mix))
         return self.size.as_rows(mixed)
 
-    def forward(self, tap: Tensor, h: Tensor | None) -> tuple[Tensor, Kept | None, Tensor, Tensor]:
+    def forward(
+        self, tap: Tensor, h: Tensor | None
+    ) -> tuple[Tensor, SavedActivation | None, Tensor, Tensor]:
         """Tap [T, C] and h [T, C] → the new h (in place), what is kept, 1/std [T, 1], y [T, r]."""
         size, up = self.size, Product(self.up_weight, self.up_bias, self.size.narrow)
-        kept = Kept.empty(size.keep, tap, size.wide) if size.keep else None
+        kept = SavedActivation.empty(size.keep, tap, size.wide) if size.keep else None
         y = tap.new_empty(len(tap), len(self.mix), dtype=size.narrow)
         inverse_std = tap.new_empty(len(tap), 1, dtype=size.wide)
         for rows in size.chunks(tap):
@@ -89,7 +90,12 @@ class _Block:
         return out, kept, inverse_std, y
 
     def backward(
-        self, gradient: Tensor, kept: Kept, inverse_std: Tensor, y: Tensor | None, need_input: bool
+        self,
+        gradient: Tensor,
+        kept: SavedActivation,
+        inverse_std: Tensor,
+        y: Tensor | None,
+        need_input: bool,
     ) -> list[Tensor]:
         """Gradients of the parameters; that of h [T, C], ``gradient``, is updated in place.
 
@@ -165,7 +171,7 @@ class _Chain(torch.autograd.Function):
     """See :func:`run_chain`."""
 
     @staticmethod
-    def forward(ctx, size: Map, h: Tensor | None, count: int, *tensors: Tensor) -> Tensor:
+    def forward(ctx, size: TokenMap, h: Tensor | None, count: int, *tensors: Tensor) -> Tensor:
         taps, parameters = tensors[:count], tensors[count:]
         shape = taps[0].shape
         h = None if h is None else h.to(size.wide).flatten(0, 1).clone()
@@ -190,7 +196,7 @@ class _Chain(torch.autograd.Function):
         for number, block in reversed([*enumerate(_blocks(size, parameters))]):
             inverse_std, *rest = saved[each * number : each * (number + 1)]
             y = None if size.keep == "int8" else rest.pop()
-            kept = Kept(size.keep, rest, size.wide)
+            kept = SavedActivation(size.keep, rest, size.wide)
             need_input = ctx.has_input or number > 0
             results.append(block.backward(gradient, kept, inverse_std, y, need_input))
         own = [g for block in reversed(results) for g in block]
@@ -199,100 +205,9 @@ class _Chain(torch.autograd.Function):
         return None, into, None, *([None] * count), *own
 
 
-def _blocks(size: Map, parameters: Sequence[Tensor]) -> Iterator[_Block]:
+def _blocks(size: TokenMap, parameters: Sequence[Tensor]) -> Iterator[_Block]:
     for start in range(0, len(parameters), 6):
         yield _Block(size, parameters[start : start + 6])
 
 
-def join(
-    x: Tensor, h: Tensor | None, norm: nn.LayerNorm | None, merging: nn.Module | None, size: Map
-) -> tuple[Tensor | None, Tensor | None]:
-    """Where the highway joins the trunk: ``LN(x + h)`` and ``PM(x + h) − PM(x)``.
-
-    Args:
-        x: the trunk's stage output [B, T, C].
-        h: the highway's [B, T, C]; None for zero.
-        norm: LN; None for a stage that is no pyramid level.
-        merging: PM; None after the last stage, or where h is None.
-
-    Returns:
-        [B, C, H, W], contiguous, and [B, T', 2C]; None for what is not asked for.
-    """
-    weights = (None, None)
-    if norm is not None:
-        weights = (norm.weight.to(size.wide), norm.bias.to(size.wide))
-    eps = norm.eps if norm is not None else EPS
-    with torch.autocast(x.device.type, enabled=False):
-        return _Join.apply(size, merging, eps, x, h, *weights)
-
-
-class _Join(torch.autograd.Function):
-    """See :func:`join`."""
-
-    @staticmethod
-    def forward(ctx, size: Map, merging, eps: float, x, h, weight, bias):
-        x = x.to(size.wide)
-        joined = x if h is None else x + h
-        shape = joined.shape[-1:]
-        normed, mean, inverse_std = torch.native_layer_norm(joined, shape, None, None, eps)
-        if size.keep:
-            rows = normed.flatten(0, 1)
-            kept = Kept.empty(size.keep, rows, size.wide)
-            for part in size.chunks(rows):
-                kept.put(part, rows[part])
-            ctx.save_for_backward(weight, mean, inverse_std, *kept.tensors)
-        ctx.size, ctx.merging, ctx.has_input = size, merging, h is not None
-        out = after = None
-        if weight is not None:
-            out = torch.empty_like(joined).view(size.batch, -1, size.height, size.width)
-            out.copy_(size.as_map(torch.addcmul(bias, normed, weight).flatten(0, 1)))
-        if merging is not None:
-            reduction = Product(merging.reduction.weight, None, size.narrow)
-            difference = _merged_norm(merging, joined, size)[0] - _merged_norm(merging, x, size)[0]
-            difference = difference * merging.norm.weight.to(size.wide)
-            flat = difference.flatten(0, 1).to(size.narrow)
-            after = reduction(flat).to(size.wide).view(*difference.shape[:2], -1)
-        return out, after
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_out, d_after):
-        size, merging = ctx.size, ctx.merging
-        weight, mean, inverse_std, *kept = ctx.saved_tensors
-        kept = Kept(size.keep, kept, size.wide)
-        normed = kept.get(slice(None)).view(size.batch, size.height * size.width, -1)
-        shape, gradient, d_weight, d_bias = normed.shape[-1:], None, None, None
-        if d_out is not None and weight is not None:
-            d_out = size.as_rows(d_out).view_as(normed)
-            unit = torch.zeros_like(mean), torch.ones_like(inverse_std)
-            wanted = [ctx.has_input, True, True]
-            gradient, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
-                d_out, normed, shape, *unit, weight, weight, wanted
-            )
-            gradient = gradient * inverse_std if ctx.has_input else None
-        if d_after is not None and merging is not None:
-            joined = normed / inverse_std + mean
-            back = _merging_backward(merging, joined, d_after, size)
-            gradient = back if gradient is None else gradient + back
-        return None, None, None, None, gradient, d_weight, d_bias
-
-
-def _merged_norm(merging: nn.Module, x: Tensor, size: Map) -> tuple[Tensor, Tensor, Tensor]:
-    """The norm of patch merging without its weights, [B, T', 4C], mean and 1/std."""
-    corners = merging.corners(x, size.height, size.width)
-    return torch.native_layer_norm(corners, corners.shape[-1:], None, None, merging.norm.eps)
-
-
-def _merging_backward(merging: nn.Module, joined: Tensor, gradient: Tensor, size: Map) -> Tensor:
-    """Gradient of PM(joined) [B, T', 2C] → that of ``joined`` [B, T, C]."""
-    normed, _, inverse_std = _merged_norm(merging, joined, size)
-    weight = merging.reduction.weight.t().contiguous()
-    flat = Product(weight, None, size.narrow)(gradient.flatten(0, 1).to(size.narrow))
-    inner = flat.to(size.wide).view_as(normed) * merging.norm.weight.to(size.wide)
-    inner = inner - inner.mean(-1, keepdim=True) - normed * (inner * normed).mean(-1, keepdim=True)
-    inner = inner * inverse_std
-    # The inverse of corners().
-    height, width = -(-size.height // 2), -(-size.width // 2)
-    inner = inner.view(size.batch, height, width, 2, 2, -1)  # column, row within the 2×2
-    inner = inner.permute(0, 1, 4, 2, 3, 5).reshape(size.batch, 2 * height, 2 * width, -1)
-    return inner[:, : size.height, : size.width].flatten(1, 2)
+register_fast_form("chain", DepthwiseConvAdapter, run_chain)

@@ -1,34 +1,30 @@
 """The paper's highway of one stage as one batched computation, forward and backward.
 
-The same function as :class:`e3va.Adapter` side by side. Since a stage's adapters add up, they share
+The same function as :class:`e3va.DualLowRankAdapter` side by side. Since a stage's adapters add up, they share
 one upstream gradient: what flows back into all of them is one matrix product, and so is the
 gradient of all their last factors. Kept are the taps in fewer bits (:mod:`e3va.ops.saved_activation`) and the
 rank-r product of each with its first factor.
 
-K adapters, T = B · H · W tokens, r, C/q as in :class:`e3va.Adapter`.
+K adapters, T = B · H · W tokens, r, C/q as in :class:`e3va.DualLowRankAdapter`.
 """
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..ops.saved_activation import Kept
-from .adapters.dual_low_rank import Adapter
-from .token_map import Map
+from ..ops.saved_activation import SavedActivation
+from .adapters.dual_low_rank import DualLowRankAdapter
+from .fast_forms import register_fast_form
+from .token_map import TokenMap
 
 _FACTORS = ("d1.weight", "d2.weight", "d2.bias", "u1.weight", "u2.weight", "u2.bias")
 
 
-def is_parallel(adapters: Sequence[nn.Module]) -> bool:
-    """Whether :func:`run_parallel` knows these adapters (a subclass may compute something else)."""
-    return all(type(adapter) is Adapter for adapter in adapters)
-
-
 def run_parallel(
-    adapters: Sequence[Adapter], taps: Sequence[Tensor], size: Map, h: Tensor | None
+    adapters: Sequence[DualLowRankAdapter], taps: Sequence[Tensor], size: TokenMap, h: Tensor | None
 ) -> Tensor:
     """``h + Σ A_k(z_k)`` over the adapters A_k and their taps z_k [B, T, C].
 
@@ -49,7 +45,7 @@ def run_parallel(
 class _Factors:
     """The adapters' factors in the narrow type: D1 [K, r, C], D2 [K, C/q, r], …"""
 
-    def __init__(self, size: Map, factors: Sequence[Tensor]):
+    def __init__(self, size: TokenMap, factors: Sequence[Tensor]):
         self.d1, self.d2, self.b_d, self.u1, u2, self.b_u = (f.to(size.narrow) for f in factors)
         self.u2 = u2.transpose(0, 1).flatten(1)  # [C, K · r]: one product adds up all adapters
 
@@ -69,7 +65,7 @@ class _Parallel(torch.autograd.Function):
     """See :func:`run_parallel`."""
 
     @staticmethod
-    def forward(ctx, size: Map, count: int, *tensors: Tensor) -> Tensor:
+    def forward(ctx, size: TokenMap, count: int, *tensors: Tensor) -> Tensor:
         taps, factors = [t.flatten(0, 1) for t in tensors[:count]], tensors[count:]
         own, first = _Factors(size, factors), taps[0]
         out = torch.empty_like(first, dtype=size.wide)
@@ -80,7 +76,7 @@ class _Parallel(torch.autograd.Function):
             *_, last = own.inner(low[:, rows])
             out[rows] = F.linear(_side_by_side(last), own.u2, own.b_u.sum(0))
         if size.keep:
-            kept = [Kept.empty(size.keep, z, size.wide) for z in taps]
+            kept = [SavedActivation.empty(size.keep, z, size.wide) for z in taps]
             for z, place in zip(taps, kept, strict=True):
                 place.put(slice(None), z.to(size.wide))
             ctx.save_for_backward(*factors, low, *(t for place in kept for t in place.tensors))
@@ -93,7 +89,10 @@ class _Parallel(torch.autograd.Function):
         size, count = ctx.size, ctx.count
         factors, (low, *saved) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
         each = len(saved) // count
-        kept = [Kept(size.keep, saved[each * k : each * (k + 1)], size.wide) for k in range(count)]
+        kept = [
+            SavedActivation(size.keep, saved[each * k : each * (k + 1)], size.wide)
+            for k in range(count)
+        ]
         own, gradient = _Factors(size, factors), gradient.flatten(0, 1)
         sums = [torch.zeros_like(f, dtype=size.wide) for f in factors]
         d_d1, d_d2, d_b_d, d_u1, d_u2, d_b_u = sums
@@ -112,3 +111,6 @@ class _Parallel(torch.autograd.Function):
         d_b_u += gradient.sum(0, dtype=size.wide)  # the same for every adapter
         own_gradients = [s.to(f.dtype) for s, f in zip(sums, factors, strict=True)]
         return None, None, *([None] * count), *own_gradients
+
+
+register_fast_form("parallel", DualLowRankAdapter, run_parallel)

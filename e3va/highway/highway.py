@@ -1,24 +1,23 @@
 """The highway: where the adapters' outputs add up beside the trunk.
 
-It consumes the trunk's stages one after another and knows nothing of how they are made; gradients
-run along it alone (arXiv 2306.09729, figure 2).
+The highway consumes the trunk's stages one after another, however they were computed. Gradients run
+only along it (arXiv 2306.09729, figure 2).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from ..ops.saved_activation import FORMS as KEPT_FORMS
-from ..swin.trunk import PatchMerging, Stage
+from ..ops.saved_activation import FORMS as SAVED_FORMS
+from ..swin.modules import PatchMerging
+from ..swin.trunk import StageOutput
 from ..utils.errors import UserError
-from . import fast_chain as fast_highway
-from . import fast_parallel
-from . import token_map as maps
-from .adapters.conv import MixingAdapter
-
-DOWNSAMPLE_FORMS = ("offset", "direct")
-FORMS = ("parallel", "chain")
+from .config import DEFAULT_RECIPE, OUTSIDE, HighwayConfig, as_highway_config
+from .fast_forms import find_fast_form
+from .fast_join import join
+from .token_map import TokenMap, token_map
 
 
 class HighwayStage(nn.Module):
@@ -27,11 +26,10 @@ class HighwayStage(nn.Module):
     Args:
         dim: channels C_s.
         depth: blocks L_s.
-        make_adapter: ``dim -> module`` that maps (tap [B, T, C], H, W) to [B, T, C]; None builds
-            no adapters (a ``frozen`` backbone).
-        out_norm: whether this stage is a pyramid level and so has a norm.
-        taps: see :meth:`e3va.swin.trunk.SwinTrunk.stages`; ``"block"`` has no ``msa`` taps.
-        form: ``"parallel"`` or ``"chain"``, see :class:`Highway`.
+        config: the highway's config.
+        make_adapter: function ``dim -> module`` that maps (tap [B, T, C], H, W) to [B, T, C]; None
+            for no adapters.
+        out_norm: whether the stage is a pyramid level and so has a norm.
         keep: see :class:`Highway`.
     """
 
@@ -39,63 +37,56 @@ class HighwayStage(nn.Module):
         self,
         dim: int,
         depth: int,
+        config: HighwayConfig,
         make_adapter: Callable[[int], nn.Module] | None,
         out_norm: bool,
-        taps: str | None = "block",
-        form: str = "chain",
-        keep: str | None = "half",
+        keep: str | None,
     ):
         super().__init__()
         count = depth if make_adapter else 0
-        self.msa = nn.ModuleList(make_adapter(dim) for _ in range(count if taps != "block" else 0))
+        after_attention = 0 if config.taps == "block" else count
+        self.msa = nn.ModuleList(make_adapter(dim) for _ in range(after_attention))
         self.mlp = nn.ModuleList(make_adapter(dim) for _ in range(count))
-        self.chained = form == "chain"
+        self.form = config.form
         self.keep = keep
-        # Not called "norm": the classification norm of published Swin files ends in "norm.weight"
-        # and Detectron2 matches names by their endings when asked to.
+        # Not called "norm": the classification norm of published Swin files ends in "norm.weight",
+        # and Detectron2 can match names by their endings.
         self.out_norm = nn.LayerNorm(dim) if out_norm else None
 
-    def forward(self, stage: Stage, h: Tensor | None) -> Tensor | None:
-        """``h_s^in`` [B, T, C] → ``h_s`` [B, T, C]; None stands for zero.
+    def forward(self, stage: StageOutput, h: Tensor | None) -> Tensor | None:
+        """Map ``h_s^in`` [B, T, C] to ``h_s`` [B, T, C]; None stands for zero.
 
-        The sum is at least float32, also under autocast: it is small beside the residual stream
-        that it is added to.
+        The sum is at least float32, also under autocast, because it is small beside the residual
+        stream.
         """
         adapters = _interleave(self.msa, self.mlp)
         taps = _interleave(stage.msa, stage.mlp)
-        run = self._fast_form(adapters) if self._keeps(stage) else None
+        run = find_fast_form(self.form, adapters) if self._runs_fast(stage) else None
         if run is not None:
-            size = maps.describe(stage, next(adapters[0].parameters()), self.keep)
-            return run(adapters, taps, size, h)
+            return run(adapters, taps, self._token_map(stage), h)
         for adapter, tap in zip(adapters, taps, strict=bool(adapters)):
-            z = tap + h if self.chained and h is not None else tap
+            z = tap + h if self.form == "chain" and h is not None else tap
             offset = adapter(z, stage.height, stage.width)
             h = _at_least_float32(offset) if h is None else _at_least_float32(h) + offset
         return h
 
-    def _fast_form(self, adapters: Sequence[nn.Module]) -> Callable | None:
-        if adapters and self.chained and fast_highway.is_chain(adapters):
-            return fast_highway.run_chain
-        if adapters and not self.chained and fast_parallel.is_parallel(adapters):
-            return fast_parallel.run_parallel
-        return None
-
-    def _keeps(self, stage: Stage) -> bool:
-        # The hand-written passes know no gradient of the trunk: one that trains is autograd's.
+    def _runs_fast(self, stage: StageOutput) -> bool:
+        # The hand-written passes have no gradient for the trunk.
         return self.keep is not None and not stage.out.requires_grad
 
-    def join(
-        self, stage: Stage, h: Tensor | None, patch_merging: PatchMerging | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """``LN_s(x_s + h_s)`` as a map, and ``PM_s(x_s + h_s) − PM_s(x_s)``.
+    def _token_map(self, stage: StageOutput) -> TokenMap:
+        return token_map(stage, next(self.parameters()), self.keep)
 
-        None for what is not there: the norm, ``patch_merging``.
+    def join(
+        self, stage: StageOutput, h: Tensor | None, patch_merging: PatchMerging | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return ``LN_s(x_s + h_s)`` as a map, and ``PM_s(x_s + h_s) − PM_s(x_s)``.
+
+        The first is None without a norm, the second without ``patch_merging``.
         """
         norm = self.out_norm
-        if self._keeps(stage) and (norm is not None or len(self.mlp)):
-            parameter = next(self.parameters())
-            size = maps.describe(stage, parameter, self.keep)
-            return fast_highway.join(stage.out, h, norm, patch_merging, size)
+        if self._runs_fast(stage) and (norm is not None or len(self.mlp)):
+            return join(stage.out, h, norm, patch_merging, self._token_map(stage))
         joined, out, after = stage.out if h is None else stage.out + h, None, None
         if norm is not None:
             out = norm(_at_least_float32(joined)).transpose(1, 2)
@@ -119,65 +110,66 @@ class Highway(nn.Module):
         h_s        = h_s^in + Σ_l [A^msa_{s,l}(a_{s,l}) + A^mlp_{s,l}(m_{s,l})],   h_0^in = 0
         out_s      = LN_s(x_s + h_s)
         h_{s+1}^in = PM_s(x_s + h_s) − PM_s(x_s)      downsample="offset"
-                   = PM_s(h_s)                        downsample="direct", the paper's figure
+                   = PM_s(h_s)                        downsample="direct", as in the paper
 
-    PM_s is the trunk's own frozen patch merging: the highway uses it and holds no copy.
+    PM_s is the trunk's own frozen patch merging; the highway holds no copy of it.
 
-    That is the paper's ``form="parallel"``. In ``form="chain"`` an adapter reads its tap as the
-    highway has changed it so far, much as it would stand in a trunk that trains::
+    This is the paper's ``form="parallel"``. In ``form="chain"`` each adapter reads its tap plus the
+    highway so far, much as it would stand in a trunk that trains::
 
         h ← h + A_{s,l}(z_{s,l} + h)   for the taps z of a stage in their order, from h_s^in to h_s
 
     Args:
         dims: channels C_s of the trunk's stages.
         depths: blocks L_s of the trunk's stages.
+        config: a recipe's name, a mapping for :func:`e3va.highway.config.highway_config`, or a
+            :class:`e3va.highway.config.HighwayConfig`.
+        make_adapter: function ``dim -> module`` for adapters from outside the registry; the module
+            maps (tap [B, T, C], H, W) to [B, T, C]. None for the adapter kind of ``config``.
         out_stages: the stages that are pyramid levels, ascending.
-        make_adapter: ``dim -> module`` (tap [B, T, C], H, W) → [B, T, C]; None for none at all.
-        taps: which taps it will be given, see :meth:`e3va.swin.trunk.SwinTrunk.stages`.
-        form: ``"parallel"`` or ``"chain"``.
-        downsample: ``"offset"`` or ``"direct"``.
-        keep: how taps are kept for the backward pass, one of :data:`e3va.ops.saved_activation.FORMS`: gradients
-            are then those of :mod:`e3va.highway.fast_chain` for a chain of :class:`e3va.MixingAdapter`
-            and of :mod:`e3va.highway.fast_parallel` for :class:`e3va.Adapter` in parallel. None leaves them
-            to autograd, as they are for all others.
+        keep: form in which taps are kept for the backward pass, one of
+            :data:`e3va.ops.saved_activation.FORMS`, where a fast form exists for the adapters. None
+            for the plain modules and autograd.
+
+    Attributes:
+        config: the complete config; its ``adapter`` is ``"(outside)"`` with ``make_adapter``.
+        taps: the taps that the highway consumes; None without adapters.
 
     Raises:
-        UserError: an unknown ``form``, ``downsample`` or ``keep``, or ``out_stages`` that the trunk
-            does not have.
+        UserError: a wrong setting, an unknown ``keep``, or ``out_stages`` that the trunk lacks.
     """
 
     def __init__(
         self,
         dims: Sequence[int],
         depths: Sequence[int],
+        config: str | Mapping | HighwayConfig = DEFAULT_RECIPE,
         *,
+        make_adapter: Callable[[int], nn.Module] | None = None,
         out_stages: Sequence[int] = (0, 1, 2, 3),
-        make_adapter: Callable[[int], nn.Module] | None = MixingAdapter,
-        taps: str | None = "block",
-        form: str = "chain",
-        downsample: str = "offset",
         keep: str | None = "half",
     ):
         super().__init__()
-        if downsample not in DOWNSAMPLE_FORMS:
-            raise UserError(f"downsample {downsample!r}: expected one of {DOWNSAMPLE_FORMS}")
-        if form not in FORMS:
-            raise UserError(f"form {form!r}: expected one of {FORMS}")
-        if keep is not None and keep not in KEPT_FORMS:
-            raise UserError(f"keep {keep!r}: expected one of {KEPT_FORMS}, or None")
+        if keep is not None and keep not in SAVED_FORMS:
+            raise UserError(f"keep {keep!r}: expected one of {SAVED_FORMS}, or None")
         out_stages = tuple(out_stages)
         if not out_stages or any(s not in range(len(dims)) for s in out_stages):
             raise UserError(f"out_stages {out_stages}: expected some of {tuple(range(len(dims)))}")
-        self.downsample = downsample
-        self.out_stages = out_stages
-        # Stages after the last pyramid level would train nothing: they are not built.
+        config = as_highway_config(config)
+        if make_adapter is None:
+            make_adapter = config.adapter_factory(dims[0])
+        else:
+            config = replace(config, adapter=OUTSIDE, options={})
+        self.config = config.complete(dims[0])
+        self.taps = config.taps if make_adapter else None
+        # Stages after the last pyramid level would train nothing, so they are not built.
         self.stages = nn.ModuleList(
-            HighwayStage(dims[s], depths[s], make_adapter, s in out_stages, taps, form, keep)
+            HighwayStage(dims[s], depths[s], config, make_adapter, s in out_stages, keep)
             for s in range(max(out_stages) + 1)
         )
 
     def advance(
-        self, stage: Stage, h_in: Tensor | None, patch_merging: PatchMerging | None
+        self, stage: StageOutput, h_in: Tensor | None, patch_merging: PatchMerging | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Consume one stage.
 
@@ -188,20 +180,20 @@ class Highway(nn.Module):
 
         Returns:
             ``out_s`` [B, C_s, H_s, W_s] (None if stage s is no pyramid level) and ``h_{s+1}^in``
-            [B, T_{s+1}, C_{s+1}] (None for zero). With these two in hand any number of highways
-            can share one pass of a trunk.
+            [B, T_{s+1}, C_{s+1}] (None for zero). With this method any number of highways can share
+            one pass of a trunk.
         """
         own = self.stages[stage.index]
         h = own(stage, h_in)
         goes_on = h is not None and stage.index + 1 < len(self.stages)
         merging = patch_merging if goes_on else None
-        if self.downsample == "offset":
+        if self.config.downsample == "offset":
             return own.join(stage, h, merging)
         out, _ = own.join(stage, h, None)
         return out, merging and merging(h, stage.height, stage.width)
 
     def forward(
-        self, stages: Iterable[Stage], patch_mergings: Sequence[PatchMerging | None]
+        self, stages: Iterable[StageOutput], patch_mergings: Sequence[PatchMerging | None]
     ) -> list[Tensor]:
         """Consume a trunk's stages as they come.
 
@@ -213,7 +205,7 @@ class Highway(nn.Module):
             out, h = self.advance(stage, h, patch_mergings[stage.index])
             if out is not None:
                 outputs.append(out)
-            del stage  # or its taps would live on while the trunk computes the next stage
+            del stage  # frees its taps before the trunk computes the next stage
         return outputs
 
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..swin.trunk import StageOutput
+
 # Of float32 rows at a time: what stays in a CPU's cache; on a GPU what keeps it busy.
 CHUNK_BYTES = {"cpu": 4 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Map:
+class TokenMap:
     """What the rows are: a batch of maps, and in which types they are worked on.
 
     Attributes:
@@ -45,11 +47,11 @@ class Map:
         return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def describe(stage, parameter: Tensor, keep: str) -> Map:
+def token_map(stage: StageOutput, parameter: Tensor, keep: str) -> TokenMap:
     """The map of a stage, as the highway whose ``parameter`` is given works on it."""
     device = stage.out.device.type
     wide = torch.promote_types(parameter.dtype, torch.float32)
     mixed = torch.is_autocast_enabled(device)
     narrow = torch.get_autocast_dtype(device) if mixed else wide
     own = keep if torch.is_grad_enabled() else None
-    return Map(stage.out.shape[0], stage.height, stage.width, wide, narrow, own)
+    return TokenMap(stage.out.shape[0], stage.height, stage.width, wide, narrow, own)

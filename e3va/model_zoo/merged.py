@@ -65,9 +65,9 @@ def _is_current(path: Path, row: AdapterRow, trunk: TrunkRow) -> bool:
         return False  # not there, or no record of ours: made anew
 
 
-def _check_host(row: AdapterRow, config: AdapterConfig) -> None:
+def _check_framework(row: AdapterRow, config: AdapterConfig) -> None:
     # Its heads could be renamed, but who reads the file could not know of its anchors and pooling.
-    if config.host not in ("detectron2", ""):
+    if config.framework not in ("detectron2", ""):
         raise UserError(
             f"the adapter {row.name!r} is one of the e3va command: there is no {FULL_FILE} of it; "
             f"use e3va predict e3va://{row.name}, or give its folder to LazyPredictor with a config"
@@ -78,7 +78,7 @@ def _make(path: Path, row: AdapterRow, trunk: TrunkRow, force: bool) -> None:
     folder = local_files(row.files, force)[0].parent
     weights = local_files([trunk.file], force)[0]
     adapter, config = read_adapter(folder)
-    _check_host(row, config)
+    _check_framework(row, config)
     whole = merge(adapter, config, model_state(load_file(weights), str(weights)), str(weights))
     with writing(path):
         _record_path(path).unlink(missing_ok=True)

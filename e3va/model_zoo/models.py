@@ -84,7 +84,7 @@ def _trained_row(config_path: str) -> AdapterRow:
     rows = [
         row
         for row in table(refresh=False).adapters.values()
-        if row.host == DETECTRON2 and PurePosixPath(row.config).with_suffix("") == wanted
+        if row.framework == DETECTRON2 and PurePosixPath(row.config).with_suffix("") == wanted
     ]
     if not rows:
         raise UserError(
@@ -135,7 +135,7 @@ def _config(config_path: str, row: AdapterRow | None) -> Any:
 def _yaml_config(file: str, row: AdapterRow | None) -> Any:
     from ..detectron2 import add_e3va_config
 
-    from detectron2.config import get_cfg  # isort: skip
+    from detectron2.config import CfgNode, get_cfg  # isort: skip
 
     cfg = get_cfg()
     add_e3va_config(cfg)
@@ -145,9 +145,9 @@ def _yaml_config(file: str, row: AdapterRow | None) -> Any:
         cfg.MODEL.WEIGHTS = _address(row)
         told = _description(row)
         own, node = told.backbone, cfg.MODEL.E3VA
-        node.PRESET, node.METHOD = preset_name(own.preset) or node.PRESET, own.method
-        node.RANK, node.REDUCTION = own.rank or 0, own.reduction
-        node.TAPS, node.DOWNSAMPLE = own.taps, own.downsample
+        node.PRESET = preset_name(own.preset) or node.PRESET
+        settings = {name.upper(): value for name, value in own.highway.to_dict().items()}
+        node.HIGHWAY = CfgNode(settings, new_allowed=True)
         if told.classes:
             heads = _CLASSES_OF.get(cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")
             cfg.MODEL[heads].NUM_CLASSES = len(told.classes)
@@ -173,7 +173,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         along torchvision in evaluation mode, as :func:`e3va.torchvision.load_model` does.
 
     Raises:
-        UserError: no such config or adapter; nobody has published one for it yet; the host that it
+        UserError: no such config or adapter; nobody has published one for it yet; the framework that it
             needs is not installed.
     """
     row = None
@@ -181,9 +181,9 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         row = find_place(SCHEME + config_path.removeprefix(SCHEME)).row
         if not isinstance(row, AdapterRow):
             raise UserError(f"{config_path!r} is a trunk: expected a config or an adapter's name")
-        if row.host == TORCHVISION:
+        if row.framework == TORCHVISION:
             return _torchvision_model(row, trained, device)
-        if row.host != DETECTRON2 or not row.config:
+        if row.framework != DETECTRON2 or not row.config:
             raise UserError(
                 f"the adapter {row.name!r} names no config of this project (its model was built "
                 "elsewhere): build the model and use e3va.adapter_files.files.load_adapter"

@@ -193,10 +193,10 @@ def _copy(source: Path, target: Path) -> dict[str, Any]:
 
 
 def _row(config: AdapterConfig, trunk: str, files: dict[str, Any], url: str) -> dict[str, Any]:
-    # A Detectron2 config is named by its file, a model of the torchvision host by its kind.
+    # A Detectron2 config is named by its file, a model of the torchvision framework by its kind.
     kind = config.model.get("config") or config.model.get("model") or ""
     row = {
-        "host": config.host,
+        "framework": config.framework,
         "config": str(kind),
         "trunk": trunk,
         "files": files,

@@ -60,7 +60,7 @@ class AdapterRow:
 
     Attributes:
         name: its own.
-        host: ``"torchvision"``, ``"detectron2"`` or ``""``, as in its ``adapter_config.json``.
+        framework: ``"torchvision"``, ``"detectron2"`` or ``""``, as in its ``adapter_config.json``.
         config: of Detectron2 the config's path below ``configs``; of torchvision the model's kind.
         trunk: name of the trunk that it was trained on.
         files: ``adapter_model.safetensors`` and ``adapter_config.json``.
@@ -69,7 +69,7 @@ class AdapterRow:
     """
 
     name: str
-    host: str
+    framework: str
     config: str
     trunk: str
     files: tuple[ZooFile, ...]
@@ -219,7 +219,7 @@ def _adapter(name: str, row: Mapping[str, Any]) -> AdapterRow:
             raise ValueError(f"score {str(value)[:40]}: expected a finite number")
     return AdapterRow(
         name,
-        _text(row, "host", ""),
+        _text(row, "framework", ""),
         _text(row, "config", ""),
         trunk,
         tuple(read),

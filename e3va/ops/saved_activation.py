@@ -9,17 +9,17 @@ import math
 import torch
 from torch import Tensor
 
-FORMS = ("exact", "half", "int8")
+FORMS = ("half", "int8")
 _GROUP = 64  # channels that share a scale in 8 bits, so that one wide channel spoils few
 _LEVELS = 127
 
 
-class Kept:
+class SavedActivation:
     """A map [T, C] that is put in and taken out by rows.
 
     Args:
-        form: ``"exact"``, as it is; ``"half"``, bfloat16; ``"int8"``, 8 bits with a bfloat16 scale
-            for each 64 channels.
+        form: ``"half"``, bfloat16 (float64 stays float64); or ``"int8"``, 8 bits with a bfloat16 scale for each 64
+            channels.
         tensors: what :attr:`tensors` gave.
         dtype: of the map.
     """
@@ -30,14 +30,15 @@ class Kept:
         self.dtype = dtype
 
     @classmethod
-    def empty(cls, form: str, like: Tensor, dtype: torch.dtype) -> "Kept":
+    def empty(cls, form: str, like: Tensor, dtype: torch.dtype) -> "SavedActivation":
         """For a map of type ``dtype`` with the shape [T, C] and on the device of ``like``."""
         new = like.new_empty
         if form == "int8":
             groups = like.shape[1] // math.gcd(like.shape[1], _GROUP)
             scale = new(len(like), groups, 1, dtype=torch.bfloat16)
             return cls(form, [new(like.shape, dtype=torch.int8), scale], dtype)
-        narrow = torch.bfloat16 if form == "half" else dtype
+        # float64 is for checks of gradients, which rounding would fail.
+        narrow = dtype if dtype is torch.float64 else torch.bfloat16
         return cls(form, [new(like.shape, dtype=narrow)], dtype)
 
     def put(self, rows: slice, values: Tensor) -> None:

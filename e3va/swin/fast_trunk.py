@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.products import Product
+from .modules import PatchEmbed, PatchMerging, SwinBlock
 from .windows import Chunk, kind_masks, plan_windows
 
 # Of the MLP's hidden layer in one chunk: what stays in a CPU's cache; on a GPU what keeps it busy.
@@ -25,16 +26,12 @@ CHUNK_BYTES = {"cpu": 12 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 256 * 2**20
 
 
-def embed(trunk: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
+def embed(embedding: PatchEmbed, images: Tensor, dtype: torch.dtype) -> Tensor:
     """Images [B, 3, H, W] → tokens [B, ceil(H/4), ceil(W/4), C] of type ``dtype``."""
-    embedding = trunk.patch_embed
     proj = embedding.proj
     x = embedding.pad(images).to(dtype)
     x = F.conv2d(x, proj.weight.to(dtype), proj.bias.to(dtype), stride=proj.stride)
-    x = _norm(embedding.norm, x.permute(0, 2, 3, 1))
-    if trunk.absolute_pos_embed is not None:
-        x = x + trunk.position_grid(*x.shape[1:3]).to(dtype)
-    return x.contiguous()
+    return _norm(embedding.norm, x.permute(0, 2, 3, 1)).contiguous()
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, keep: tuple[str, ...]) -> dict[str, list[Tensor]]:
@@ -42,7 +39,7 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, keep: tuple[str, ...]) -> dict[
 
     Args:
         keep: which of ``attended``, ``after_msa``, ``projected``, ``after_mlp`` are wanted, see
-            :meth:`e3va.swin.trunk.SwinBlock.forward`.
+            :meth:`e3va.swin.modules.SwinBlock.forward`.
 
     Returns:
         for each of them, and always for ``after_mlp``, a list of [B, T, C], one for each block; of
@@ -61,7 +58,7 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, keep: tuple[str, ...]) -> dict[
     return outputs
 
 
-def run_block(block: nn.Module, x: Tensor, size: tuple[int, int, int], out: dict) -> None:
+def run_block(block: SwinBlock, x: Tensor, size: tuple[int, int, int], out: dict) -> None:
     """Run one block on tokens [B · H · W, C] of maps of ``size`` (B, H, W), into ``out``."""
     attention, mlp, dtype = block.attn, block.mlp, x.dtype
     limit = CHUNK_BYTES.get(x.device.type, _CHUNK_BYTES_ELSEWHERE)
@@ -98,7 +95,7 @@ def _sublayer(last: Product, x: Tensor, stream: Tensor, apart: bool) -> tuple:
     return output, stream + output
 
 
-def merge(merging: nn.Module, x: Tensor, height: int, width: int) -> Tensor:
+def merge(merging: PatchMerging, x: Tensor, height: int, width: int) -> Tensor:
     """Patch merging [B, H · W, C] → [B, ceil(H/2) · ceil(W/2), 2C]."""
     joined = _norm(merging.norm, merging.corners(x, height, width))
     reduction = Product(merging.reduction.weight, None, x.dtype)
@@ -110,7 +107,7 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-def _attention_biases(block: nn.Module, dtype: torch.dtype) -> Tensor:
+def _attention_biases(block: SwinBlock, dtype: torch.dtype) -> Tensor:
     """What is added to the logits, by the kind of a window: [1 or 4, heads, N, N]."""
     bias = block.attn.bias()[None]
     if block.shift:

@@ -33,6 +33,20 @@ class SwinPreset:
         """Channels C_s of each stage."""
         return tuple(self.embed_dim * 2**s for s in range(len(self.depths)))
 
+    def check_bounds(self) -> None:
+        """Check a geometry that anybody may have written, so that it cannot exhaust the memory.
+
+        Raises:
+            ValueError: a size of another type or out of range.
+        """
+        sizes = (self.embed_dim, self.window, *self.depths, *self.num_heads)
+        if not all(isinstance(n, int) and 0 < n <= 1024 for n in sizes):
+            raise ValueError("sizes out of range")
+        if len(self.depths) != 4 or len(self.num_heads) != 4 or not 0 < self.mlp_ratio <= 16:
+            raise ValueError("sizes out of range")
+        if not 0 <= self.pretrain_size <= 4096:
+            raise ValueError("sizes out of range")
+
     def __str__(self) -> str:
         depths = "-".join(map(str, self.depths))
         heads = "-".join(map(str, self.num_heads))

@@ -1,10 +1,4 @@
-"""The trunk: a Swin Transformer that runs forward once, without autograd, and lends out its taps.
-
-Module names are those of the official Swin repository, so that published weights load as they are.
-Where implementations of Swin differ on maps that windows do not tile, this one follows the official
-detection code and Detectron2: a map is padded on the right and below with zeros after the first
-norm, then shifted, and the shift stays on when a single window covers the map.
-"""
+"""The trunk: a Swin Transformer that runs forward once, without autograd, and yields its taps."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +9,11 @@ from torch import Tensor, nn
 
 from ..utils.errors import UserError
 from . import fast_trunk
+from .modules import PATCH, PatchEmbed, PatchMerging, SwinBlock
 from .precision import check_precision, compute_dtype
 from .presets import SwinPreset, get_preset
-from .windows import from_windows, relative_position_index, shift_mask, to_windows
+from .windows import shift_mask
 
-PATCH = 4  # pixels; all published Swins
 TAPS = ("block", "residual", "sublayer")
 # What a block computes, see SwinBlock.forward, that is a tap: of its attention and of its MLP.
 _TAPPED = {
@@ -35,7 +29,7 @@ class TrunkNotFrozenError(RuntimeError):
 
 
 @dataclass
-class Stage:
+class StageOutput:
     """What a highway reads of one stage s of the trunk. No tensor requires grad (frozen trunk).
 
     Attributes:
@@ -57,155 +51,6 @@ class Stage:
     width: int
 
 
-class PatchEmbed(nn.Module):
-    """Images [B, 3, H, W] to tokens [B, ceil(H/4), ceil(W/4), C]: padding, convolution, norm."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, kernel_size=PATCH, stride=PATCH)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.norm(self.proj(self.pad(images)).permute(0, 2, 3, 1))
-
-    @staticmethod
-    def pad(images: Tensor) -> Tensor:
-        """Pad with zeros on the right and below to whole patches."""
-        height, width = images.shape[-2:]
-        return F.pad(images, (0, -width % PATCH, 0, -height % PATCH))
-
-
-class WindowAttention(nn.Module):
-    """Multi-head self-attention within windows, with relative position bias (section 3.2)."""
-
-    def __init__(self, dim: int, num_heads: int, window: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.window = window
-        self.relative_position_bias_table = nn.Parameter(
-            torch.zeros((2 * window - 1) ** 2, num_heads)
-        )
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-        # Derived from the window alone, so it is no part of the state.
-        self.register_buffer("position_index", relative_position_index(window), persistent=False)
-
-    def bias(self) -> Tensor:
-        """The relative position bias [heads, N, N] of the N = window² tokens of a window."""
-        tokens = self.window**2
-        table = self.relative_position_bias_table[self.position_index]
-        return table.view(tokens, tokens, self.num_heads).permute(2, 0, 1)
-
-    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend within [B, nW, N, C]; ``mask`` [nW, N, N] is added to the attention's logits."""
-        batch, count, tokens, dim = windows.shape
-        qkv = self.qkv(windows).view(batch * count, tokens, 3, self.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        bias = self.bias().to(query.dtype)[None]
-        if mask is not None:
-            bias = bias + mask.to(query.dtype)[:, None]
-            bias = bias.repeat(batch, 1, 1, 1)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return self.proj(out.transpose(1, 2).reshape(batch, count, tokens, dim))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with GELU between."""
-
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class SwinBlock(nn.Module):
-    """One Swin block: (shifted) window attention, then an MLP, each added to the residual stream.
-
-    Args:
-        dim: channels C.
-        num_heads: attention heads.
-        window: window side in tokens.
-        shift: cyclic shift in tokens, 0 or window // 2.
-        mlp_ratio: hidden width of the MLP over C.
-    """
-
-    def __init__(self, dim: int, num_heads: int, window: int, shift: int, mlp_ratio: float):
-        super().__init__()
-        self.window = window
-        self.shift = shift
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, num_heads, window)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-
-    def window_attention(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The (S)W-MSA sublayer on [B, H, W, C], same shape out."""
-        height, width = x.shape[1:3]
-        side = self.window
-        x = F.pad(self.norm1(x), (0, 0, 0, -width % side, 0, -height % side))
-        if self.shift:
-            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-        padded = x.shape[1:3]
-        x = from_windows(self.attn(to_windows(x, side), mask if self.shift else None), padded, side)
-        if self.shift:
-            x = x.roll((self.shift, self.shift), dims=(1, 2))
-        return x[:, :height, :width]
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """Run on the residual stream [B, H, W, C].
-
-        Returns:
-            ``attended``, the attention's output; ``after_msa``, the stream after it; ``projected``,
-            the MLP's output; ``after_mlp``, the stream after that; all [B, H, W, C].
-        """
-        attended = self.window_attention(x, mask)
-        after_msa = x + attended
-        projected = self.mlp(self.norm2(after_msa))
-        return {
-            "attended": attended,
-            "after_msa": after_msa,
-            "projected": projected,
-            "after_mlp": after_msa + projected,
-        }
-
-
-class PatchMerging(nn.Module):
-    """Downsampling by two: each 2×2 tokens are joined, normalised and reduced to 2C channels."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """[B, H·W, C] → [B, ceil(H/2)·ceil(W/2), 2C]; odd maps are padded with zeros."""
-        return self.reduction(self._join(x, height, width))
-
-    def difference(self, x: Tensor, base: Tensor, height: int, width: int) -> Tensor:
-        """``self(x) − self(base)``, with the subtraction before the linear reduction.
-
-        In half precision the two results would agree in most of their digits, and their difference
-        would be rounding noise; here it is exactly zero for equal inputs in any precision.
-        """
-        base = base.to(x.dtype)  # or the norms of the two would round differently
-        return self.reduction(self._join(x, height, width) - self._join(base, height, width))
-
-    def _join(self, x: Tensor, height: int, width: int) -> Tensor:
-        return self.norm(self.corners(x, height, width))
-
-    @staticmethod
-    def corners(x: Tensor, height: int, width: int) -> Tensor:
-        """[B, H·W, C] → [B, ceil(H/2)·ceil(W/2), 4C]: each 2×2 tokens side by side, unnormed."""
-        x = x.unflatten(1, (height, width))
-        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return torch.cat(corners, dim=-1).flatten(1, 2)
-
-
 class SwinStage(nn.Module):
     """The blocks of one stage, shifted windows in every second, and its patch merging."""
 
@@ -221,7 +66,7 @@ class SwinStage(nn.Module):
         last = index + 1 == len(preset.depths)
         self.downsample = None if last else PatchMerging(dim)
 
-    def forward(self, x: Tensor, index: int, taps: str | None, fast: bool = False) -> Stage:
+    def forward(self, x: Tensor, index: int, taps: str | None, fast: bool = False) -> StageOutput:
         """Run the stage on [B, H, W, C]; see :meth:`SwinTrunk.stages` for ``taps``.
 
         ``fast``: by :mod:`e3va.swin.fast_trunk` in the type of ``x``, instead of by the plain modules.
@@ -234,7 +79,7 @@ class SwinStage(nn.Module):
         if self.downsample is not None:
             merge = fast_trunk.merge if fast else PatchMerging.__call__
             merged = merge(self.downsample, out, height, width)
-        return Stage(
+        return StageOutput(
             index, values.get(of_msa, []), values.get(of_mlp, []), out, merged, height, width
         )
 
@@ -314,7 +159,7 @@ class SwinTrunk(nn.Module):
 
     def stages(
         self, images: Tensor, taps: str | None = "block", count: int | None = None
-    ) -> Iterator[Stage]:
+    ) -> Iterator[StageOutput]:
         """Run forward, giving each stage as soon as it is computed.
 
         Args:
@@ -354,10 +199,14 @@ class SwinTrunk(nn.Module):
 
     def _embed(self, images: Tensor, dtype: torch.dtype | None) -> Tensor:
         """Tokens [B, H, W, C]; of type ``dtype`` by the fast form, None for the plain one."""
-        if dtype is not None:
-            return fast_trunk.embed(self, images, dtype)
-        x = self.patch_embed(images)
-        return x if self.absolute_pos_embed is None else x + self.position_grid(*x.shape[1:3])
+        if dtype is None:
+            x = self.patch_embed(images)
+        else:
+            x = fast_trunk.embed(self.patch_embed, images, dtype)
+        if self.absolute_pos_embed is None:
+            return x
+        grid = self.position_grid(*x.shape[1:3])
+        return x + (grid if dtype is None else grid.to(dtype))
 
     def _compute_dtype(self, images: Tensor) -> torch.dtype:
         own = self.patch_embed.proj.weight.dtype

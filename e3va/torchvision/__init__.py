@@ -1,4 +1,4 @@
-"""The torchvision host: E³VA backbones under torchvision's detectors, and the ``e3va`` command.
+"""The torchvision framework: E³VA backbones under torchvision's detectors, and the ``e3va`` command.
 
 It needs nothing that is not on a package index.
 

@@ -1,4 +1,4 @@
-"""A user's data for this host: COCO-format instances, or images with label maps."""
+"""A user's data for this framework: COCO-format instances, or images with label maps."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -8,10 +8,11 @@ from torch import nn
 
 from ..adapter_files.description import describe_model
 from ..adapter_files.files import FULL_KEY
+from ..highway.config import OUTSIDE
 from ..model_zoo.trunks import DEMO, SCHEME
 from .models import RANDOM, ModelConfig
 
-HOST = "torchvision"
+FRAMEWORK = "torchvision"
 
 
 def trunk_name(trunk: str) -> str:
@@ -31,7 +32,7 @@ def about(
         scores: on validation data.
     """
     return {
-        "host": HOST,
+        "framework": FRAMEWORK,
         "model": {**config.to_dict(), "trunk": trunk_name(config.trunk)},
         "classes": tuple(config.classes),
         "trained_on": _without_folders(summary),
@@ -47,8 +48,10 @@ def _without_folders(summary: str) -> str:
 
 def why_no_adapter(config: ModelConfig) -> str | None:
     """Why a model of ``config`` has no adapter files, for people; None if it has some."""
-    if config.method == "full":
-        return "method full trains the trunk too: the whole model is the result"
+    if config.highway.train_trunk:
+        return "the trunk trains too, so the whole model is the result"
+    if config.highway.adapter == OUTSIDE:
+        return "its adapters come from outside the registry: the whole model is the result"
     if config.trunk == RANDOM:
         return "its trunk is random, so nobody else has it: the whole model is the result"
     return None

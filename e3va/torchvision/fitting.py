@@ -1,4 +1,4 @@
-"""Which model of this host an adapter is of, whichever host wrote it."""
+"""Which model of this framework an adapter is of, whichever framework wrote it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..adapter_files.description import AdapterConfig
-from ..adapter_files.heads import to_host
+from ..adapter_files.heads import to_framework
 from ..utils.errors import UserError
-from .description import HOST, trunk_name
+from .description import FRAMEWORK, trunk_name
 from .models import HEADS, ModelConfig, build_model
 
 # Detectron2's configs train on images of 480 to 800 pixels and evaluate at 800.
@@ -30,26 +30,26 @@ _MOST_PIXELS = 16384  # of an image's side
 def model_of(
     about: AdapterConfig, state: Mapping[str, Tensor], source: str
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The model that an adapter is of, and the adapter's tensors under this host's names.
+    """The model that an adapter is of, and the adapter's tensors under this framework's names.
 
     An adapter of Detectron2 says by its tensors of which kind of model and how wide it is; sizes of
-    images are then those of that host's configs, and category ids count from 1.
+    images are then those of that framework's configs, and category ids count from 1.
 
     Args:
         about, state: of :func:`e3va.adapter_files.files.read_adapter`.
         source: names the adapter in errors.
 
     Raises:
-        UserError: a description that cannot be one of this host's models, or a model that this host
+        UserError: a description that cannot be one of this framework's models, or a model that this framework
             does not have.
     """
-    if about.host == HOST:
+    if about.framework == FRAMEWORK:
         return _own(about, source), dict(state)
-    mapped, left = to_host(state, HOST)
+    mapped, left = to_framework(state, FRAMEWORK)
     config = None if left else _config_of(about, mapped)
     if config is None or not _fits(config, mapped, about.trunk_prefix):
         raise UserError(
-            f"{source} is of a model of {about.host or 'another program'} that this host does not "
+            f"{source} is of a model of {about.framework or 'another program'} that this framework does not "
             "have; its backbone part can be used with e3va train --adapter"
         )
     return config, mapped
@@ -58,7 +58,7 @@ def model_of(
 def _own(about: AdapterConfig, source: str) -> ModelConfig:
     config = ModelConfig.from_dict(about.model, source)
     own = about.backbone  # of which it is known that it is within bounds
-    config = replace(config, classes=about.classes, **own.of_all_levels)
+    config = replace(config, classes=about.classes, preset=own.preset, highway=own.highway)
     if not _is_sound(config):
         raise UserError(
             f"{source}: its model description cannot be read (a value is of another type or out "
@@ -86,7 +86,7 @@ def _is_sound(config: ModelConfig) -> bool:
 
 
 def recognise(state: Mapping[str, Tensor]) -> tuple[str | None, str | None]:
-    """Of tensors under this host's names, the kind of model (a key of ``MODELS``) and the widths of
+    """Of tensors under this framework's names, the kind of model (a key of ``MODELS``) and the widths of
     its heads (a key of ``HEADS``); None for what is neither known."""
     kinds = [kind for kind, (mark, _) in _MARKS.items() if mark in state]
     lateral = state.get("backbone.fpn.inner_blocks.0.0.weight", ())
@@ -95,7 +95,7 @@ def recognise(state: Mapping[str, Tensor]) -> tuple[str | None, str | None]:
 
 
 def _config_of(about: AdapterConfig, state: Mapping[str, Tensor]) -> ModelConfig | None:
-    """The description of a model whose tensors have this host's names; None if it has none such."""
+    """The description of a model whose tensors have this framework's names; None if it has none such."""
     kind, heads = recognise(state)
     if kind is None or heads is None:
         return None
@@ -110,7 +110,8 @@ def _config_of(about: AdapterConfig, state: Mapping[str, Tensor]) -> ModelConfig
         trunk=trunk_name(about.trunk.source),
         heads=heads,
         category_ids=() if kind == "semantic_fpn" else tuple(range(1, count + 1)),
-        **about.backbone.of_all_levels,
+        preset=about.backbone.preset,
+        highway=about.backbone.highway,
         **_AS_DETECTRON2,
     )
 

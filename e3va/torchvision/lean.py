@@ -1,4 +1,4 @@
-"""``memory="lean"`` for this host's models: neck and heads compute again what they do not keep.
+"""``memory="lean"`` for this framework's models: neck and heads compute again what they do not keep.
 
 What is recomputed at once is what is in memory at once, so the pieces are small where their seams
 cost little.

@@ -18,7 +18,7 @@ from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
 from ..weights.loading import load_trunk
 from ..weights.origin import round_as
-from .description import HOST
+from .description import FRAMEWORK
 from .fitting import model_of
 from .models import ModelConfig, build_model, load_state
 
@@ -46,7 +46,7 @@ def load_model(
 
     Args:
         path: ``model.pth`` or ``training.pth`` of ``e3va train``; an adapter's folder or one of its
-            files, of either host; or ``e3va://NAME``, an adapter of the zoo.
+            files, of either framework; or ``e3va://NAME``, an adapter of the zoo.
         trunk: of an adapter, see :func:`e3va.torchvision.models.read_trunk`; None to look for the
             one that it was trained on, see :func:`e3va.model_zoo.trunks.find_trunk_of`.
         any_trunk: take the trunk though it is another than that one.
@@ -73,7 +73,7 @@ def load_model(
 def _not_ours(data: Mapping[str, Any], source: str) -> str:
     if FULL_KEY in data:
         return (
-            f"{source} is a whole model of another host: make an adapter of it with e3va convert "
+            f"{source} is a whole model of another framework: make an adapter of it with e3va convert "
             f"{source} --output FOLDER, and give that"
         )
     return (
@@ -157,7 +157,7 @@ def load_adapters(
         model.backbone.bottom_up.register_forward_pre_hook(_compute_as_its_own)
         return model.to(device)
 
-    models = AdapterSet(shared, build, HOST, find_saved)
+    models = AdapterSet(shared, build, FRAMEWORK, find_saved)
     for name, place in places.items():
         models.add(name, place, any_trunk=any_trunk)
     return models

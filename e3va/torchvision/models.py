@@ -15,7 +15,15 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
-from ..backbone import E3VABackbone, complete
+from ..backbone import E3VABackbone
+from ..highway.config import (
+    DEFAULT_RECIPE,
+    RECIPES,
+    HighwayConfig,
+    as_highway_config,
+    from_version_1,
+    highway_config,
+)
 from ..model_zoo.trunks import DEMO, SCHEME, read_trunk_file
 from ..swin.presets import SwinPreset, preset_name
 from ..swin.trunk import SwinTrunk
@@ -75,8 +83,7 @@ class ModelConfig:
         preset: the trunk's geometry.
         trunk: where its weights came from: ``"demo"``, a file's path, an address of the zoo, or
             ``"random"``.
-        method, rank, reduction, taps, downsample: see :class:`e3va.E3VABackbone`; None is replaced
-            by the method's own setting.
+        highway: the highway's config, see :class:`e3va.E3VABackbone`; it is completed.
         memory, trunk_precision: see :class:`e3va.E3VABackbone`.
         heads: a key of ``HEADS``.
         size, max_size: images are resized so that the shorter side has ``size`` pixels and the
@@ -91,11 +98,7 @@ class ModelConfig:
     classes: tuple[str, ...]
     preset: SwinPreset
     trunk: str
-    method: str = "e3va"
-    rank: int | None = None
-    reduction: int = 4
-    taps: str | None = None
-    downsample: str | None = None
+    highway: HighwayConfig = RECIPES[DEFAULT_RECIPE]
     memory: str = "standard"
     trunk_precision: str = "auto"
     heads: str = "standard"
@@ -106,13 +109,13 @@ class ModelConfig:
     pooling: str = "torchvision"
 
     def __post_init__(self) -> None:
-        own = complete(self.method, self.preset, self.rank, self.taps, self.downsample)
-        for name, value in vars(own).items():  # so that a checkpoint says what its model is
-            object.__setattr__(self, name, value)
+        # Complete, so that a checkpoint describes its whole model.
+        complete = as_highway_config(self.highway).complete(self.preset.embed_dim)
+        object.__setattr__(self, "highway", complete)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain lists, strings and numbers."""
-        return _plain(asdict(self))
+        return _plain({**asdict(self), "highway": self.highway.to_dict()})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], source: str) -> "ModelConfig":
@@ -123,12 +126,21 @@ class ModelConfig:
         """
         try:
             preset = SwinPreset(**{k: _tuple(v) for k, v in data["preset"].items()})
-            return cls(**{**{k: _tuple(v) for k, v in data.items()}, "preset": preset})
-        except (KeyError, TypeError, AttributeError) as error:
+            if "method" in data:  # written by version 0.1
+                old = {name: data[name] for name in _VERSION_1}
+                data = {name: value for name, value in data.items() if name not in _VERSION_1}
+                data["highway"] = from_version_1(old)
+            highway = highway_config(**data["highway"])
+            plain = {name: _tuple(value) for name, value in data.items()}
+            return cls(**{**plain, "preset": preset, "highway": highway})
+        except (KeyError, TypeError, AttributeError, ValueError, UserError) as error:
             raise UserError(
                 f"{source}: its model description cannot be read ({error}): expected a file that "
                 "this version of e3va wrote"
             ) from None
+
+
+_VERSION_1 = ("method", "rank", "reduction", "taps", "downsample")
 
 
 def _plain(value: Any) -> Any:
@@ -183,11 +195,7 @@ def build_model(config: ModelConfig, trunk: SwinTrunk | None = None) -> nn.Modul
     with torch.random.fork_rng(devices=[]):
         bottom_up = E3VABackbone(
             config.preset,
-            method=config.method,
-            rank=config.rank,
-            reduction=config.reduction,
-            taps=config.taps,
-            downsample=config.downsample,
+            config.highway,
             memory=config.memory,
             trunk_precision=config.trunk_precision,
             trunk=trunk,
@@ -211,7 +219,7 @@ def load_pretrained(model: nn.Module, trunk: str) -> Loaded:
 
 
 def model_parts(model: nn.Module) -> dict[str, nn.Module]:
-    """Trunk, highway, neck and heads of a model of this host, for :mod:`e3va.utils.measure`."""
+    """Trunk, highway, neck and heads of a model of this framework, for :mod:`e3va.utils.measure`."""
     bottom_up = model.backbone.bottom_up
     heads = [child for name, child in model.named_children() if name != "backbone"]
     return {
@@ -319,6 +327,8 @@ def describe(config: ModelConfig) -> str:
         value = getattr(config, field.name)
         if isinstance(value, SwinPreset):
             value = f"{preset_name(value) or 'a Swin'} ({value})"
+        elif isinstance(value, HighwayConfig):
+            value = str(value)
         elif isinstance(value, tuple):
             value = ", ".join(map(str, value))
         lines.append(f"{field.name:<13} {value}")

@@ -19,7 +19,7 @@ class TrainSettings:
         lr: of heads, neck and pyramid norms; AdamW, linear warm-up over a twentieth of the steps,
             then a cosine to zero.
         adapter_lr, trunk_lr: multiples of ``lr`` for the adapters, and for a trunk that is trained
-            (``method="full"``): of 0.5, 2 and 8 the best on five and on three of the five tasks of
+            (the recipe ``full``): of 0.5, 2 and 8 the best on five and on three of the five tasks of
             benchmarks/accuracy, with ``lr`` 2e-3.
         weight_decay: of matrices; vectors have none.
         clip_norm: largest 2-norm of the gradient.

@@ -8,20 +8,19 @@ from torch import Tensor, nn
 
 from ..adapter_files.description import AdapterConfig
 from ..adapter_files.files import apply_adapter, read_adapter, without_trunk
-from ..adapter_files.heads import to_host
+from ..adapter_files.heads import to_framework
 from ..backbone import trunk_prefix
+from ..highway.config import highway_config
 from ..model_zoo.trunks import SCHEME, as_address, find_trunk_of
 from ..swin.presets import get_preset
 from ..utils.errors import UserError
 from .data import Dataset
-from .description import HOST
+from .description import FRAMEWORK
 from .fitting import recognise
 from .loading import find_saved
 from .models import DEMO_TRUNK, RANDOM, ModelConfig, default_heads, load_pretrained, read_trunk
 
 WANTS = {True: "works on label maps: give --labels", False: "needs instances: give --annotations"}
-# Of the options, those that a backbone's shapes and arithmetic depend on.
-_BACKBONE = ("method", "rank", "reduction", "taps", "downsample")
 _CONFIG = {f.name for f in fields(ModelConfig)}
 
 
@@ -46,8 +45,8 @@ class Start:
     @property
     def options(self) -> dict[str, Any]:
         """The options of ``e3va train`` with which backbone and heads are as the adapter's."""
-        own = {key: getattr(self.about.backbone, key) for key in _BACKBONE}
-        return {"trunk": self.trunk, "heads": self.heads, **own}
+        highway = self.about.backbone.highway.to_dict()
+        return {"trunk": self.trunk, "heads": self.heads, "highway": highway}
 
 
 def trunk_option(given: str) -> str:
@@ -76,7 +75,7 @@ def read_start(source: str, trunk: str | None) -> Start:
         if trunk != DEMO_TRUNK and not trunk.startswith(SCHEME):
             folder = path if path.is_dir() else path.parent
             trunk = trunk_option(find_trunk_of(about, None, folder)[1])
-    mapped, left = to_host(state, HOST)
+    mapped, left = to_framework(state, FRAMEWORK)
     return Start(source, state, about, trunk, *((None, None) if left else recognise(mapped)))
 
 
@@ -100,7 +99,7 @@ def model_config(options: dict[str, Any], dataset: Dataset, start: Start | None)
         model = start.kind if same_data else kind
     if (model == "semantic_fpn") != (kind == "semantic_fpn"):
         raise UserError(f"--model {model} {WANTS[model == 'semantic_fpn']}")
-    own = {"model", "classes", "preset", "trunk", "heads", "category_ids"}
+    own = {"model", "classes", "preset", "trunk", "heads", "category_ids", "highway"}
     return ModelConfig(
         model=model,
         classes=dataset.classes,
@@ -108,6 +107,7 @@ def model_config(options: dict[str, Any], dataset: Dataset, start: Start | None)
         trunk=trunk,
         heads=options["heads"] or default_heads(preset),
         category_ids=dataset.category_ids,
+        highway=highway_config(**(options["highway"] or {})),
         **{key: value for key, value in options.items() if key in _CONFIG - own},
     )
 
@@ -130,7 +130,7 @@ def load_start(
         *(model, start.state, start.about, start.source),
         backbone_only=not whole,
         any_trunk=any_trunk,
-        host=HOST,
+        framework=FRAMEWORK,
     )
     print(
         f"starts from {start.source}: "
@@ -140,7 +140,7 @@ def load_start(
 
 def _fits(model: nn.Module, config: ModelConfig, start: Start) -> bool:
     """Whether the adapter's neck and heads are those of the model, for the same classes."""
-    state, left = to_host(start.state, HOST)
+    state, left = to_framework(start.state, FRAMEWORK)
     own = without_trunk(model.state_dict(), trunk_prefix(model))
     return (
         start.about.classes == tuple(config.classes)

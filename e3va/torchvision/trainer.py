@@ -35,7 +35,7 @@ LOG_EVERY = 10  # steps
 
 
 class Trainer:
-    """Trains a model of this host and writes what it did into a folder.
+    """Trains a model of this framework and writes what it did into a folder.
 
     ``model.pth``: the trained model; ``adapter_model.safetensors`` and ``adapter_config.json``: the
     same without its trunk; ``training.pth``: what ``--resume`` goes on from; ``metrics.jsonl``: a

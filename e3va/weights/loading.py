@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..swin.modules import PATCH
 from ..swin.presets import SwinPreset, preset_name
-from ..swin.trunk import PATCH, SwinTrunk
+from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
 from .layouts import LAYOUTS, Layout, find_swins, other_network, to_official
 from .origin import TrunkOrigin, fingerprint

@@ -68,7 +68,7 @@ def saved(pretrained, tmp_path):
     model = trained(pretrained)
     save_adapter(
         *(model, tmp_path / "adapter"),
-        host="torchvision",
+        framework="torchvision",
         model={"model": "segmenter"},
         classes=CLASSES,
         trained_on="8 photographs",
@@ -296,7 +296,9 @@ def test_several_adapters_share_one_trunk_and_switching_is_a_call(pretrained, tm
     trunk = SwinTrunk("swin_nano")
     trunk.load_state_dict(pretrained)
     models = AdapterSet(
-        trunk, lambda config, _, shared: Segmenter(len(config.classes), trunk=shared), host="own"
+        trunk,
+        lambda config, _, shared: Segmenter(len(config.classes), trunk=shared),
+        framework="own",
     )
     with pytest.raises(UserError, match="no adapter is loaded"):
         models(torch.rand(1, 3, 40, 40))

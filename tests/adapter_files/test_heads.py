@@ -1,4 +1,4 @@
-"""Neck and heads under the other host's names: what changes, what stays, what has no name there.
+"""Neck and heads under the other framework's names: what changes, what stays, what has no name there.
 
 Against Detectron2 itself: tests/detectron2/test_heads.py.
 """
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e3va import UserError, get_preset
-from e3va.adapter_files.heads import BACKBONE, HOSTS, host_of, to_host
+from e3va.adapter_files.heads import BACKBONE, FRAMEWORKS, framework_of, to_framework
 from e3va.torchvision import ModelConfig, build_model
 from e3va.torchvision.models import MODELS
 
@@ -47,18 +47,18 @@ def background(state):
 def test_there_and_back_is_equal_in_all_but_the_background_that_is_never_used(kind, classes):
     state = random_state(kind, classes)
     before = {name: value.clone() for name, value in state.items()}
-    there, left = to_host(state, "detectron2")
-    assert not left and host_of(there) == "detectron2" and len(there) == len(state)
+    there, left = to_framework(state, "detectron2")
+    assert not left and framework_of(there) == "detectron2" and len(there) == len(state)
     assert not any("inner_blocks" in k or "fc6" in k or "rpn.head" in k for k in there)
-    back, left = to_host(there, "torchvision")
-    assert not left and back.keys() == state.keys() and host_of(back) == "torchvision"
+    back, left = to_framework(there, "torchvision")
+    assert not left and back.keys() == state.keys() and framework_of(back) == "torchvision"
     unused = background(state)
     for name, value in state.items():
         assert torch.equal(value, before[name])
         rows = unused.get(name, 0)
         assert torch.equal(back[name][rows:], value[rows:])
         assert not back[name][:rows].any()
-    again, _ = to_host(back, "detectron2")
+    again, _ = to_framework(back, "detectron2")
     assert all(torch.equal(again[name], there[name]) for name in there)
     if kind != "semantic_fpn":
         assert len(there["roi_heads.mask_head.predictor.weight"]) == classes
@@ -102,7 +102,7 @@ def test_a_class_has_the_same_score_in_both(classes, stage):
     names = [f"roi_heads.box_predictor{stage}.cls_score.{kind}" for kind in ("weight", "bias")]
     state = {names[0]: torch.randn(1 + classes, 5), names[1]: torch.randn(1 + classes)}
     mark = f"roi_heads.box_head{stage}.fc6.weight"
-    there, _ = to_host(state | {mark: torch.zeros(5, 2)}, "detectron2")
+    there, _ = to_framework(state | {mark: torch.zeros(5, 2)}, "detectron2")
     x = torch.randn(4, 5)
     ours, theirs = (x @ s[names[0]].T + s[names[1]] for s in (state, there))
     torch.testing.assert_close(theirs[:, :classes], ours[:, 1:])  # class k is 1 + k there
@@ -113,18 +113,18 @@ def backbone_part(state):
     return {name: value for name, value in state.items() if name.startswith(BACKBONE)}
 
 
-def test_a_state_of_the_host_itself_stays_as_it_is():
+def test_a_state_of_the_framework_itself_stays_as_it_is():
     state = random_state("mask_rcnn") | {"own.head.weight": torch.zeros(1)}
     for same in (state, backbone_part(state), {"head.weight": torch.zeros(1)}):
-        found, left = to_host(same, "torchvision")
+        found, left = to_framework(same, "torchvision")
         assert not left and list(found) == list(same)
         assert all(found[name] is same[name] for name in same)
-    assert host_of(backbone_part(state)) is None
+    assert framework_of(backbone_part(state)) is None
 
 
 def test_the_backbone_part_is_the_same_in_both():
     state = random_state("cascade_mask_rcnn")
-    there, _ = to_host(state, "detectron2")
+    there, _ = to_framework(state, "detectron2")
     part = backbone_part(there)
     assert part.keys() == backbone_part(state).keys()
     assert all(part[name] is state[name] for name in part)
@@ -132,14 +132,14 @@ def test_the_backbone_part_is_the_same_in_both():
     assert parts == {"trunk", "highway"}
 
 
-def left_of(state, host="torchvision"):
-    mapped, left = to_host(state, host)
+def left_of(state, framework="torchvision"):
+    mapped, left = to_framework(state, framework)
     assert backbone_part(mapped).keys() == backbone_part(state).keys()
     return left
 
 
 def test_what_has_no_counterpart_is_named():
-    state, _ = to_host(random_state("cascade_mask_rcnn", 3), "detectron2")
+    state, _ = to_framework(random_state("cascade_mask_rcnn", 3), "detectron2")
     assert left_of(state) == ()
     four_conv = dict(state)
     for name in ("conv1.weight", "conv1.norm.weight", "conv1.norm.running_mean"):
@@ -164,14 +164,14 @@ def test_what_has_no_counterpart_is_named():
 
 
 def test_boxes_that_are_one_for_all_classes_have_no_counterpart():
-    state, _ = to_host(random_state("mask_rcnn", 3), "detectron2")
+    state, _ = to_framework(random_state("mask_rcnn", 3), "detectron2")
     for kind in ("weight", "bias"):
         state[f"{BOXES}.{kind}"] = state[f"{BOXES}.{kind}"][:4]
     assert left_of(state) == (f"{BOXES}.weight", f"{BOXES}.bias")
 
 
 def test_a_semantic_head_without_norms_has_no_counterpart():
-    state, _ = to_host(random_state("semantic_fpn"), "detectron2")
+    state, _ = to_framework(random_state("semantic_fpn"), "detectron2")
     state = {name: value for name, value in state.items() if ".norm." not in name}
     state["sem_seg_head.p2.0.bias"] = torch.zeros(64)
     assert left_of(state) == ("sem_seg_head.p2.0.bias",)
@@ -179,9 +179,11 @@ def test_a_semantic_head_without_norms_has_no_counterpart():
 
 def test_mistakes_are_one_clear_line():
     state = random_state("semantic_fpn")
-    with pytest.raises(UserError, match=f"host 'keras': expected one of {', '.join(HOSTS)}"):
-        to_host(state, "keras")
-    there, _ = to_host(state, "detectron2")
+    with pytest.raises(
+        UserError, match=f"framework 'keras': expected one of {', '.join(FRAMEWORKS)}"
+    ):
+        to_framework(state, "keras")
+    there, _ = to_framework(state, "detectron2")
     with pytest.raises(UserError, match="inner_blocks.*fpn_lateral") as caught:
-        to_host(state | there, "detectron2")
+        to_framework(state | there, "detectron2")
     assert "\n" not in str(caught.value)

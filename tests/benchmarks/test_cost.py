@@ -123,7 +123,7 @@ def make_row(method: str, rounds: list[float]) -> dict:
 
 
 def make_table(cost, preset: str, rows: list[dict]) -> dict:
-    setting = {"precision": "fp32", "host": "none", "device": "cpu", "cap": None}
+    setting = {"precision": "fp32", "framework": "none", "device": "cpu", "cap": None}
     size = {"height": 4, "width": 6, "batch": 1, "limits": {"flops": 1e9, "bytes": 1e9}}
     rows = cost.rows.with_ratios(rows)
     machine = cost.report.machine("cpu")
@@ -171,12 +171,12 @@ MISTAKES = {
     "--size 800": "--size 800: expected HEIGHTxWIDTH",
     "--size 0x32": "--size 0x32: expected HEIGHTxWIDTH",
     "--methods full magic": "method 'magic': expected some of full, frozen, lora",
-    "--methods full-detectron2 --host torchvision": "is measured with --host detectron2 alone",
+    "--methods full-detectron2 --framework torchvision": "is measured with --framework detectron2 alone",
     "--presets swin_q": "no Swin preset 'swin_q'",
     "--precision fp8": "--precision fp8: expected some of fp32, bf16, fp16",
     "--cap 24 --device cpu": "--cap 24 needs CUDA",
     "--batch none": "--batch none: expected a whole number above 0",
-    "--host jax": "--host jax: expected detectron2 or torchvision",
+    "--framework jax": "--framework jax: expected detectron2 or torchvision",
     "--device abacus": "--device abacus:",
     "--speed": "unrecognized arguments: --speed",
 }
@@ -223,16 +223,16 @@ def check(table: dict) -> None:
         assert row["ratios"]["step"] == [only["step"] / full["rounds"][0]["step"]]
 
 
-@pytest.mark.parametrize("host", ["torchvision", "detectron2"])
-def test_a_detector_from_end_to_end(cost, tmp_path, host):
-    pytest.importorskip(host)
-    size = "64x96" if host == "torchvision" else "32x48"  # for the sake of time
-    more = ["--methods", "e3va", "full", "frozen", "--host", host, "--size", size]
+@pytest.mark.parametrize("framework", ["torchvision", "detectron2"])
+def test_a_detector_from_end_to_end(cost, tmp_path, framework):
+    pytest.importorskip(framework)
+    size = "64x96" if framework == "torchvision" else "32x48"  # for the sake of time
+    more = ["--methods", "e3va", "full", "frozen", "--framework", framework, "--size", size]
     (table,) = run_small(cost, tmp_path, *more)
     check(table)
     assert table["limits"]["flops"] > 1e8 and table["limits"]["bytes"] > 1e7
     assert (tmp_path / "cost_swin_nano.png").is_file()
-    assert f"swin_nano, fp32, 1 × {size.replace('x', '×')}, {cost.rows.HOSTS[host]}" in (
+    assert f"swin_nano, fp32, 1 × {size.replace('x', '×')}, {cost.rows.FRAMEWORKS[framework]}" in (
         (tmp_path / "cost.md").read_text()
     )
 
@@ -254,7 +254,7 @@ def test_growth_from_end_to_end(cost, tmp_path):
 
 
 def bench(cost, method: str, **more):
-    spec = {"preset": "swin_nano", "precision": "fp32", "host": "none", "device": "cpu"}
+    spec = {"preset": "swin_nano", "precision": "fp32", "framework": "none", "device": "cpu"}
     return cost.bench.Bench(cost.models.Spec(method, **{**spec, **more}, height=32, width=48))
 
 

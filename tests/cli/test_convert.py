@@ -17,7 +17,7 @@ from e3va.adapter_files.files import (
     save_adapter,
     write_adapter,
 )
-from e3va.adapter_files.heads import to_host
+from e3va.adapter_files.heads import to_framework
 from e3va.cli.main import main
 from e3va.torchvision import load_model
 from e3va.weights.loading import load_trunk
@@ -99,8 +99,8 @@ def test_a_checkpoint_without_a_record_of_its_trunk_is_compared_with_it(
 def test_a_detectron2_model_comes_back_as_it_was(make_trained, pretrained, tmp_path, capsys):
     make_trained("cascade_mask_rcnn", "fruit")
     data = read(tmp_path / "fruit" / "model.pth")
-    state, _ = to_host(data["model"], "detectron2")
-    said = {**data[FULL_KEY], "host": "detectron2", "model": {"config": "COCO/x.py"}}
+    state, _ = to_framework(data["model"], "detectron2")
+    said = {**data[FULL_KEY], "framework": "detectron2", "model": {"config": "COCO/x.py"}}
     torch.save({"model": state, FULL_KEY: said, "iteration": 9}, tmp_path / "model_final.pth")
     convert(capsys, tmp_path / "model_final.pth", "--output", tmp_path / "a")
     out = convert(capsys, tmp_path / "a", "--output", tmp_path / "back.pth")
@@ -123,7 +123,7 @@ def test_detectron2_reads_what_is_made_of_an_adapter(pretrained, tmp_path, capsy
     one, other = instantiate(cfg), instantiate(cfg)
     load_trunk(one.backbone.bottom_up.trunk, read(pretrained)["model"], str(pretrained))
     model = {"config": "COCO/cascade_mask_rcnn_e3va_swin_t_1x.py"}
-    save_adapter(one, tmp_path / "a", host="detectron2", model=model, classes=("cat", "dog"))
+    save_adapter(one, tmp_path / "a", framework="detectron2", model=model, classes=("cat", "dog"))
     convert(capsys, tmp_path / "a", "--output", tmp_path / "whole.pth")
     DetectionCheckpointer(other).load(str(tmp_path / "whole.pth"))
     assert equal(one.state_dict(), other.state_dict())
@@ -176,10 +176,10 @@ def test_models_without_an_adapter_say_why(changes, make_small, tmp_path, capsys
     fails(capsys, arguments, "has no adapter: .*the whole model is the result")
 
 
-def test_an_adapter_without_a_host_becomes_plain_weights(make_trained, tmp_path, capsys):
+def test_an_adapter_without_a_framework_becomes_plain_weights(make_trained, tmp_path, capsys):
     make_trained("semantic_fpn", "fruit")
     state, about = read_adapter(tmp_path / "fruit")
-    write_adapter(state, replace(about, host="", model={}), tmp_path / "fruit")
+    write_adapter(state, replace(about, framework="", model={}), tmp_path / "fruit")
     out = convert(capsys, tmp_path / "fruit", "--output", tmp_path / "whole.pth")
     assert "for torch.load" in out
     expected = read(tmp_path / "fruit" / "model.pth")["model"]

@@ -23,7 +23,7 @@ from e3va.adapter_files.files import (
     split,
     write_adapter,
 )
-from e3va.adapter_files.heads import to_host
+from e3va.adapter_files.heads import to_framework
 from e3va.detectron2 import engine
 from e3va.detectron2.checkpoint import HighwayCheckpointer
 from e3va.detectron2.hooks import AdapterWriter
@@ -62,7 +62,7 @@ def test_files_hold_all_but_the_trunk_and_say_what_they_are(
     expected = {k: v for k, v in final["model"].items() if not k.startswith(TRUNK)}
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[k], expected[k]) for k in expected)
-    assert (told.host, told.model, told.steps) == ("detectron2", {"config": CONFIG}, 2)
+    assert (told.framework, told.model, told.steps) == ("detectron2", {"config": CONFIG}, 2)
     assert told.classes == ("red", "blue")
     assert told.trained_on == "6 images with 12 annotated objects (annotations.json)"
     assert told.trunk.source == "swin.pth"
@@ -272,14 +272,14 @@ def test_other_class_names_are_pointed_out(pretrained_config, tmp_path, monkeypa
         assert any("has the classes red, blue, but here they are blue" in x for x in lines) == said
 
 
-def test_an_adapter_of_the_other_host_brings_its_heads(pretrained_config, tmp_path):
+def test_an_adapter_of_the_other_framework_brings_its_heads(pretrained_config, tmp_path):
     for head in pretrained_config.model.roi_heads.box_heads:
         head.fc_dims = [32, 32]
     train(pretrained_config)
     state, told = read_adapter(tmp_path / "output")
-    theirs, left = to_host(state, "torchvision")
+    theirs, left = to_framework(state, "torchvision")
     assert not left and theirs.keys() != state.keys()
-    write_adapter(theirs, replace(told, host="torchvision", model={}), tmp_path / "theirs")
+    write_adapter(theirs, replace(told, framework="torchvision", model={}), tmp_path / "theirs")
     model = instantiate(pretrained_config.model)
     HighwayCheckpointer(model).load(str(tmp_path / "theirs"))
     assert not differing(model.state_dict(), whole(pretrained_config)["model"])

@@ -34,7 +34,7 @@ def test_a_config_knows_its_name_in_the_project(tmp_path):
 def test_what_a_config_says_of_its_model_and_data():
     coco = describe_config(load_config("COCO/cascade_mask_rcnn_e3va_swin_s_3x.py"))
     assert coco["model"] == {"config": "COCO/cascade_mask_rcnn_e3va_swin_s_3x.py"}
-    assert (coco["host"], coco["trained_on"]) == ("detectron2", "coco_2017_train")
+    assert (coco["framework"], coco["trained_on"]) == ("detectron2", "coco_2017_train")
     assert len(coco["classes"]) == 80 and coco["classes"][0] == "person"
     cfg = load_config(NAME, ["data.classes=[fig, date]", "data.train.json=/home/me/train.json"])
     del cfg.train.config_name  # as in a config on Detectron2's own "train"

@@ -1,4 +1,4 @@
-"""A real adapter of the torchvision host along Detectron2, and one of Detectron2 there."""
+"""A real adapter of the torchvision framework along Detectron2, and one of Detectron2 there."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ HEIGHT, WIDTH = 96, 128  # multiples of the greatest stride: nothing is resized 
 
 
 def light(cfg, kind):
-    """Detectron2's model with the light heads of the other host."""
+    """Detectron2's model with the light heads of the other framework."""
     apply_overrides(cfg, LIGHT)
     heads = cfg.model.roi_heads
     if kind == "mask_rcnn":
@@ -50,7 +50,7 @@ def light(cfg, kind):
 
 
 def ours(kind):
-    """A model of the torchvision host whose features and boxes differ from place to place."""
+    """A model of the torchvision framework whose features and boxes differ from place to place."""
     preset = get_preset("swin_nano")
     config = ModelConfig(
         *(kind, ("red", "blue"), preset, "swin.pth"),
@@ -72,7 +72,9 @@ def picture():
 def test_what_differs_is_said_with_the_overrides_by_which_it_does_not(small_config, tmp_path, kind):
     model, config = ours(kind)
     folder, trunk = tmp_path / "adapter", tmp_path / "swin.pth"
-    save_adapter(model, folder, host="torchvision", model=config.to_dict(), classes=config.classes)
+    save_adapter(
+        model, folder, framework="torchvision", model=config.to_dict(), classes=config.classes
+    )
     torch.save(model.backbone.bottom_up.trunk.state_dict(), trunk)
     cfg = light(small_config, kind)
     wanted = [ANCHORS, *(POOLERS if kind == "mask_rcnn" else [])]
@@ -98,7 +100,7 @@ def test_a_mask_rcnn_of_detectron2_is_pooled_there_as_here(small_config, tmp_pat
     theirs = instantiate(cfg.model).eval()
     folder, trunk = tmp_path / "adapter", tmp_path / "swin.pth"
     torch.save(theirs.backbone.bottom_up.trunk.state_dict(), trunk)
-    save_adapter(theirs, folder, host="detectron2", classes=("red", "blue"))
+    save_adapter(theirs, folder, framework="detectron2", classes=("red", "blue"))
     model, config = load_model(folder, trunk=str(trunk))
     assert (config.model, config.pooling, config.size) == ("mask_rcnn", "aligned", 800)
     assert isinstance(model.roi_heads.box_roi_pool, AlignedPooler)

@@ -1,6 +1,6 @@
-"""The same weights in both hosts: same features, proposals, detections and masks, to rounding.
+"""The same weights in both frameworks: same features, proposals, detections and masks, to rounding.
 
-Where the hosts' arithmetic differs, a test says how: anchors are rounded by torchvision, and its
+Where the frameworks' arithmetic differs, a test says how: anchors are rounded by torchvision, and its
 Mask R-CNN pools otherwise. All else is compared with those made the same.
 """
 
@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.ops import box_iou
 
 from e3va import get_preset
-from e3va.adapter_files.heads import host_of, to_host
+from e3va.adapter_files.heads import framework_of, to_framework
 from e3va.torchvision import ModelConfig, build_model
 from e3va.torchvision.models import HEADS, HeadSizes
 
@@ -28,7 +28,7 @@ HEIGHT, WIDTH = 96, 128  # multiples of the greatest stride: nothing is resized 
 
 
 @pytest.fixture
-def hosts_of(small_config, monkeypatch):
+def frameworks_of(small_config, monkeypatch):
     """(torchvision's, Detectron2's) model of a kind with random weights of their own."""
     monkeypatch.setitem(HEADS, "small", SIZES)
 
@@ -84,13 +84,13 @@ def enlarge(model):
 
 
 @pytest.fixture
-def same_weights(hosts_of):
-    """Both hosts' models of a kind with torchvision's weights and Detectron2's anchors."""
+def same_weights(frameworks_of):
+    """Both frameworks' models of a kind with torchvision's weights and Detectron2's anchors."""
 
     def build(kind):
-        ours, theirs = hosts_of(kind)
+        ours, theirs = frameworks_of(kind)
         enlarge(ours)
-        state, left = to_host(ours.state_dict(), "detectron2")
+        state, left = to_framework(ours.state_dict(), "detectron2")
         assert not left
         theirs.load_state_dict(state)
         if kind != "semantic_fpn":
@@ -107,16 +107,16 @@ def picture():
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn", "semantic_fpn"])
-def test_there_and_back_is_bit_equal(hosts_of, kind):
-    ours, theirs = hosts_of(kind)
+def test_there_and_back_is_bit_equal(frameworks_of, kind):
+    ours, theirs = frameworks_of(kind)
     state = theirs.state_dict()
-    there, left = to_host(state, "torchvision")
-    assert not left and (host_of(state), host_of(there)) == ("detectron2", "torchvision")
+    there, left = to_framework(state, "torchvision")
+    assert not left and (framework_of(state), framework_of(there)) == ("detectron2", "torchvision")
     ours.load_state_dict(there)
-    back, left = to_host(ours.state_dict(), "detectron2")
+    back, left = to_framework(ours.state_dict(), "detectron2")
     assert not left and back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
-    assert to_host(state, "detectron2") == (state, ())
+    assert to_framework(state, "detectron2") == (state, ())
 
 
 @torch.no_grad()
@@ -155,7 +155,7 @@ def test_the_cascade_finds_the_same_objects_with_the_same_masks(same_weights):
     batch, _ = ours.transform([image])
     features = ours.backbone(batch.tensors)
     proposals, _ = ours.rpn(batch, features)
-    # Before the masks are drawn into the image, which each host does in its own way.
+    # Before the masks are drawn into the image, which each framework does in its own way.
     (found,), _ = ours.roi_heads(features, proposals, batch.image_sizes)
     (other,) = theirs.inference([{"image": 255 * image}], do_postprocess=False)
     count = len(found["scores"])
@@ -171,12 +171,12 @@ def test_the_cascade_finds_the_same_objects_with_the_same_masks(same_weights):
     assert own["masks"].std() > 0.05
 
 
-def test_torchvision_rounds_the_anchors(hosts_of):
+def test_torchvision_rounds_the_anchors(frameworks_of):
     """Same order and centres; whole pixels, so a side is at most one pixel longer or shorter."""
-    ours, theirs = hosts_of("cascade_mask_rcnn")
+    ours, theirs = frameworks_of("cascade_mask_rcnn")
     generator = theirs.proposal_generator.anchor_generator
     assert generator.offset == 0
-    least = 16 / 32  # torchvision's host halves them for images below 400 pixels
+    least = 16 / 32  # torchvision's framework halves them for images below 400 pixels
     for own, other in zip(
         ours.rpn.anchor_generator.cell_anchors, generator.cell_anchors, strict=True
     ):

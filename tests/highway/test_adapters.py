@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e3va import Adapter, MixingAdapter, UserError
+from e3va import DualLowRankAdapter, DepthwiseConvAdapter, UserError
 
 
-def formula(adapter: Adapter, z: torch.Tensor) -> torch.Tensor:
+def formula(adapter: DualLowRankAdapter, z: torch.Tensor) -> torch.Tensor:
     """U2 · U1 · GELU(D2 · D1 · z + b_d) + b_u, with matrices and the error function."""
     d1, d2, u1, u2 = (getattr(adapter, name).weight for name in ("d1", "d2", "u1", "u2"))
     hidden = torch.einsum("hr,rc,btc->bth", d2, d1, z) + adapter.d2.bias
@@ -19,7 +19,7 @@ def formula(adapter: Adapter, z: torch.Tensor) -> torch.Tensor:
 
 
 def mixing_formula(
-    adapter: MixingAdapter, z: torch.Tensor, height: int, width: int
+    adapter: DepthwiseConvAdapter, z: torch.Tensor, height: int, width: int
 ) -> torch.Tensor:
     """U · GELU(y + K * y) + b_u, y = D · LN(z) + b_d, one token and one neighbour at a time."""
     centred = z - z.mean(-1, keepdim=True)
@@ -41,8 +41,8 @@ def mixing_formula(
     return torch.einsum("cr,btr->btc", adapter.up.weight, active) + adapter.up.bias
 
 
-def trained(dim=8, rank=3, reduction=2) -> Adapter:
-    return randomised(Adapter(dim, rank, reduction))
+def trained(dim=8, rank=3, reduction=2) -> DualLowRankAdapter:
+    return randomised(DualLowRankAdapter(dim, rank, reduction))
 
 
 def randomised(adapter):
@@ -52,14 +52,14 @@ def randomised(adapter):
     return adapter
 
 
-@pytest.mark.parametrize("kind", [Adapter, MixingAdapter])
+@pytest.mark.parametrize("kind", [DualLowRankAdapter, DepthwiseConvAdapter])
 def test_new_adapter_adds_nothing_and_can_learn(kind):
     adapter = kind(32, rank=4)
     z = torch.randn(2, 6, 32)
     out = adapter(z, 2, 3)
     assert torch.equal(out, torch.zeros_like(z))
     (out - 1).square().sum().backward()
-    last = adapter.u2 if kind is Adapter else adapter.up
+    last = adapter.u2 if kind is DualLowRankAdapter else adapter.up
     assert last.weight.grad.abs().max() > 0 and last.bias.grad.abs().max() > 0
 
 
@@ -91,7 +91,7 @@ def test_equals_the_formula(batch, height, width, hidden, reduction, rank):
     kernel=st.sampled_from([1, 3, 5]),
 )
 def test_mixing_adapter_equals_its_formula(batch, height, width, dim, rank, kernel):
-    adapter = randomised(MixingAdapter(dim, rank, kernel))
+    adapter = randomised(DepthwiseConvAdapter(dim, rank, kernel))
     z = torch.randn(batch, height * width, dim).double()
     torch.testing.assert_close(adapter(z, height, width), mixing_formula(adapter, z, height, width))
     count = dim * rank + rank + rank * kernel**2 + rank + rank * dim + dim
@@ -99,7 +99,7 @@ def test_mixing_adapter_equals_its_formula(batch, height, width, dim, rank, kern
 
 
 def test_gradients_of_the_mixing_adapter_are_those_of_its_formula():
-    adapter = randomised(MixingAdapter(6, 3, 3))
+    adapter = randomised(DepthwiseConvAdapter(6, 3, 3))
     z = torch.randn(1, 12, 6).double().requires_grad_()
     inputs = (z, *adapter.parameters())
     assert torch.autograd.gradcheck(lambda *_: adapter(z, 3, 4), inputs)
@@ -111,13 +111,13 @@ def test_gradients_of_the_mixing_adapter_are_those_of_its_formula():
 
 
 def test_mixing_adapter_does_not_see_the_scale_of_its_tap():
-    adapter = randomised(MixingAdapter(32, 4))
+    adapter = randomised(DepthwiseConvAdapter(32, 4))
     z = torch.randn(1, 9, 32).double()
     torch.testing.assert_close(adapter(100 * z + 3, 3, 3), adapter(z, 3, 3), rtol=1e-4, atol=1e-4)
 
 
 def test_mixing_adapter_keeps_one_map_of_its_input_width():
-    adapter = MixingAdapter(64, rank=2)
+    adapter = DepthwiseConvAdapter(64, rank=2)
     z = torch.randn(1, 100, 64, requires_grad=True)
     storages = {}
 
@@ -136,7 +136,7 @@ def test_mixing_adapter_keeps_one_map_of_its_input_width():
 
 def test_mixing_adapter_under_autocast_is_close_to_float32():
     torch.manual_seed(0)
-    adapter = randomised(MixingAdapter(32, 4)).float()
+    adapter = randomised(DepthwiseConvAdapter(32, 4)).float()
     z = 100 * torch.randn(1, 9, 32)
     expected, expected_gradient = _with_gradient(adapter, z)
     with torch.autocast("cpu", torch.bfloat16):
@@ -167,7 +167,7 @@ def test_signal_reaches_u2_at_unit_scale_whatever_the_widths():
     """So that the first gradient of U2 does not depend on C, r or q."""
     for dim, rank, reduction in ((96, 16, 4), (1536, 16, 4), (1536, 64, 2), (96, 4, 8)):
         torch.manual_seed(0)
-        adapters = [Adapter(dim, rank, reduction) for _ in range(8)]
+        adapters = [DualLowRankAdapter(dim, rank, reduction) for _ in range(8)]
         z = torch.randn(64, dim)
         inner = torch.stack([a.u1(torch.nn.functional.gelu(a.d2(a.d1(z)))) for a in adapters])
         assert 0.3 < inner.std().item() < 1.2
@@ -175,11 +175,11 @@ def test_signal_reaches_u2_at_unit_scale_whatever_the_widths():
 
 def test_sizes_that_make_no_sense_are_refused():
     with pytest.raises(UserError, match="rank 0"):
-        Adapter(8, rank=0)
+        DualLowRankAdapter(8, rank=0)
     with pytest.raises(UserError, match="reduction 3: expected a divisor of the 8 channels"):
-        Adapter(8, reduction=3)
+        DualLowRankAdapter(8, reduction=3)
     with pytest.raises(UserError, match="rank 0"):
-        MixingAdapter(8, rank=0)
+        DepthwiseConvAdapter(8, rank=0)
     for kernel in (0, 4):
         with pytest.raises(UserError, match=f"kernel {kernel}: expected an odd number"):
-            MixingAdapter(8, kernel=kernel)
+            DepthwiseConvAdapter(8, kernel=kernel)

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e3va import PRESETS, Adapter, E3VABackbone, Highway, SwinTrunk, UserError
+from e3va import PRESETS, DualLowRankAdapter, E3VABackbone, Highway, SwinTrunk, UserError
 from e3va.highway import token_map as maps
-from e3va.ops.saved_activation import FORMS, Kept
+from e3va.ops.saved_activation import FORMS, SavedActivation
 
 NANO = PRESETS["swin_nano"]
 MICRO = PRESETS["swin_micro"]
@@ -55,7 +55,7 @@ def test_values_are_the_plain_ones_and_gradients_close(method, mode, most):
     assert 1e-5 < error(gradients, reference) < most
 
 
-PAPER = {"make_adapter": Adapter, "form": "parallel", "taps": "residual"}
+PAPER = {"make_adapter": DualLowRankAdapter, "form": "parallel", "taps": "residual"}
 
 
 @pytest.mark.parametrize("form", [{}, PAPER], ids=["chain", "paper"])
@@ -166,11 +166,11 @@ def test_a_trunk_that_trains_gets_its_gradients():
 def test_kept_maps_come_back_within_their_rounding(tokens, channels, form):
     torch.manual_seed(tokens)
     values = torch.randn(tokens, channels)
-    kept = Kept.empty(form, values, values.dtype)
+    kept = SavedActivation.empty(form, values, values.dtype)
     middle = tokens // 2
     kept.put(slice(0, middle), values[:middle])
     kept.put(slice(middle, tokens), values[middle:])
-    again = Kept(form, kept.tensors, values.dtype).get(slice(0, tokens))
+    again = SavedActivation(form, kept.tensors, values.dtype).get(slice(0, tokens))
     assert again.dtype is values.dtype and again.shape == values.shape
     if form == "exact":
         assert torch.equal(again, values)
@@ -184,14 +184,14 @@ def test_kept_maps_come_back_within_their_rounding(tokens, channels, form):
 def test_eight_bits_of_a_wide_channel_spoil_its_group_alone():
     values = torch.randn(5, 128)
     values[:, 100] = 50.0
-    kept = Kept.empty("int8", values, values.dtype)
+    kept = SavedActivation.empty("int8", values, values.dtype)
     kept.put(slice(None), values)
     wrong = (kept.get(slice(None)) - values).abs()
     assert wrong[:, :64].max() < 0.03 < wrong[:, 64:].max() < 0.3
 
 
 def test_a_map_of_zeros_is_kept_as_zeros():
-    kept = Kept.empty("int8", torch.zeros(3, 8), torch.float32)
+    kept = SavedActivation.empty("int8", torch.zeros(3, 8), torch.float32)
     kept.put(slice(None), torch.zeros(3, 8))
     assert not kept.get(slice(None)).any()
 

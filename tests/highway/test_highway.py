@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from e3va import PRESETS, Adapter, Highway, MixingAdapter, SwinPreset, SwinTrunk, UserError
+from e3va import PRESETS, DualLowRankAdapter, Highway, DepthwiseConvAdapter, SwinPreset, SwinTrunk, UserError
 from e3va.highway.highway import FORMS
 from e3va.swin.trunk import TAPS
 
@@ -17,8 +17,8 @@ TINY = SwinPreset(8, (2, 1, 2, 1), (1, 1, 2, 2), window=2, pretrain_size=32)
 NANO = PRESETS["swin_nano"]
 
 
-def small_adapter(dim: int) -> Adapter:
-    return Adapter(dim, rank=2, reduction=4)
+def small_adapter(dim: int) -> DualLowRankAdapter:
+    return DualLowRankAdapter(dim, rank=2, reduction=4)
 
 
 def build(preset=TINY, seed=0, **settings):
@@ -104,7 +104,7 @@ def test_values_and_gradients_are_those_of_the_equations(keep, form, downsample,
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("make_adapter", [small_adapter, partial(MixingAdapter, rank=2, kernel=3)])
+@pytest.mark.parametrize("make_adapter", [small_adapter, partial(DepthwiseConvAdapter, rank=2, kernel=3)])
 @pytest.mark.parametrize(("form", "downsample"), [("chain", "offset"), ("parallel", "direct")])
 @pytest.mark.parametrize("keep", [None, "exact"])
 def test_gradcheck(keep, form, downsample, make_adapter):
@@ -124,7 +124,7 @@ def test_gradcheck(keep, form, downsample, make_adapter):
 
 
 @pytest.mark.parametrize("taps", TAPS)
-@pytest.mark.parametrize("make_adapter", [Adapter, MixingAdapter])
+@pytest.mark.parametrize("make_adapter", [DualLowRankAdapter, DepthwiseConvAdapter])
 @settings(max_examples=10, deadline=None)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 def test_new_highway_gives_the_normed_trunk(make_adapter, taps, height, width):

@@ -100,10 +100,10 @@ def test_an_adapter_of_torchvision(tmp_path, monkeypatch):
     )
     model = build_model(config)
     trunk = finish(
-        model, tmp_path, host="torchvision", model=config.to_dict(), classes=("red", "blue")
+        model, tmp_path, framework="torchvision", model=config.to_dict(), classes=("red", "blue")
     )
     published = publish(tmp_path / "output", "drawn", tmp_path / "zoo", trunk=str(trunk))
-    assert (published.row["host"], published.row["config"]) == ("torchvision", "mask_rcnn")
+    assert (published.row["framework"], published.row["config"]) == ("torchvision", "mask_rcnn")
     monkeypatch.setenv("E3VA_ZOO", str(tmp_path / "zoo"))
     for name in ("drawn", "e3va://drawn", "e3va://adapters/drawn"):
         assert same_weights(get(name, trained=True, device="cpu"), model)
@@ -158,7 +158,7 @@ def published(small, tmp_path, monkeypatch):
     cfg.model.backbone.bottom_up.rank = 4  # as an override of the training
     cfg.model.roi_heads.num_classes = 2
     model = instantiate(cfg.model)
-    about = {"host": "detectron2", "model": {"config": small}, "classes": ("red", "blue")}
+    about = {"framework": "detectron2", "model": {"config": small}, "classes": ("red", "blue")}
     trunk = finish(model, tmp_path, **about)
     publish(tmp_path / "output", "small_things", tmp_path / "zoo", trunk=str(trunk))
     monkeypatch.setenv("E3VA_ZOO", str(tmp_path / "zoo"))

@@ -25,7 +25,13 @@ def trunk(**changes) -> dict:
 
 def adapter(**changes) -> dict:
     files = {name: {"size": 5, "sha256": HASH} for name in (MODEL_FILE, CONFIG_FILE)}
-    return {"host": "torchvision", "config": "mask_rcnn", "trunk": "a", "files": files, **changes}
+    return {
+        "framework": "torchvision",
+        "config": "mask_rcnn",
+        "trunk": "a",
+        "files": files,
+        **changes,
+    }
 
 
 def parse(trunks=None, adapters=None, **changes):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from e3va import PRESETS, Highway, SwinPreset, SwinTrunk, TrunkNotFrozenError, UserError
-from e3va.swin.trunk import SwinBlock
+from e3va.swin.modules import SwinBlock
 from e3va.swin.windows import shift_mask
 
 NANO = PRESETS["swin_nano"]

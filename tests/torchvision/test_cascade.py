@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from e3va.adapter_files.heads import to_host
+from e3va.adapter_files.heads import to_framework
 from e3va.torchvision.cascade import (
     AlignedPooler,
     CascadePredictor,
@@ -170,7 +170,7 @@ def detectron2_heads(ours):
         ),
     )
     own = {f"roi_heads.{name}": value for name, value in ours.state_dict().items()}
-    mapped, left = to_host(own, "detectron2")
+    mapped, left = to_framework(own, "detectron2")
     assert not left
     theirs.load_state_dict({k.removeprefix("roi_heads."): v for k, v in mapped.items()})
     return theirs

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from e3va import UserError, get_preset
 from e3va.adapter_files.files import CONFIG_FILE, FULL_KEY, MODEL_FILE, read_adapter, write_adapter
-from e3va.adapter_files.heads import to_host
+from e3va.adapter_files.heads import to_framework
 from e3va.torchvision import ModelConfig, build_model, load_adapters, load_model, load_pretrained
 from e3va.torchvision.data import Dataset
 from e3va.torchvision.trainer import Trainer, TrainSettings
@@ -58,7 +58,7 @@ def test_an_adapter_over_its_trunk_is_the_whole_model(kind, stored, make_trained
     said = json.loads((folder / CONFIG_FILE).read_text())
     assert said["trunk"]["stored"] == stored and said["trunk"]["source"] == "swin.pth"
     assert said["classes"] == [*config.classes] and said["trained_on"] == "x: 4 images"
-    assert (said["host"], said["steps"]) == ("torchvision", 7)
+    assert (said["framework"], said["steps"]) == ("torchvision", 7)
     assert said["scores"] == {"AP mask": 12.5}  # JSON has no NaN
     assert str(tmp_path) not in (folder / CONFIG_FILE).read_text()
     whole, _ = load_model(folder / "model.pth")
@@ -181,12 +181,12 @@ def test_a_hostile_description_is_one_line(changes, message, make_trained, tmp_p
 def as_detectron2(folder: Path, drop: str | None = None) -> Path:
     """Rewrite an adapter as if Detectron2 had written it."""
     state, about = read_adapter(folder)
-    state, left = to_host(state, "detectron2")
+    state, left = to_framework(state, "detectron2")
     assert not left
     if drop:
         state = {name.replace(drop, "surprise"): value for name, value in state.items()}
     model = {"config": "COCO/cascade_mask_rcnn_e3va_swin_t_1x.py"}
-    write_adapter(state, replace(about, host="detectron2", model=model), folder)
+    write_adapter(state, replace(about, framework="detectron2", model=model), folder)
     return folder
 
 
@@ -205,18 +205,20 @@ def test_an_adapter_of_detectron2_is_recognised_by_its_tensors(kind, make_traine
         assert same(whole(images)[0], loaded(images)[0])
 
 
-def test_heads_that_this_host_does_not_have_are_one_line(make_trained, tmp_path):
+def test_heads_that_this_framework_does_not_have_are_one_line(make_trained, tmp_path):
     make_trained("mask_rcnn", "fruit")
     folder = as_detectron2(tmp_path / "fruit", drop="proposal_generator")
     with pytest.raises(UserError, match="its backbone part can be used with e3va train --adapter"):
         load_model(folder)
 
 
-def test_checkpoints_of_another_host_say_what_to_do(make_trained, tmp_path):
+def test_checkpoints_of_another_framework_say_what_to_do(make_trained, tmp_path):
     make_trained("semantic_fpn", "fruit")
     data = torch.load(tmp_path / "fruit" / "model.pth")
     torch.save({k: data[k] for k in ("model", FULL_KEY)}, tmp_path / "final.pth")
-    with pytest.raises(UserError, match="of another host: make an adapter of it with e3va convert"):
+    with pytest.raises(
+        UserError, match="of another framework: make an adapter of it with e3va convert"
+    ):
         load_model(tmp_path / "final.pth")
 
 

@@ -1,15 +1,13 @@
 from detectron2.config import LazyCall as L
 
 from e3va.detectron2 import E3VASwin
+from e3va.highway import highway_config
 
-# The levels that the neck does not read must not be there: their norms would get no gradient.
+# Only the levels that the neck reads: the norms of others would get no gradient.
 bottom_up = L(E3VASwin)(
     preset="swin_t",
-    method="e3va",
-    rank=None,  # None: the method's own, see E3VABackbone
-    reduction=4,
-    taps=None,
-    downsample=None,
+    # A recipe (e3va_chain, e3va, frozen, full) and changes to it, such as rank=24.
+    highway=L(highway_config)(recipe="e3va_chain"),
     memory="standard",
     trunk_precision="auto",
     out_features=["p0", "p1", "p2", "p3"],

@@ -1,27 +1,30 @@
 """The default adapter: a bottleneck that mixes each token with its neighbours."""
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops.normalize import normalize
 from ...utils.errors import UserError
+from ..registry import register_adapter_kind
 
 
-class MixingAdapter(nn.Module):
-    """Bottleneck adapter that sees its tokens' neighbours, the default::
+class DepthwiseConvAdapter(nn.Module):
+    """Bottleneck adapter with a depthwise convolution over the map of tokens::
 
         y = D · LN(z) + b_d
         A(z) = U · GELU(y + K * y) + b_u
 
-    D: C → r, U: r → C; K: a depthwise convolution over the map of tokens, as adapters for dense
-    prediction have it (Conv-Adapter, arXiv 2208.07463; Mona, arXiv 2311.15010). LN has no
-    parameters: the residual stream that it reads grows from block to block. U, b_u and K start at
-    zero, so a new adapter adds nothing.
+    D: C → r, U: r → C, K: a depthwise convolution, as in adapters for dense prediction
+    (Conv-Adapter, arXiv 2208.07463; Mona, arXiv 2311.15010). LN has no parameters: it makes the
+    adapter independent of the residual stream's scale, which grows from block to block. U, b_u and
+    K start at zero, so a new adapter adds nothing.
 
     Args:
         dim: channels C of the tap.
-        rank: r, the width of the bottleneck.
-        kernel: side of K, odd.
+        rank: width r of the bottleneck; 3/8 of the first stage's channels by default.
+        kernel: side of K in tokens, an odd number.
 
     Raises:
         UserError: ``rank`` is below 1, or ``kernel`` is even or below 1.
@@ -39,7 +42,7 @@ class MixingAdapter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as the zero map."""
+        """Reset the adapter to the zero map."""
         nn.init.normal_(self.down.weight, std=self.down.in_features**-0.5)
         nn.init.zeros_(self.down.bias)
         for module in (self.mix, self.up):
@@ -47,6 +50,19 @@ class MixingAdapter(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, z: Tensor, height: int, width: int) -> Tensor:
-        """Map a tap [B, T, C], T = height · width in rows, to its contribution [B, T, C]."""
+        """Map a tap [B, T, C], T = height · width in row order, to [B, T, C]."""
         y = self.down(normalize(z)).transpose(1, 2).unflatten(2, (height, width))
         return self.up(F.gelu(y + self.mix(y)).flatten(2).transpose(1, 2))
+
+
+def _read_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    return {"rank": tensors["down.weight"].shape[0], "kernel": tensors["mix.weight"].shape[-1]}
+
+
+register_adapter_kind(
+    "conv",
+    DepthwiseConvAdapter,
+    source="after arXiv 2208.07463 and arXiv 2311.15010",
+    defaults={"rank": lambda embed_dim: max(1, embed_dim * 3 // 8)},
+    read_options=_read_options,
+)

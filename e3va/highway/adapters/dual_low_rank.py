@@ -1,22 +1,25 @@
 """The paper's adapter: two products of low rank around a bottleneck."""
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...utils.errors import UserError
+from ..registry import register_adapter_kind
 
 
-class Adapter(nn.Module):
+class DualLowRankAdapter(nn.Module):
     """The paper's dual low-rank adapter, ``A(z) = U2 · U1 · GELU(D2 · D1 · z + b_d) + b_u``.
 
-    D1: C → r, D2: r → C/q, U1: C/q → r, U2: r → C (arXiv 2306.09729). U2 and b_u
-    start at zero, so a new adapter adds nothing; the other factors start with variance 1/fan_in,
-    so that the signal that reaches U2 neither vanishes nor grows with C, r or q.
+    D1: C → r, D2: r → C/q, U1: C/q → r, U2: r → C (arXiv 2306.09729). U2 and b_u start at zero,
+    so a new adapter adds nothing. The other factors start with variance 1/fan_in, so the signal
+    that reaches U2 neither vanishes nor grows with C, r or q.
 
     Args:
         dim: channels C of the tap.
-        rank: r, the inner width of both products.
-        reduction: q; the bottleneck is C/q wide.
+        rank: inner width r of both products.
+        reduction: factor q; the bottleneck is C/q wide.
 
     Raises:
         UserError: ``rank`` is below 1, or ``reduction`` does not divide ``dim``.
@@ -38,7 +41,7 @@ class Adapter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as the zero map."""
+        """Reset the adapter to the zero map."""
         for linear in (self.d1, self.d2, self.u1):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         nn.init.zeros_(self.d2.bias)
@@ -46,9 +49,18 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.u2.bias)
 
     def forward(self, z: Tensor, height: int, width: int) -> Tensor:
-        """Map a tap [B, T, C] to its contribution to the highway [B, T, C].
-
-        ``height`` and ``width`` (T = height · width) are part of the call that every adapter
-        answers; this one does not need them.
-        """
+        """Map a tap [B, T, C] to [B, T, C]; ``height`` and ``width`` are not used."""
         return self.u2(self.u1(F.gelu(self.d2(self.d1(z)))))
+
+
+def _read_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    rank, dim = tensors["d1.weight"].shape
+    return {"rank": rank, "reduction": dim // tensors["d2.weight"].shape[0]}
+
+
+register_adapter_kind(
+    "dual_low_rank",
+    DualLowRankAdapter,
+    source="arXiv 2306.09729",
+    read_options=_read_options,
+)

@@ -1,0 +1,164 @@
+"""The plain modules of a Swin Transformer (Liu et al., arXiv 2103.14030, section 3).
+
+Module names are those of the official Swin repository, so published weights load without renaming.
+Where implementations of Swin differ on maps that windows do not tile, these modules follow the
+official detection code and Detectron2: a map is padded on the right and at the bottom with zeros
+after the first norm, then shifted, and the shift also applies where one window covers the map.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .windows import from_windows, relative_position_index, to_windows
+
+PATCH = 4  # pixels; all published Swins
+
+
+class PatchEmbed(nn.Module):
+    """Images [B, 3, H, W] to tokens [B, ceil(H/4), ceil(W/4), C]: padding, convolution, norm."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=PATCH, stride=PATCH)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.proj(self.pad(images)).permute(0, 2, 3, 1))
+
+    @staticmethod
+    def pad(images: Tensor) -> Tensor:
+        """Pad with zeros on the right and below to whole patches."""
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, -width % PATCH, 0, -height % PATCH))
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows, with relative position bias (section 3.2)."""
+
+    def __init__(self, dim: int, num_heads: int, window: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.window = window
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window - 1) ** 2, num_heads)
+        )
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        # Derived from the window alone, so it is no part of the state.
+        self.register_buffer("position_index", relative_position_index(window), persistent=False)
+
+    def bias(self) -> Tensor:
+        """The relative position bias [heads, N, N] of the N = window² tokens of a window."""
+        tokens = self.window**2
+        table = self.relative_position_bias_table[self.position_index]
+        return table.view(tokens, tokens, self.num_heads).permute(2, 0, 1)
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend within [B, nW, N, C]; ``mask`` [nW, N, N] is added to the attention's logits."""
+        batch, count, tokens, dim = windows.shape
+        qkv = self.qkv(windows).view(batch * count, tokens, 3, self.num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        bias = self.bias().to(query.dtype)[None]
+        if mask is not None:
+            bias = bias + mask.to(query.dtype)[:, None]
+            bias = bias.repeat(batch, 1, 1, 1)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return self.proj(out.transpose(1, 2).reshape(batch, count, tokens, dim))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwinBlock(nn.Module):
+    """One Swin block: (shifted) window attention, then an MLP, each added to the residual stream.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        window: window side in tokens.
+        shift: cyclic shift in tokens, 0 or window // 2.
+        mlp_ratio: hidden width of the MLP over C.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window: int, shift: int, mlp_ratio: float):
+        super().__init__()
+        self.window = window
+        self.shift = shift
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def window_attention(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The (S)W-MSA sublayer on [B, H, W, C], same shape out."""
+        height, width = x.shape[1:3]
+        side = self.window
+        x = F.pad(self.norm1(x), (0, 0, 0, -width % side, 0, -height % side))
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
+        padded = x.shape[1:3]
+        x = from_windows(self.attn(to_windows(x, side), mask if self.shift else None), padded, side)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), dims=(1, 2))
+        return x[:, :height, :width]
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """Run on the residual stream [B, H, W, C].
+
+        Returns:
+            ``attended``, the attention's output; ``after_msa``, the stream after it; ``projected``,
+            the MLP's output; ``after_mlp``, the stream after that; all [B, H, W, C].
+        """
+        attended = self.window_attention(x, mask)
+        after_msa = x + attended
+        projected = self.mlp(self.norm2(after_msa))
+        return {
+            "attended": attended,
+            "after_msa": after_msa,
+            "projected": projected,
+            "after_mlp": after_msa + projected,
+        }
+
+
+class PatchMerging(nn.Module):
+    """Downsampling by two: each 2×2 tokens are joined, normalised and reduced to 2C channels."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """[B, H·W, C] → [B, ceil(H/2)·ceil(W/2), 2C]; odd maps are padded with zeros."""
+        return self.reduction(self._join(x, height, width))
+
+    def difference(self, x: Tensor, base: Tensor, height: int, width: int) -> Tensor:
+        """``self(x) − self(base)``, with the subtraction before the linear reduction.
+
+        In half precision the two results would agree in most of their digits, and their difference
+        would be rounding noise; here it is exactly zero for equal inputs in any precision.
+        """
+        base = base.to(x.dtype)  # or the norms of the two would round differently
+        return self.reduction(self._join(x, height, width) - self._join(base, height, width))
+
+    def _join(self, x: Tensor, height: int, width: int) -> Tensor:
+        return self.norm(self.corners(x, height, width))
+
+    @staticmethod
+    def corners(x: Tensor, height: int, width: int) -> Tensor:
+        """[B, H·W, C] → [B, ceil(H/2)·ceil(W/2), 4C]: each 2×2 tokens side by side, unnormed."""
+        x = x.unflatten(1, (height, width))
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return torch.cat(corners, dim=-1).flatten(1, 2)
