@@ -101,7 +101,9 @@ def _feedback_parallel(backbone: E3VABackbone) -> None:
 
 
 _MIXING = partial(DepthwiseConvAdapter, rank=10)
-_RANK_4 = partial(DualLowRankAdapter, rank=4)  # the paper's adapters, two a block: as many parameters
+_RANK_4 = partial(
+    DualLowRankAdapter, rank=4
+)  # the paper's adapters, two a block: as many parameters
 
 
 def _ranks(*ranks: int) -> Callable[[int], nn.Module]:

@@ -15,7 +15,7 @@ from e3va.cli.commands import pick_device
 from e3va.cli.main import positive, whole
 from e3va.torchvision.curves import read_metrics
 from e3va.torchvision.models import DEMO_TRUNK, read_trunk
-from e3va.torchvision.progress import Progress
+from e3va.utils.progress import Progress
 from e3va.torchvision.trainer import MODEL, make_folder
 from e3va.utils.errors import UserError
 

@@ -216,7 +216,7 @@ def measure(args: argparse.Namespace) -> None:
     Raises:
         UserError: a mistake in what was asked for.
     """
-    from e3va.torchvision.progress import Progress
+    from e3va.utils.progress import Progress
     from e3va.torchvision.trainer import make_folder
 
     make_folder(args.output)

@@ -16,15 +16,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbone import find_backbone, trunk_prefix
-from ..swin.trunk import SwinTrunk
 from ..utils.atomic import atomic_open, rename_atomically
 from ..utils.errors import UserError
 from ..utils.optional import require
 from ..weights.checkpoint import load_safetensors
-from ..weights.loading import load_trunk
-from ..weights.origin import TrunkOrigin, fingerprint, round_as
+from ..weights.origin import TrunkOrigin, fingerprint
 from .description import AdapterConfig, describe_model
 from .heads import to_framework
+from .trunk import build_trunk
 
 MODEL_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 FULL_KEY = "e3va"  # of the adapter's description inside a checkpoint of the whole model
@@ -282,11 +281,7 @@ def merge(
     Raises:
         UserError: the trunk has another fingerprint, or is another Swin.
     """
-    module = SwinTrunk(config.backbone.preset)
-    load_trunk(module, trunk, source)
-    if not any_trunk:
-        config.check_origin(module, "the adapter")
-    round_as(module, config.trunk.stored)
+    module = build_trunk(config, trunk, source, any_trunk=any_trunk)
     whole = {config.trunk_prefix + name: value for name, value in module.state_dict().items()}
     return {**whole, **adapter}
 

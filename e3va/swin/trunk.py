@@ -223,11 +223,16 @@ class SwinTrunk(nn.Module):
         return grid.permute(0, 2, 3, 1)
 
     def check_frozen(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Prove that no parameter of the trunk can change.
+        """Check that no parameter of a frozen trunk can change; do nothing for a trunk that trains.
+
+        Args:
+            optimizer: an optimizer that must not contain the parameters.
 
         Raises:
-            TrunkNotFrozenError: one requires grad, has a ``.grad``, or sits in ``optimizer``.
+            TrunkNotFrozenError: a parameter requires grad, has a ``.grad``, or is in ``optimizer``.
         """
+        if not self.frozen:
+            return
         optimized = set()
         if optimizer is not None:
             optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}

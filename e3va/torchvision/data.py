@@ -22,7 +22,7 @@ from ..data.label_maps import (
 )
 from ..utils.errors import UserError
 from ..utils.optional import require
-from .progress import track
+from ..utils.progress import track
 
 Record = dict[str, Any]
 Target = dict[str, Tensor]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..data.label_maps import IGNORED
 from ..utils.optional import require
+from ..utils.progress import track
 from .data import Dataset, read_example
-from .progress import track
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Trained models from their files: whole models, and adapters over the trunk they belong to."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ from torch import Tensor, nn
 from ..adapter_files.adapter_set import AdapterSet
 from ..adapter_files.description import AdapterConfig
 from ..adapter_files.files import FULL_KEY, is_adapter, read_adapter, read_config, recorded_origin
+from ..adapter_files.trunk import build_trunk
 from ..model_zoo.resolve import local_path
 from ..model_zoo.trunks import SCHEME, find_trunk_of
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
-from ..weights.loading import load_trunk
-from ..weights.origin import round_as
 from .description import FRAMEWORK
 from .fitting import model_of
 from .models import ModelConfig, build_model, load_state
@@ -109,13 +107,9 @@ def open_trunk(
     """
     folder = path if path.is_dir() else path.parent
     state, source = find_trunk_of(about, given, folder)
-    trunk = SwinTrunk(about.backbone.preset)
-    load_trunk(trunk, state, source)
-    if not any_trunk:
-        about.check_origin(trunk, str(path))
-    round_as(trunk, stored)
-    trunk.origin = replace(trunk.origin, stored=stored)
-    return trunk
+    return build_trunk(
+        *(about, state, source), adapter=str(path), any_trunk=any_trunk, stored=stored
+    )
 
 
 def load_adapters(

@@ -13,10 +13,10 @@ from ..utils.atomic import atomic_open, rename_atomically
 from ..utils.colors import COLOURS
 from ..utils.errors import UserError
 from ..utils.paths import free_name
+from ..utils.progress import Progress
 from .data import read_image, to_tensor
 from .evaluate import to_coco
 from .models import ModelConfig
-from .progress import Progress
 
 READABLE = 480  # pixels of the shorter side from which labels can be read beside what they name
 

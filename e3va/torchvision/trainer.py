@@ -20,6 +20,7 @@ from ..data.stream import BatchStream, SeededDataset, stream_batches
 from ..utils.atomic import atomic_open, remove_leftovers, save_atomically
 from ..utils.errors import UserError
 from ..utils.measure import MIB, count_parameters, parameter_table, peak_memory, track_saved_bytes
+from ..utils.progress import Progress
 from ..utils.seeding import seed_everything
 from ..weights.checkpoint import load_file
 from .data import Dataset, TrainMapper
@@ -27,7 +28,6 @@ from .description import about, whole_entry, why_no_adapter
 from .evaluate import Scores
 from .lean import prepare_model
 from .models import ModelConfig, load_state, model_parts
-from .progress import Progress
 from .settings import PRECISIONS, TrainSettings, parameter_groups, rate_factor
 
 STATE, MODEL, METRICS, SUMMARY = "training.pth", "model.pth", "metrics.jsonl", "summary.json"

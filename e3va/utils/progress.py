@@ -1,4 +1,4 @@
-"""How long work says how far it is: a bar on a terminal, now and then a line in a log."""
+"""Progress of long work: a bar on a terminal, a line every 15 seconds in a log."""
 
 import sys
 import time
@@ -11,16 +11,18 @@ LOG_SECONDS = 15.0
 
 
 def track(items: Sequence[Any], what: str, unit: str) -> Iterable[Any]:
-    """Iterate with a bar on a terminal, silently elsewhere."""
+    """Iterate with a bar on a terminal; print nothing elsewhere."""
     return tqdm(items, what, unit=unit, leave=False, disable=not sys.stderr.isatty())
 
 
 class Progress:
-    """Progress of long work, with the time that is left.
+    """Progress of long work, with the time left.
 
     Args:
-        start, total: the steps done before, and all of them.
-        unit, what: the name of a step, and of the work.
+        start: number of steps done before.
+        total: number of all steps.
+        unit: name of a step.
+        what: name of the work.
     """
 
     def __init__(self, start: int, total: int, unit: str = "step", what: str = "training"):
@@ -34,21 +36,21 @@ class Progress:
             dynamic_ncols=True,
         )
         self.first, self.total = start, total
-        self.began = self.said = time.monotonic()
+        self.began = self.printed = time.monotonic()
 
     def step(self, done: int, facts: dict[str, str]) -> None:
-        """Say that ``done`` steps are done."""
+        """Show that ``done`` steps are done, with ``facts`` by name."""
         if not self.bar.disable:
             self.bar.set_postfix_str(", ".join(f"{k} {v}" for k, v in facts.items()), refresh=False)
             self.bar.update(done - self.bar.n)
             return
         now = time.monotonic()
-        if now - self.said >= LOG_SECONDS or done == self.total:
-            self.said = now
+        if now - self.printed >= LOG_SECONDS or done == self.total:
+            self.printed = now
             left = (now - self.began) / max(done - self.first, 1) * (self.total - done)
             facts = {"left": tqdm.format_interval(left), **facts}
-            said = ", ".join(f"{k} {v}" for k, v in facts.items())
-            print(f"{self.unit} {done}/{self.total}: {said}", flush=True)
+            text = ", ".join(f"{k} {v}" for k, v in facts.items())
+            print(f"{self.unit} {done}/{self.total}: {text}", flush=True)
 
     def say(self, text: str) -> None:
         """Print a line beside the bar."""
@@ -58,7 +60,7 @@ class Progress:
             tqdm.write(text)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar and leave it on the screen."""
         self.bar.close()
 
     def __enter__(self) -> "Progress":
