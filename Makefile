@@ -1,14 +1,16 @@
-# make demo: set up a virtual environment and run the demonstration, from a package index alone.
-# make test: set up a virtual environment and pass lint and tests.
+# make demo: set up a virtual environment and run the demonstration.
+# make test: set up a virtual environment and run lint and all tests.
+# make lint: run only lint.
 #
-# Detectron2 is on no package index. If the folder WHEELS holds a wheel of it, "make test" installs
-# it too; without it, its tests are skipped.
+# Both need Python 3.11 or later and a package index. Detectron2 is on no package index. "make test"
+# installs the wheel of it that lies in the folder WHEELS; without one, its tests are skipped.
 
 PYTHON ?= python3
 VENV ?= .venv
 WHEELS ?= $(HOME)/.cache/e3va/wheels
 OUTPUT ?= output/demo
 STEPS ?= 220
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
@@ -33,14 +35,15 @@ $(VENV)/.ready-to-test: $(VENV)/.ready
 demo: $(VENV)/.ready
 	$(BIN)/python benchmarks/demo.py --output $(OUTPUT) --steps $(STEPS)
 
+# Each worker and each program that a test starts computes with one thread.
 test: $(VENV)/.ready-to-test lint
-	$(BIN)/python -m pytest
-	@echo "All is well. Next: make demo, then e3va train --help for your own images; with"
-	@echo "Detectron2: projects/E3VA/README.md"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	@echo "All tests passed. Next: make demo, or README.md for your own images and for Detectron2."
 
 lint: $(VENV)/.ready-to-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info output/demo

@@ -1,4 +1,4 @@
-"""Packaging; constraints.txt beside this file pins the versions that were tested."""
+"""Packaging. The file constraints.txt pins the versions that were tested together."""
 
 import re
 from pathlib import Path
@@ -8,22 +8,22 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "e3va/_version.py").read_text()).group(1)
 
-# What the "e3va" command needs. The core needs torch alone and asks for the rest when it is used.
+# The requirements of the e3va command. The core needs only torch.
 COMMAND = [
+    "fvcore>=0.1.5,<0.1.6",
     "iopath>=0.1.7,<0.1.10",
     "numpy>=1.24",
     "pillow>=10.1",
+    "pooch>=1.8",
     "pycocotools>=2.0.6",
     "safetensors>=0.4",
-    "torch>=2.10",  # before, a file read with weights_only could run code (CVE-2026-24747),
+    "torch>=2.10",  # earlier versions can run code from a weights_only file (CVE-2026-24747)
     "torchvision>=0.25",
     "tqdm>=4.60",
 ]
 
-# What the Detectron2 host needs beside Detectron2 itself, which is on no package index.
+# What e3va.detectron2 needs besides the above and Detectron2, which is on no package index.
 DETECTRON2 = [
-    "fvcore>=0.1.5,<0.1.6",
-    "iopath>=0.1.7,<0.1.10",
     "omegaconf>=2.1,<2.4",
     "opencv-python>=4.8",
     "pygments>=2.2",
@@ -40,11 +40,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # The config files lie beside the package in a checkout and inside it when installed.
+    # The config files lie beside the package in a checkout, and inside it in an installation.
     packages=[*find_packages(include=["e3va", "e3va.*"]), "e3va.configs"],
     package_dir={"e3va.configs": "configs"},
     package_data={
-        "e3va": ["assets/**", "model_zoo/*.json"],
+        "e3va": ["py.typed", "assets/**", "model_zoo/*.json"],
         "e3va.configs": ["**/*.py", "**/*.yaml"],
     },
     entry_points={"console_scripts": ["e3va = e3va.cli.main:main"]},
@@ -55,11 +55,15 @@ setup(
         "plot": ["matplotlib>=3.7"],
         "tensorboard": ["tensorboard>=2.12"],
         "test": [
+            "build>=1.2",
             "hypothesis>=6.90",
+            "import-linter>=2.3",
             "matplotlib>=3.7",
             "peft>=0.13",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "setuptools>=70.1",
             "tensorboard>=2.12",
             "timm>=1.0.9",
             "transformers>=5.24",
