@@ -1,4 +1,4 @@
-"""Check data before training: find them, count them, list their problems, draw a contact sheet."""
+"""Check data before training: count classes and objects, list problems, draw a contact sheet."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,7 @@ from .check_instances import InstanceFindings, check_instances, kind_of_file
 from .check_label_maps import LabelMapFindings, check_label_maps
 from .coco import load_json
 from .contact_sheet import write_sheet
-from .locations import (
-    ADE20K_CLASSES,
-    ADE20K_SPLITS,
-    DataLocation,
-    find_image_root,
-    find_location,
-)
+from .locations import ADE20K_CLASSES, ADE20K_SPLITS, DataLocation, find_image_root, find_location
 from .report import report_numbers
 from .voc import read_voc
 
@@ -32,9 +26,6 @@ def check_data(
             data set of Detectron2.
         images: folder of the images; None to look for it beside ``path``.
         classes: class names of label maps or of Pascal VOC; a COCO-format file has its own.
-
-    Returns:
-        Findings, see :class:`InstanceFindings` and :class:`LabelMapFindings`.
 
     Raises:
         UserError: the data do not exist or have no known format.
@@ -55,28 +46,18 @@ def check_location(
         found = check_instances(read_voc(path, location.split, classes), path, root)
     else:
         data = load_json(path)
-        if root is None and kind_of_file(data) != "panoptic":
-            root = find_image_root(path, _some_names(data))
-        if kind_of_file(data) == "keypoints":
+        kind = kind_of_file(data)
+        if root is None and kind != "panoptic":
+            root = find_image_root(path, data.get("images"))
+        if kind == "keypoints":
             notes.append("boxes and masks are checked; the keypoints of this file are not")
         found = check_instances(data, path, root)
     found.location, found.notes = location, notes
     return found
 
 
-def _some_names(data: dict) -> list[str]:
-    records = data.get("images")
-    records = records[:20] if isinstance(records, list) else []
-    names = [record.get("file_name") for record in records if isinstance(record, dict)]
-    return [name for name in names if isinstance(name, str)]
-
-
 def make_output_folder(folder: str) -> Path:
-    """Create the folder for :func:`write_findings`.
-
-    Raises:
-        UserError: the folder cannot be created.
-    """
+    """Create the folder for :func:`write_findings`; raise UserError if that fails."""
     path = Path(folder).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -90,12 +71,12 @@ def make_output_folder(folder: str) -> Path:
 def write_findings(
     found: InstanceFindings | LabelMapFindings, folder: Path, sheet_images: int = SHEET_IMAGES
 ) -> list[str]:
-    """Write ``problems.json``, the contact sheet, and boxes of Pascal VOC in COCO format.
+    """Write ``problems.json``, ``sheet.png``, and boxes of Pascal VOC as ``annotations.json``.
 
     Args:
         found: findings of :func:`check_data`. For Pascal VOC, ``source`` becomes the COCO-format
             file, so that the next commands use it.
-        folder: folder for ``problems.json``, ``sheet.png`` and ``annotations.json``.
+        folder: an existing folder.
         sheet_images: number of images on the contact sheet, 0 for no sheet.
 
     Returns:

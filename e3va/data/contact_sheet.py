@@ -249,7 +249,7 @@ def _write_names(image: Image.Image, names: list[tuple[str, list, Color]]) -> Im
     for text, spots, color in names:
         width = font.getlength(text) + 6
         red, green, blue = color
-        ink = DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 106 else PAPER
+        ink = DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 105 else PAPER
         for x, y in spots:
             x = min(max(x, 0), max(image.width - width, 0))
             y = min(max(y, 0), max(image.height - NAME, 0))

@@ -35,16 +35,20 @@ class LabelledImage:
 
 
 class LabelMapFault(Exception):
-    """The reason why a label map cannot be used; its text follows the name of the file.
+    """The reason why a label map cannot be used.
 
     Args:
-        kind: ``undecodable`` or ``map_mode``, keys of :data:`e3va.data.problems.KINDS`.
-        text: what is wrong.
+        kind: ``undecodable`` or ``map_mode``, see :mod:`e3va.data.problems`.
+        text: what is wrong; it follows the name of the file.
     """
 
     def __init__(self, kind: str, text: str):
         super().__init__(text)
         self.kind = kind
+
+    def for_user(self, path: str | os.PathLike) -> UserError:
+        """Return the error for a user."""
+        return UserError(f"label map {path} {self}; replace it, or remove its image")
 
 
 def pair_label_maps(images: str | os.PathLike, labels: str | os.PathLike) -> list[LabelledImage]:
@@ -64,11 +68,7 @@ def pair_label_maps(images: str | os.PathLike, labels: str | os.PathLike) -> lis
 
 
 def check_folders(*folders: str | os.PathLike) -> list[Path]:
-    """Return the folder of images and the folder of label maps as paths.
-
-    Raises:
-        UserError: a folder does not exist, or both are the same.
-    """
+    """Return the folders of images and label maps; raise UserError for wrong or equal ones."""
     paths = [Path(folder).expanduser() for folder in folders]
     for path, content in zip(paths, ("images", "label maps (PNG files)"), strict=True):
         if not path.is_dir():
@@ -87,15 +87,18 @@ def _pair(image: Path, labels: Path) -> LabelledImage:
             f"image {image} has no label map {labels}: expected a PNG file of the same name with a "
             "class number in every pixel"
         )
-    size = image_size(image)
-    with _errors_for_users(labels), _open(labels) as file:
-        label_size = file.size
-    if label_size != size:
+    width, height = image_size(image)
+    try:
+        with _open(labels) as file:
+            map_width, map_height = file.size
+    except LabelMapFault as fault:
+        raise fault.for_user(labels) from None
+    if (map_width, map_height) != (width, height):
         raise UserError(
-            f"label map {labels} is {label_size[0]}×{label_size[1]}, its image {image} is "
-            f"{size[0]}×{size[1]}: expected the same size"
+            f"label map {labels} is {map_width}×{map_height}, its image {image} is "
+            f"{width}×{height}: expected the same size"
         )
-    return LabelledImage(image, labels, *size)
+    return LabelledImage(image, labels, width, height)
 
 
 @contextmanager
@@ -113,24 +116,13 @@ def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
         raise LabelMapFault("undecodable", f"cannot be read: {brief(error)}") from None
 
 
-@contextmanager
-def _errors_for_users(path: str | os.PathLike) -> Iterator[None]:
-    try:
-        yield
-    except LabelMapFault as fault:
-        raise UserError(f"label map {path} {fault}; replace it, or remove its image") from None
-
-
 def load_labels(path: str | os.PathLike, first: int = 0) -> np.ndarray:
-    """Read a label map as classes, [H, W] uint8.
+    """Read a label map as classes, [H, W] uint8; raise LabelMapFault if it cannot be used.
 
     Args:
         path: the PNG file.
         first: label of class 0 in the file. Smaller labels become :data:`IGNORED` (in ADE20K,
             label 0 is "other"), and 255 stays :data:`IGNORED`.
-
-    Raises:
-        LabelMapFault: the file cannot be read, or has more than one channel of 8 bits.
     """
     with _open(path) as file:
         labels = np.array(file)
@@ -153,8 +145,10 @@ def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_
         UserError: the file cannot be read, has more than one channel of 8 bits, or has a label
             that stands for no class.
     """
-    with _errors_for_users(path):
+    try:
         labels = load_labels(path, first)
+    except LabelMapFault as fault:
+        raise fault.for_user(path) from None
     largest = int(labels.max(initial=0, where=labels != IGNORED))
     if largest >= classes:
         raise UserError(
@@ -165,13 +159,7 @@ def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_
 
 
 def count_labels(path: str | os.PathLike) -> np.ndarray:
-    """Count the pixels of each label in a label map, [256] int64.
-
-    A file is read once, and again after it has changed.
-
-    Raises:
-        UserError: see :func:`read_label_map`.
-    """
+    """Count the pixels of each label, [256] int64; a file is read again only if it has changed."""
     status = os.stat(path)
     return _count_labels(str(path), status.st_mtime_ns, status.st_size)
 

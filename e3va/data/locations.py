@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..utils.errors import UserError
 from ..utils.paths import IMAGE_SUFFIXES
@@ -84,8 +85,6 @@ def find_location(path: str, images: str | None = None) -> DataLocation:
         return DataLocation("coco", given, root)
     if given.is_dir():
         return _find_in_folder(given, root)
-    if path in ADE20K_SPLITS:
-        return _find_ade20k(path, root)
     if path in NAMES:
         return _find_by_name(path, root)
     raise UserError(
@@ -95,14 +94,15 @@ def find_location(path: str, images: str | None = None) -> DataLocation:
 
 
 def _find_in_folder(given: Path, root: Path | None) -> DataLocation:
-    if (given / "Annotations").is_dir():
-        return DataLocation("voc", given, root or given / "JPEGImages")
-    if any(given.glob("*.xml")):
-        return DataLocation("voc", given, root or given.parent / "JPEGImages")
+    has_folder = (given / "Annotations").is_dir()
+    if has_folder or any(given.glob("*.xml")):
+        parent = given if has_folder else given.parent
+        return DataLocation("voc", given, root or parent / "JPEGImages")
     maps = sorted(given.glob("*.png"))
     if maps:
-        likely = (p for p in _likely_image_folders(given) if p != given)
-        root = root or next((p for p in likely if _has_image(p, maps[0].stem)), None)
+        names = [f"{maps[0].stem}{suffix}" for suffix in IMAGE_SUFFIXES]
+        likely = [p for p in _likely_image_folders(given) if p != given]
+        root = root or next((p for p in likely if any((p / n).is_file() for n in names)), None)
         notes = () if root else ("no --images: only the label maps are checked",)
         return DataLocation("labels", given, root, notes=notes)
     raise UserError(
@@ -111,12 +111,10 @@ def _find_in_folder(given: Path, root: Path | None) -> DataLocation:
     )
 
 
-def _datasets_root() -> Path:
-    return Path(os.getenv(VARIABLE, "datasets")).expanduser()
-
-
 def _find_by_name(name: str, images: Path | None) -> DataLocation:
-    root = _datasets_root()
+    root = Path(os.getenv(VARIABLE, "datasets")).expanduser()
+    if name in ADE20K_SPLITS:
+        return _find_ade20k(name, root / ADE20K, images)
     if name in VOC:
         folder, split = VOC[name]
         paths = [root / folder / "Annotations", root / folder / "JPEGImages"]
@@ -128,10 +126,10 @@ def _find_by_name(name: str, images: Path | None) -> DataLocation:
     return DataLocation("coco", root / file, images, name)
 
 
-def _find_ade20k(name: str, images: Path | None) -> DataLocation:
-    base, split = _datasets_root() / ADE20K, ADE20K_SPLITS[name]
-    images = images or base / "images" / split
-    shifted, published = base / "annotations_detectron2" / split, base / "annotations" / split
+def _find_ade20k(name: str, root: Path, images: Path | None) -> DataLocation:
+    split = ADE20K_SPLITS[name]
+    images = images or root / "images" / split
+    shifted, published = root / "annotations_detectron2" / split, root / "annotations" / split
     wanted, other = (published, shifted) if name in ADE20K_PUBLIC else (shifted, published)
     labels = other if other.is_dir() and not wanted.is_dir() else wanted
     _require([labels, images], name)
@@ -152,17 +150,19 @@ def _require(paths: list[Path], name: str) -> None:
         )
 
 
-def find_image_root(json_file: Path, names: list[str]) -> Path:
+def find_image_root(json_file: Path, records: Any) -> Path:
     """Find the folder of a COCO-format file's images beside the file.
 
     Args:
         json_file: path of the annotation file.
-        names: some of its ``file_name`` entries.
+        records: its image records, as far as they are well-formed.
 
     Raises:
-        UserError: no likely folder has one of the images; the text lists the folders.
+        UserError: no likely folder has one of the first images; the text lists the folders.
     """
     folders = _likely_image_folders(json_file)
+    records = [r for r in records[:20] if isinstance(r, dict)] if isinstance(records, list) else []
+    names = [r["file_name"] for r in records if isinstance(r.get("file_name"), str)]
     for name in names:
         for folder in folders:
             if (folder / name).is_file():
@@ -187,7 +187,3 @@ def _likely_image_folders(annotations: Path) -> list[Path]:
         folders.append(parent.parent / "images" / annotations.name)
     folders += [parent / "images", parent.parent / "images", parent]
     return list(dict.fromkeys(path for path in folders if path.suffix != ".json"))
-
-
-def _has_image(folder: Path, stem: str) -> bool:
-    return any((folder / f"{stem}{suffix}").is_file() for suffix in IMAGE_SUFFIXES)

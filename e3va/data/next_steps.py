@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from .check_instances import InstanceFindings
 from .check_label_maps import LabelMapFindings
@@ -27,7 +28,7 @@ def _instances(found: InstanceFindings) -> list[str]:
         return [_detectron2("VOC/retinanet_e3va_swin_t.py")]
     if name in COCO:
         return [_detectron2("COCO/cascade_mask_rcnn_e3va_swin_t_1x.py")]
-    if not found.source.endswith(".json"):
+    if found.location.kind == "voc" and Path(found.source).is_dir():
         return ["write the boxes in COCO format for training: add --output FOLDER"]
     data = [override("data.train.json", found.source), override("data.train.images", found.root)]
     if not found.masks:

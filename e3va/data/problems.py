@@ -15,92 +15,6 @@ REFUSED = "refused"  # it stops, at the start or when it reaches the image
 DROPPED = "dropped"  # it drops the annotation
 WARNING = "warning"  # it uses the data, which may not mean what they should
 
-# Severity → kind → (title in the plural, advice).
-_KINDS = {
-    REFUSED: {
-        "category": ("categories without id or name", "add an integer 'id' and a 'name'"),
-        "category_twice": ("category ids that appear twice", "give each class its own id"),
-        "image_record": ("incomplete image records", "add id, file_name, height and width"),
-        "image_twice": ("image ids that appear twice", "give each image its own id"),
-        "no_images": ("files without images", "list the images under 'images'"),
-        "missing": ("images that do not exist", "check the image folder, or remove their records"),
-        "undecodable": ("files that do not decode", "replace or remove them"),
-        "image_size": (
-            "images with another size than their record",
-            "correct width and height, or use the images that were annotated",
-        ),
-        "unknown_category": (
-            "annotations of unknown categories",
-            "add the class to 'categories', or correct category_id",
-        ),
-        "box": ("malformed boxes", "write [x, y, width, height] in pixels"),
-        "no_mask": (
-            "annotations without a mask, in a file with masks",
-            "draw the masks, remove the annotations, or train on boxes only",
-        ),
-        "mask": (
-            "masks that cannot be read or do not have the size of their image",
-            "write polygons, or RLE with the size of the image",
-        ),
-        "nothing": ("data with nothing to train on", "annotate some objects"),
-        "no_map": ("images without a label map", "add a PNG file with the name of the image"),
-        "map_size": (
-            "label maps with another size than their image",
-            "write them with the size of the image",
-        ),
-        "map_mode": (
-            "label maps with more than one channel of 8 bits",
-            "write a class number in every pixel instead of a color",
-        ),
-        "label": (
-            "label maps with labels that are no class",
-            "correct the labels, name more classes, or write 255 for pixels without a class",
-        ),
-    },
-    DROPPED: {
-        "unknown_image": (
-            "annotations of images that are not listed",
-            "correct image_id, or list the image",
-        ),
-        "no_area": (
-            "boxes with no area inside the image",
-            "correct the box ([x, y, width, height], not two corners) or remove it",
-        ),
-        "polygons": ("masks without a polygon of three points or more", "draw the mask again"),
-    },
-    WARNING: {
-        "annotation_twice": (
-            "annotation ids that are missing or appear twice",
-            "give each annotation its own id; for training, e3va does so itself",
-        ),
-        "file_twice": ("files that are listed as several images", "list each file once"),
-        "name_twice": ("classes with the same name", "merge or rename them"),
-        "unused": ("classes without an object", "remove them unless they are wanted"),
-        "polygon_left_out": (
-            "masks with polygons of fewer than three points, which are ignored",
-            "draw the polygons again",
-        ),
-        "outside": ("boxes that reach beyond their image", "clip them to the image"),
-        "polygon_outside": ("polygons that reach beyond their image", "clip them to the image"),
-        "empty_mask": ("masks without a pixel", "draw the mask again, or remove the annotation"),
-        "disagree": (
-            "boxes that disagree with their mask",
-            "find out which is right; a box is [x, y, width, height]",
-        ),
-        "area": ("areas that are not positive numbers", "write the pixels of the mask as 'area'"),
-        "turned": (
-            "images that EXIF data rotate or mirror",
-            "check on the contact sheet that the annotations fit the upright image",
-        ),
-        "no_image": ("label maps without an image", "add the image, or remove the label map"),
-        "ambiguous": (
-            "images that share a label map",
-            "give the images names that differ in more than the suffix",
-        ),
-        "ignored": ("label maps without a labelled pixel", "annotate the image, or remove it"),
-    },
-}
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -111,9 +25,59 @@ class Kind:
     advice: str
 
 
-KINDS = {
-    kind: Kind(severity, *texts) for severity, own in _KINDS.items() for kind, texts in own.items()
-}
+_KINDS = f"""
+{REFUSED}
+category: categories without id or name; add an integer 'id' and a 'name'
+category_twice: category ids that appear twice; give each class its own id
+image_record: incomplete image records; add id, file_name, height and width
+image_twice: image ids that appear twice; give each image its own id
+no_images: files without images; list the images under 'images'
+missing: images that do not exist; check the image folder, or remove their records
+undecodable: files that do not decode; replace or remove them
+image_size: images with another size than their record; correct width and height
+unknown_category: annotations of unknown categories; list the category, or correct category_id
+box: malformed boxes; write [x, y, width, height] in pixels
+no_mask: annotations without a mask in a file with masks; draw the masks, or train on boxes only
+mask: masks that cannot be read or have the wrong size; write polygons, or RLE of the image's size
+nothing: data with nothing to train on; annotate some objects
+no_map: images without a label map; add a PNG file with the name of the image
+map_size: label maps with another size than their image; write them with the image's size
+map_mode: label maps with more than one channel of 8 bits; write class numbers instead of colors
+label: label maps with labels that are no class; name more classes, or write 255 for no class
+{DROPPED}
+unknown_image: annotations of images that are not listed; correct image_id, or list the image
+no_area: boxes with no area inside the image; write [x, y, width, height], not two corners
+polygons: masks without a polygon of three points or more; draw the mask again
+{WARNING}
+annotation_twice: annotation ids that are missing or appear twice; training numbers them again
+file_twice: files that are listed as several images; list each file once
+name_twice: classes with the same name; merge or rename them
+unused: classes without an object; remove them unless they are wanted
+polygon_left_out: masks with ignored polygons of fewer than three points; draw them again
+outside: boxes that reach beyond their image; clip them to the image
+polygon_outside: polygons that reach beyond their image; clip them to the image
+empty_mask: masks without a pixel; draw the mask again, or remove the annotation
+disagree: boxes that disagree with their mask; find out which is right
+area: areas that are not positive numbers; write the pixels of the mask as 'area'
+turned: images that EXIF data rotate or mirror; check that the annotations fit the upright image
+no_image: label maps without an image; add the image, or remove the label map
+ambiguous: images that share a label map; give them names that differ in more than the suffix
+ignored: label maps without a labelled pixel; annotate the image, or remove it
+"""
+
+
+def _read_kinds() -> dict[str, Kind]:
+    kinds, severity = {}, ""
+    for line in _KINDS.strip().splitlines():
+        kind, colon, texts = line.partition(": ")
+        if colon:
+            kinds[kind] = Kind(severity, *texts.split("; "))
+        else:
+            severity = line
+    return kinds
+
+
+KINDS = _read_kinds()
 
 
 @dataclass(frozen=True)
