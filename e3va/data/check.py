@@ -5,20 +5,19 @@ from pathlib import Path
 
 from ..utils.atomic import atomic_open
 from ..utils.errors import UserError
-from .check_instances import InstanceFindings, check_instances, kind_of_file
-from .check_label_maps import LabelMapFindings, check_label_maps
+from .check_instances import check_instances, kind_of_file
+from .check_label_maps import check_label_maps
 from .coco import load_json
 from .contact_sheet import write_sheet
 from .locations import ADE20K_CLASSES, ADE20K_SPLITS, DataLocation, find_image_root, find_location
+from .problems import Findings
 from .report import report_numbers
 from .voc import read_voc
 
 SHEET_IMAGES = 12
 
 
-def check_data(
-    path: str, images: str | None = None, classes: tuple[str, ...] = ()
-) -> InstanceFindings | LabelMapFindings:
+def check_data(path: str, images: str | None = None, classes: tuple[str, ...] = ()) -> Findings:
     """Check annotations or label maps, and decode all images.
 
     Args:
@@ -33,9 +32,7 @@ def check_data(
     return check_location(find_location(path, images), classes)
 
 
-def check_location(
-    location: DataLocation, classes: tuple[str, ...] = ()
-) -> InstanceFindings | LabelMapFindings:
+def check_location(location: DataLocation, classes: tuple[str, ...] = ()) -> Findings:
     """Check the data at a location, see :func:`check_data`."""
     path, root, notes = location.path, location.images, list(location.notes)
     if location.kind == "labels":
@@ -68,9 +65,7 @@ def make_output_folder(folder: str) -> Path:
     return path
 
 
-def write_findings(
-    found: InstanceFindings | LabelMapFindings, folder: Path, sheet_images: int = SHEET_IMAGES
-) -> list[str]:
+def write_findings(found: Findings, folder: Path, sheet_images: int = SHEET_IMAGES) -> list[str]:
     """Write ``problems.json``, ``sheet.png``, and boxes of Pascal VOC as ``annotations.json``.
 
     Args:

@@ -16,9 +16,8 @@ import pycocotools.mask
 from ..utils.errors import UserError
 from .coco import is_polygon, list_annotations, list_categories, list_images, list_records
 from .images import DecodedImage, decode_image, in_threads
-from .locations import DataLocation
 from .masks import find_extent, to_rle
-from .problems import Problems
+from .problems import Findings, Problems
 
 OUTSIDE = 1.0  # pixels; a box or polygon may reach this far beyond its image
 # Edges of a box and of its mask may differ by this many pixels, or by this share of the box's
@@ -38,34 +37,22 @@ class ClassCount:
 
 
 @dataclass
-class InstanceFindings:
+class InstanceFindings(Findings):
     """Findings in a COCO-format file and its images.
 
     Attributes:
         data: content of the file.
-        source: path of the file.
-        root: folder of the images.
         masks: whether the annotations have masks; otherwise they have boxes only.
-        listed: number of image records.
         images: records of usable images in the file's order, with ``path`` added.
         annotations: usable annotations of each image id.
         classes: numbers of each class, by class index.
-        problems: all problems.
-        location: location of the data, for the commands to run next.
-        notes: sentences for the user.
     """
 
-    data: Mapping[str, Any]
-    source: str
-    root: str
+    data: Mapping[str, Any] = field(default_factory=dict)
     masks: bool = True
-    listed: int = 0
     images: list[dict] = field(default_factory=list)
     annotations: dict[int, list[dict]] = field(default_factory=dict)
     classes: list[ClassCount] = field(default_factory=list)
-    problems: Problems = field(default_factory=Problems)
-    location: DataLocation | None = None
-    notes: list[str] = field(default_factory=list)
 
     @property
     def class_index(self) -> dict[int, int]:
@@ -106,7 +93,7 @@ def check_instances(
             "expected instances; use the instances_*.json of the same images, and a folder of "
             "label maps for stuff classes"
         )
-    found = InstanceFindings(data, str(source), str(root))
+    found = InstanceFindings(str(source), str(root), data=data)
     note = found.problems.note
     categories = list_categories(data, source, note)
     found.classes = [ClassCount(category["id"], str(category["name"])) for category in categories]
@@ -142,9 +129,9 @@ def _decode_images(found: InstanceFindings) -> None:
             return False, [], problems
         shapes = found.annotations[image["id"]]
         usable = [a for a in shapes if _check_shape(a, image, problems)]
-        decoded = decode_image(image["path"])
-        stated = (image["width"], image["height"])
-        return note_decoded(decoded, image["path"], image["id"], stated, problems), usable, problems
+        decoded, stated = decode_image(image["path"]), (image["width"], image["height"])
+        is_usable = note_decoded(decoded, image["path"], problems, image["id"], stated)
+        return is_usable, usable, problems
 
     kept = []
     results = in_threads(work, found.images, "checking images")
@@ -157,20 +144,16 @@ def _decode_images(found: InstanceFindings) -> None:
 
 
 def note_decoded(
-    image: DecodedImage,
-    path: str,
-    identity: Any,
-    stated: tuple[int, int] | None,
-    problems: Problems,
+    image: DecodedImage, path: str, problems: Problems, identity: Any = None, stated: Any = None
 ) -> bool:
     """Note the problems of a decoded image, and return whether it can be used.
 
     Args:
         image: the decoded image.
         path: its file.
+        problems: the problems to add to.
         identity: its id, if it has one.
         stated: width and height in its record, if it has one.
-        problems: the problems to add to.
     """
     if image.size is None:
         problems.note("undecodable", path, identity, image.fault)

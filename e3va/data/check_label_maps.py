@@ -11,8 +11,7 @@ from ..utils.paths import find_images
 from .check_instances import note_decoded
 from .images import decode_image, in_threads
 from .label_maps import IGNORED, MOST_CLASSES, LabelMapFault, check_folders, load_labels
-from .locations import DataLocation
-from .problems import REFUSED, Problems
+from .problems import REFUSED, Findings, Problems
 
 
 @dataclass(frozen=True)
@@ -33,36 +32,24 @@ class CheckedLabelMap:
 
 
 @dataclass
-class LabelMapFindings:
+class LabelMapFindings(Findings):
     """Findings in label maps and their images.
 
     Attributes:
-        source: folder of the label maps.
-        root: folder of the images, or None.
         first: label of class 0 in the files; smaller labels stand for no class.
         names: class names, that of class 0 first.
         named: whether the user named the classes.
-        listed: number of images, or of label maps where there are no images.
         usable: label maps that can be used.
         pixels: number of pixels with each class, int64 [256], over all maps that can be read.
         images: number of maps with each class, int64 [256].
-        problems: all problems.
-        location: location of the data, for the commands to run next.
-        notes: sentences for the user.
     """
 
-    source: str
-    root: str | None
     first: int = 0
     names: list[str] = field(default_factory=list)
     named: bool = False
-    listed: int = 0
     usable: list[CheckedLabelMap] = field(default_factory=list)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    problems: Problems = field(default_factory=Problems)
-    location: DataLocation | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def check_label_maps(
@@ -87,7 +74,7 @@ def check_label_maps(
     """
     if len(names) > MOST_CLASSES:
         raise UserError(f"{len(names)} class names (--classes): expected {MOST_CLASSES} at most")
-    found = LabelMapFindings(str(folder), None if images is None else str(images), first)
+    found = LabelMapFindings(str(folder), None if images is None else str(images), first=first)
     pairs = _pair(found)
     found.listed = len(pairs)
     limit = len(names) or classes or MOST_CLASSES
@@ -155,7 +142,7 @@ def _check(
     if image is not None:
         decoded = decode_image(image)
         size = decoded.size
-        note_decoded(decoded, image, None, None, problems)
+        note_decoded(decoded, image, problems)
         if None not in (size, map_size) and size != map_size:
             text = f"the map is {map_size[0]}×{map_size[1]}, its image {size[0]}×{size[1]}"
             problems.note("map_size", path, None, text)

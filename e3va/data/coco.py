@@ -109,14 +109,16 @@ def read_coco(
             f"(first: {missing[0]}): check the folder of images, {image_root}"
         )
     ordered = [images[image_id] for image_id in sorted(images)]
-    result = CocoData(str(json_file), ordered, {i: [] for i in images}, categories)
+    empty = {image["id"]: [] for image in ordered}
+    result = CocoData(str(json_file), ordered, empty, categories)
     counts: Counter = Counter()
 
     def note(kind: str, path: Any, identity: Any, text: str) -> None:
         counts[kind] += 1
         if KINDS[kind].severity == REFUSED:
-            name = f"annotation {identity} of {os.path.relpath(path, image_root)}"
-            raise UserError(f"{json_file}: {name}: {text}")
+            name = "an annotation" if identity is None else f"annotation {identity}"
+            image = os.path.relpath(path, image_root)
+            raise UserError(f"{json_file}: {name} of {image}: {text}")
 
     usable = list(list_annotations(data, json_file, images, result.class_index, masks, note))
     for number, image, annotation in usable:
@@ -206,20 +208,17 @@ def list_images(
     records = list_records(data, "images", source)
     if not records:
         note("no_images", source, None, "'images' is empty: expected a record for each image")
+    types = {"id": int, "file_name": str, "height": int, "width": int}
     for record in records:
         identity, name = record.get("id"), record.get("file_name")
-        types = {"id": int, "file_name": str, "height": int, "width": int}
         wrong = [key for key, kind in types.items() if not isinstance(record.get(key), kind)]
         path = str(root / name) if isinstance(name, str) else None
         if wrong:
-            text = (
-                f"image {name or identity!r} has no {wrong[0]!r} of type {types[wrong[0]].__name__}"
-            )
-            note("image_record", source, identity, text)
+            expected = f"{wrong[0]!r} of type {types[wrong[0]].__name__}"
+            note("image_record", source, identity, f"image {name or identity!r} has no {expected}")
         elif identity in usable:
-            text = (
-                f"image id {identity} appears twice; the first is {usable[identity]['file_name']!r}"
-            )
+            first = usable[identity]["file_name"]
+            text = f"image id {identity} appears twice, for {first!r} and {name!r}"
             note("image_twice", path, identity, text)
         else:
             if name in names:
@@ -324,15 +323,16 @@ def _has_area(box: list[float], image: dict) -> bool:
 
 
 def _require_objects(data: CocoData) -> None:
-    data.images = [
-        image
-        for image in data.images
-        if any(not a["iscrowd"] for a in data.annotations[image["id"]])
-    ]
+    with_objects = {
+        image_id: annotations
+        for image_id, annotations in data.annotations.items()
+        if any(not annotation["iscrowd"] for annotation in annotations)
+    }
+    data.images = [image for image in data.images if image["id"] in with_objects]
+    data.annotations = with_objects
     if not data.images:
         dropped = f" (dropped: {dict(data.dropped)})" if data.dropped else ""
         raise UserError(
             f"{data.source} has no usable annotation to train on{dropped}: "
             "expected at least one object with a box inside its image"
         )
-    data.annotations = {image["id"]: data.annotations[image["id"]] for image in data.images}

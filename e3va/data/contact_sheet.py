@@ -10,11 +10,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..utils.atomic import rename_atomically
 from ..utils.colors import COLORS
-from .check_instances import InstanceFindings
 from .check_label_maps import LabelMapFindings
 from .images import BROKEN, in_threads
 from .label_maps import IGNORED, read_label_map
 from .masks import to_rle
+from .problems import Findings
 
 WIDTH = 1600  # of the sheet, in pixels
 COLUMNS, GAP = 3, 16
@@ -54,7 +54,7 @@ class Picture:
     first: int = 0
 
 
-def pictures_of(found: InstanceFindings | LabelMapFindings) -> list[Picture]:
+def pictures_of(found: Findings) -> list[Picture]:
     """Return the contents of tiles for all usable images."""
     if isinstance(found, LabelMapFindings):
         return [
@@ -94,16 +94,15 @@ def choose(pictures: Sequence[Picture], count: int) -> list[int]:
             of_class.setdefault(label, []).append(index)
     turns = sorted(of_class.values(), key=lambda own: (len(own), own))
     chosen: set[int] = set()
-    for own in (*turns * count, range(len(pictures))):
+    for own in (*turns * count, *[range(len(pictures))] * count):
         left = [index for index in own if index not in chosen]
-        if left and len(chosen) < count:
-            chosen.add(left[len(left) // 2])
-    left = [index for index in range(len(pictures)) if index not in chosen]
-    chosen.update(left[: max(0, count - len(chosen))])
+        if len(chosen) == count:
+            break
+        chosen.update(left[len(left) // 2 :][:1])
     return sorted(chosen)
 
 
-def write_sheet(found: InstanceFindings | LabelMapFindings, count: int, path: Path) -> int:
+def write_sheet(found: Findings, count: int, path: Path) -> int:
     """Draw ``count`` images into a PNG file, atomically; return how many were drawn."""
     pictures = pictures_of(found)
     shown = [pictures[index] for index in choose(pictures, count)]

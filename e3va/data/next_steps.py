@@ -8,6 +8,7 @@ from pathlib import Path
 from .check_instances import InstanceFindings
 from .check_label_maps import LabelMapFindings
 from .locations import ADE20K_SPLITS, COCO, VOC
+from .problems import Findings
 
 SCRIPT = "python projects/E3VA/lazyconfig_train_net.py --config-file"
 TRUNK = "e3va://swin_tiny_patch4_window7_224"
@@ -16,7 +17,7 @@ _PLAIN = re.compile(r"[A-Za-z_./~][\w./~+-]*[/.][\w./~+-]*|[A-Za-z_][\w-]{3,}")
 _WORDS = {"true", "false", "null", "none", "nan", "inf"}
 
 
-def next_steps(found: InstanceFindings | LabelMapFindings) -> str:
+def next_steps(found: Findings) -> str:
     """Return lines for people, with commands that are quoted for a shell."""
     commands = (_labels if isinstance(found, LabelMapFindings) else _instances)(found)
     return "\n".join(["Next", *(f"  {command}" for command in commands)])

@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..utils.atomic import atomic_open
+from .locations import DataLocation
 
 SHOWN = 3  # printed problems of each kind; all of them are written to the file
 
@@ -149,6 +150,27 @@ class Problems(list[Problem]):
         ]
         with atomic_open(path, "w") as file:
             json.dump({**about, "counts": self.counts(), "problems": problems}, file, indent=1)
+
+
+@dataclass
+class Findings:
+    """Findings of a check.
+
+    Attributes:
+        source: path of the COCO-format file, or folder of the label maps.
+        root: folder of the images; None where only label maps are checked.
+        listed: number of images, or of label maps without images.
+        problems: all problems.
+        location: location of the data, for the commands to run next.
+        notes: sentences for the user.
+    """
+
+    source: str
+    root: str | None
+    listed: int = 0
+    problems: Problems = field(default_factory=Problems)
+    location: DataLocation | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def _counted(number: int, severity: str) -> str:

@@ -8,17 +8,18 @@ from ..utils.tables import columns
 from .check_instances import ClassCount, InstanceFindings
 from .check_label_maps import LabelMapFindings
 from .label_maps import IGNORED
+from .problems import Findings
 
 SMALL, LARGE = 32, 96  # √area in pixels, the limits of COCO's small, medium and large objects
 _WIDEST = 40  # characters of a table's cell
 
 
-def report_text(found: InstanceFindings | LabelMapFindings) -> str:
+def report_text(found: Findings) -> str:
     """Return lines for people: numbers of images, classes and objects, and their sizes."""
     return (_labels_text if isinstance(found, LabelMapFindings) else _instances_text)(found)
 
 
-def report_numbers(found: InstanceFindings | LabelMapFindings) -> dict[str, Any]:
+def report_numbers(found: Findings) -> dict[str, Any]:
     """Return the numbers of :func:`report_text`."""
     return (_labels_numbers if isinstance(found, LabelMapFindings) else _instances_numbers)(found)
 
