@@ -178,7 +178,8 @@ def test_detectron2s_folder_conventions(capsys, drawn, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("detectron2"), reason="needs Detectron2")
-def test_names_and_places_are_detectron2s(tmp_path):
+@pytest.mark.slow
+def test_names_and_locations_are_detectron2s(tmp_path):
     """In a process of its own: Detectron2 reads the variable when it is imported."""
     script = (
         "from detectron2.data import MetadataCatalog as M\n"
