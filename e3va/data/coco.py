@@ -1,10 +1,10 @@
-"""COCO-format annotation files: read, checked, and cleaned of what cannot be trained on."""
+"""Read COCO-format annotation files, check them, and drop annotations that cannot be used."""
 
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,10 @@ from typing import Any
 
 from ..utils.atomic import atomic_open
 from ..utils.errors import UserError
+from .problems import DROPPED, KINDS, REFUSED
+
+# A function that takes note of a problem: its kind, file, id and text, see Problems.note.
+Note = Callable[[str, Any, Any, str], None]
 
 
 @dataclass
@@ -19,11 +23,11 @@ class CocoData:
     """A checked annotation file.
 
     Attributes:
-        source: the annotation file.
-        images: the file's image records, sorted by id; ``path`` is added.
-        annotations: the usable annotation records of each image id.
-        categories: the category records, sorted by id; a class index is a place in this list.
-        dropped: how many annotations were left out, by reason.
+        source: path of the annotation file.
+        images: image records, sorted by id, with ``path`` added.
+        annotations: usable annotation records of each image id.
+        categories: category records, sorted by id; a class index is a position in this list.
+        dropped: number of dropped annotations by reason.
     """
 
     source: str
@@ -34,7 +38,7 @@ class CocoData:
 
     @property
     def class_names(self) -> list[str]:
-        """Names by class index."""
+        """Class names by class index."""
         return [category["name"] for category in self.categories]
 
     @cached_property
@@ -43,7 +47,7 @@ class CocoData:
         return {category["id"]: index for index, category in enumerate(self.categories)}
 
     def summary(self) -> str:
-        """One line: what is there and what was dropped."""
+        """Return one line: numbers of images, objects and classes, and dropped annotations."""
         count = sum(map(len, self.annotations.values()))
         text = (
             f"{self.source}: {len(self.images)} images, {count} objects, "
@@ -55,7 +59,7 @@ class CocoData:
         return text
 
     def write(self, path: str | os.PathLike) -> None:
-        """Write the usable part as a COCO-format file, atomically."""
+        """Write the usable annotations as a COCO-format file, atomically."""
         images = [{k: v for k, v in image.items() if k != "path"} for image in self.images]
         annotations = [a for image in self.images for a in self.annotations[image["id"]]]
         data = {"images": images, "annotations": annotations, "categories": self.categories}
@@ -64,12 +68,12 @@ class CocoData:
 
 
 def read_categories(json_file: str | os.PathLike) -> list[dict]:
-    """The category records of an annotation file, sorted by id.
+    """Return the category records of an annotation file, sorted by id.
 
     Raises:
-        UserError: the file is missing, not JSON, or has no usable ``categories``.
+        UserError: the file is missing, is not JSON, or has no usable ``categories``.
     """
-    return _categories(load_json(json_file), json_file)
+    return list_categories(load_json(json_file), json_file, _refuse_in(json_file))
 
 
 def read_coco(
@@ -81,49 +85,70 @@ def read_coco(
 ) -> CocoData:
     """Read and check an annotation file.
 
-    Annotations whose box has no area inside the image, or whose polygons all have fewer than three
-    points, are dropped and counted, as COCO training does. ``iscrowd``, ``area`` and ``id`` are
-    filled in where they are missing.
+    Annotations are dropped and counted if their image is not listed, if their box has no area
+    inside the image, or if none of their polygons has three points, as is usual for COCO. Missing
+    ``iscrowd``, ``area`` and ``id`` are filled in.
 
     Args:
-        json_file: the annotation file.
-        image_root: the folder that its ``file_name`` entries are relative to.
+        json_file: path of the annotation file.
+        image_root: folder of the images; ``file_name`` entries are relative to it.
         masks: whether every annotation must have a ``segmentation``.
-        training: whether there must be something to train on; images without objects are then
-            left out.
+        training: whether to drop images without objects, and to require that one image is left.
 
     Raises:
-        UserError: the file is missing, not JSON or lacks a part; an image is not there; an
-            annotation is malformed; nothing to train on is left.
+        UserError: the file is missing, is not JSON, or lacks one of its lists; an image file does
+            not exist; an annotation is malformed; no image with objects is left for training.
     """
-    data = load_json(json_file)
-    categories = _categories(data, json_file)
-    result = CocoData(str(json_file), _images(data, json_file, Path(image_root)), {}, categories)
-    by_id = {image["id"]: image for image in result.images}
-    result.annotations = {image_id: [] for image_id in by_id}
-    records = list_records(data, "annotations", json_file)
-    ids = {a.get("id") for a in records if isinstance(a.get("id"), Hashable)}
-    unique_ids = len(ids) == len(records)
-    for number, annotation in enumerate(records, 1):
-        image = _by_key(by_id, annotation.get("image_id"))
-        if image is None:
-            result.dropped["of images that are not listed"] += 1
-            continue
-        annotation = _checked(annotation, image, result, masks)
-        if annotation is not None:
-            if not unique_ids or annotation.get("id") is None:
-                annotation["id"] = number
-            result.annotations[image["id"]].append(annotation)
+    data, refuse = load_json(json_file), _refuse_in(json_file)
+    categories = list_categories(data, json_file, refuse)
+    images = list_images(data, json_file, Path(image_root), refuse)
+    missing = [image["path"] for image in images.values() if not os.path.isfile(image["path"])]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(images)} images in {json_file} do not exist "
+            f"(first: {missing[0]}): check the folder of images, {image_root}"
+        )
+    ordered = [images[image_id] for image_id in sorted(images)]
+    empty = {image["id"]: [] for image in ordered}
+    result = CocoData(str(json_file), ordered, empty, categories)
+    counts: Counter = Counter()
+
+    def note(kind: str, path: Any, identity: Any, text: str) -> None:
+        counts[kind] += 1
+        if KINDS[kind].severity == REFUSED:
+            name = "an annotation" if identity is None else f"annotation {identity}"
+            image = os.path.relpath(path, image_root)
+            raise UserError(f"{json_file}: {name} of {image}: {text}")
+
+    usable = list(list_annotations(data, json_file, images, result.class_index, masks, note))
+    for number, image, annotation in usable:
+        width, height = annotation["bbox"][2:]
+        annotation = {"iscrowd": 0, "area": width * height, **annotation}
+        if isinstance(annotation.get("segmentation"), list):
+            annotation["segmentation"] = [p for p in annotation["segmentation"] if is_polygon(p)]
+        if counts["annotation_twice"]:
+            annotation["id"] = number
+        result.annotations[image["id"]].append(annotation)
+    dropped = {kind: n for kind, n in counts.items() if KINDS[kind].severity == DROPPED}
+    result.dropped.update({KINDS[kind].title: number for kind, number in dropped.items()})
     if training:
         _require_objects(result)
     return result
 
 
+def _refuse_in(source: str | os.PathLike) -> Note:
+    def note(kind: str, _path: Any, _identity: Any, text: str) -> None:
+        if KINDS[kind].severity == REFUSED:
+            raise UserError(f"{source}: {text}")
+
+    return note
+
+
 def load_json(json_file: str | os.PathLike) -> dict:
-    """The object in an annotation file.
+    """Read the JSON object in an annotation file.
 
     Raises:
-        UserError: the file is missing, not JSON, or no object.
+        UserError: the file is missing, is not JSON, or holds no object.
     """
     if not os.path.isfile(json_file):
         raise UserError(f"no annotation file {json_file}: expected a COCO-format .json file")
@@ -141,10 +166,10 @@ def load_json(json_file: str | os.PathLike) -> dict:
 
 
 def list_records(data: Mapping[str, Any], key: str, source: str | os.PathLike) -> list[dict]:
-    """The records under ``key`` of an annotation file.
+    """Return the records under ``key`` of an annotation file.
 
     Raises:
-        UserError: there is no list of records.
+        UserError: there is no list of records under ``key``.
     """
     records = data.get(key)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
@@ -156,142 +181,123 @@ def list_records(data: Mapping[str, Any], key: str, source: str | os.PathLike) -
     return records
 
 
-def _categories(data: Mapping[str, Any], source: str | os.PathLike) -> list[dict]:
-    categories = list_records(data, "categories", source)
-    if not categories:
-        raise UserError(f"{source} has an empty 'categories': expected one record for each class")
-    for category in categories:
-        fault = find_category_fault(category)
-        if fault:
-            raise UserError(f"{source}: {fault}")
-    categories = sorted(categories, key=lambda category: category["id"])
-    for one, other in zip(categories, categories[1:], strict=False):
-        if one["id"] == other["id"]:
-            raise UserError(
-                f"{source}: category id {one['id']} is both {one['name']!r} and {other['name']!r}; "
-                "expected each id once"
-            )
-    return categories
+def list_categories(data: Mapping[str, Any], source: str | os.PathLike, note: Note) -> list[dict]:
+    """Return the usable category records, sorted by id; note the problems of the others."""
+    usable: dict[int, dict] = {}
+    records = list_records(data, "categories", source)
+    if not records:
+        note("category", source, None, "'categories' is empty: expected a record for each class")
+    for record in records:
+        identity, name = record.get("id"), record.get("name")
+        if not isinstance(identity, int) or not name:
+            text = f"category {record} needs an integer 'id' and a 'name'"
+            note("category", source, identity, text)
+        elif identity in usable:
+            text = f"category id {identity} is both {usable[identity]['name']!r} and {name!r}"
+            note("category_twice", source, identity, text)
+        else:
+            usable[identity] = record
+    return [usable[identity] for identity in sorted(usable)]
 
 
-def find_category_fault(category: Mapping[str, Any]) -> str | None:
-    """What is wrong with a category record by itself, None for a usable one."""
-    if not isinstance(category.get("id"), int) or not category.get("name"):
-        return f"category {category} needs an integer 'id' and a 'name'"
-    return None
+def list_images(
+    data: Mapping[str, Any], source: str | os.PathLike, root: Path, note: Note
+) -> dict[int, dict]:
+    """Return the usable image records by id, with ``path`` added; note the others' problems."""
+    usable, names = {}, {}
+    records = list_records(data, "images", source)
+    if not records:
+        note("no_images", source, None, "'images' is empty: expected a record for each image")
+    types = {"id": int, "file_name": str, "height": int, "width": int}
+    for record in records:
+        identity, name = record.get("id"), record.get("file_name")
+        wrong = [key for key, kind in types.items() if not isinstance(record.get(key), kind)]
+        path = str(root / name) if isinstance(name, str) else None
+        if wrong:
+            expected = f"{wrong[0]!r} of type {types[wrong[0]].__name__}"
+            note("image_record", source, identity, f"image {name or identity!r} has no {expected}")
+        elif identity in usable:
+            first = usable[identity]["file_name"]
+            text = f"image id {identity} appears twice, for {first!r} and {name!r}"
+            note("image_twice", path, identity, text)
+        else:
+            if name in names:
+                note("file_twice", path, identity, f"the image {names[name]} has the same file")
+            names.setdefault(name, identity)
+            usable[identity] = {**record, "path": path}
+    return usable
 
 
-def find_image_fault(record: Mapping[str, Any]) -> str | None:
-    """What is wrong with an image record by itself, None for a usable one."""
-    for key, kind in (("id", int), ("file_name", str), ("height", int), ("width", int)):
-        if not isinstance(record.get(key), kind):
-            name = record.get("file_name", record.get("id"))
-            return f"image {name!r} has no {key!r} of type {kind.__name__}"
-    return None
-
-
-def _images(data: Mapping[str, Any], source: str | os.PathLike, root: Path) -> list[dict]:
-    images, missing = {}, []
-    for record in list_records(data, "images", source):
-        fault = find_image_fault(record)
-        if fault:
-            raise UserError(f"{source}: {fault}")
-        if record["id"] in images:
-            raise UserError(f"{source}: image id {record['id']} appears twice; expected each once")
-        path = root / record["file_name"]
-        if not path.is_file():
-            missing.append(path)
-        images[record["id"]] = {**record, "path": str(path)}
-    if not images:
-        raise UserError(f"{source} lists no image: expected a record for each image in 'images'")
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(images)} images that {source} names are not there "
-            f"(first: {missing[0]}); check the image folder {root}"
-        )
-    return [images[image_id] for image_id in sorted(images)]
-
-
-def _checked(annotation: dict, image: dict, data: CocoData, masks: bool) -> dict | None:
-    fault = find_fault(annotation, image, data.class_index, masks)
-    if fault is not None and fault.drops:
-        data.dropped[fault.text] += 1
-        return None
-    if fault is not None:
-        where = f"{data.source}: annotation {annotation.get('id')} of {image['file_name']}"
-        raise UserError(f"{where} {fault.text}")
-    box = annotation["bbox"]
-    annotation = {"iscrowd": 0, "area": box[2] * box[3], **annotation}
-    if isinstance(annotation.get("segmentation"), list):
-        annotation["segmentation"] = [p for p in annotation["segmentation"] if is_polygon(p)]
-    return annotation
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Why an annotation cannot be used.
-
-    Attributes:
-        kind: one word for it: category, box, area, polygons, mask (malformed) or no_mask.
-        text: what is wrong, to stand after the annotation's name.
-        drops: whether the annotation is left out; otherwise the file is refused.
-    """
-
-    kind: str
-    text: str
-    drops: bool = False
-
-
-def find_fault(
-    annotation: Mapping[str, Any],
-    image: Mapping[str, Any],
+def list_annotations(
+    data: Mapping[str, Any],
+    source: str | os.PathLike,
+    images: Mapping[int, dict],
     class_index: Mapping[int, int],
-    masks: bool = True,
-) -> Fault | None:
-    """Why an annotation cannot be used, None for a usable one.
+    masks: bool,
+    note: Note,
+) -> Iterator[tuple[int, dict, dict]]:
+    """Yield usable annotations as (number from 1, image record, annotation record).
 
     Args:
-        annotation, image: the records; the image's is known to be usable.
-        class_index: by category id.
-        masks: whether there must be a ``segmentation``.
+        data: content of the file.
+        source: path of the file.
+        images: usable image records by id.
+        class_index: class index by category id.
+        masks: whether every annotation must have a ``segmentation``.
+        note: function that takes note of a problem.
     """
-    category = annotation.get("category_id")
-    if _by_key(class_index, category) is None:
-        known = f"the file's categories {list(class_index)}"
-        return Fault("category", f"has category_id {category!r}, which is not among {known}")
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-        text = f"has the bbox {box!r}: expected [x, y, width, height] in pixels"
-        return Fault("box", text)
-    if not _has_area(box, image):
-        return Fault("area", "with a box of no area inside the image", drops=True)
+    ids = set()
+    for number, annotation in enumerate(list_records(data, "annotations", source), 1):
+        identity = annotation.get("id")
+        image = _get(images, annotation.get("image_id"))
+        path = image["path"] if image else source
+        if not isinstance(identity, int):
+            note("annotation_twice", path, identity, "the annotation has no integer id")
+        elif identity in ids:
+            note("annotation_twice", path, identity, "another annotation has the same id")
+        else:
+            ids.add(identity)
+        if image is None:
+            text = f"the image_id is {annotation.get('image_id')!r}, which is not listed"
+            note("unknown_image", path, identity, text)
+        elif fault := _find_fault(annotation, image, class_index, masks):
+            note(fault[0], path, identity, fault[1])
+        else:
+            yield number, image, annotation
+
+
+def _find_fault(
+    annotation: dict, image: dict, class_index: Mapping[int, int], masks: bool
+) -> tuple[str, str] | None:
+    """Return the kind and text of the problem that makes an annotation unusable, or None."""
+    category, box = annotation.get("category_id"), annotation.get("bbox")
     segmentation = annotation.get("segmentation")
-    if masks and not segmentation:
-        text = "has no 'segmentation', and this model learns masks: expected polygons or RLE"
-        return Fault("no_mask", text)
+    if _get(class_index, category) is None:
+        text = f"the category_id is {category!r}, expected one of {list(class_index)}"
+        return "unknown_category", text
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        return "box", f"the bbox is {box!r}, expected [x, y, width, height] in pixels"
+    if not _has_area(box, image):
+        return "no_area", f"the box {box} has no area inside the image"
+    if not segmentation:
+        text = "there is no 'segmentation', expected polygons or RLE, since the model learns masks"
+        return ("no_mask", text) if masks else None
     if isinstance(segmentation, list):
-        if segmentation and not any(map(is_polygon, segmentation)):
-            return Fault("polygons", "without a polygon of three points or more", drops=True)
-        return None
-    return _find_rle_fault(segmentation, image) if segmentation else None
-
-
-def _find_rle_fault(segmentation: Any, image: Mapping[str, Any]) -> Fault | None:
-    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
-    if not isinstance(counts, (list, str)):
-        kind = f"with the keys {list(segmentation)}" if isinstance(segmentation, dict) else ""
-        found = f"a {type(segmentation).__name__} {kind}".strip()
-        text = f"has {found} as its 'segmentation': expected polygons or RLE with 'counts'"
-        return Fault("mask", text)
+        if any(map(is_polygon, segmentation)):
+            return None
+        return "polygons", "no polygon has three points or more"
+    if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), list | str):
+        keys = f" with the keys {list(segmentation)}" if isinstance(segmentation, dict) else ""
+        kind = type(segmentation).__name__ + keys
+        return "mask", f"the 'segmentation' is a {kind}, expected polygons or RLE with 'counts'"
     size, expected = segmentation.get("size"), [image["height"], image["width"]]
     if size != expected:
-        text = f"has an RLE mask of the size {size}: expected its image's {expected}"
-        return Fault("mask", f"{text} (height, width)")
+        return "mask", f"the RLE has the size {size}, expected the image's {expected}"
     return None
 
 
-def _by_key(mapping: Mapping, key: Any) -> Any:
-    """The value of a key that may be anything that JSON can hold."""
+def _get(mapping: Mapping, key: Any) -> Any:
+    """Return the value of a key, which may be any JSON value, or None."""
     return mapping.get(key) if isinstance(key, Hashable) else None
 
 
@@ -300,7 +306,7 @@ def _is_number(value: Any) -> bool:
 
 
 def is_polygon(points: Any) -> bool:
-    """Whether ``points`` are x1, y1, x2, y2, … of three points or more, all finite."""
+    """Return whether ``points`` is [x1, y1, x2, y2, …] with at least three points, all finite."""
     return (
         isinstance(points, list)
         and len(points) >= 6
@@ -310,24 +316,23 @@ def is_polygon(points: Any) -> bool:
 
 
 def _has_area(box: list[float], image: dict) -> bool:
-    if not all(math.isfinite(value) for value in box):
-        return False
     x, y, width, height = box
     inside_width = min(x + width, image["width"]) - max(x, 0)
     inside_height = min(y + height, image["height"]) - max(y, 0)
-    return inside_width > 0 and inside_height > 0
+    return all(map(math.isfinite, box)) and inside_width > 0 and inside_height > 0
 
 
 def _require_objects(data: CocoData) -> None:
-    data.images = [
-        image
-        for image in data.images
-        if any(not a["iscrowd"] for a in data.annotations[image["id"]])
-    ]
+    with_objects = {
+        image_id: annotations
+        for image_id, annotations in data.annotations.items()
+        if any(not annotation["iscrowd"] for annotation in annotations)
+    }
+    data.images = [image for image in data.images if image["id"] in with_objects]
+    data.annotations = with_objects
     if not data.images:
         dropped = f" (dropped: {dict(data.dropped)})" if data.dropped else ""
         raise UserError(
             f"{data.source} has no usable annotation to train on{dropped}: "
             "expected at least one object with a box inside its image"
         )
-    data.annotations = {image["id"]: data.annotations[image["id"]] for image in data.images}

@@ -1,21 +1,20 @@
-"""Every image of a data set opened once, by several threads, with progress."""
+"""Sizes of image files, whole decoding, and work on many images in threads."""
 
 import os
-import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from PIL import Image
-from tqdm import tqdm
 
-LOG_SECONDS = 15.0
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 lie on their side
-# What Pillow raises for broken files, the last for ones of absurd size.
+from ..utils.errors import brief, unreadable_image
+from ..utils.progress import Progress
+
+ORIENTATION = 0x0112  # the EXIF tag: 1 is upright; from 5 to 8 the picture lies on its side
+# Pillow raises these for broken files; the last one for files of absurd size.
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 Item = TypeVar("Item")
@@ -23,87 +22,74 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """An image file as it was found.
+class DecodedImage:
+    """The result of decoding an image file.
 
     Attributes:
-        size: width and height in pixels, turned as its EXIF data say; None if it does not decode.
-        stored: the same before turning.
-        orientation: of the EXIF data, 1 for upright.
-        fault: why it does not decode, or "".
+        size: width and height in pixels, upright; None if the file does not decode.
+        stored_size: width and height before the EXIF orientation is applied.
+        orientation: EXIF orientation, 1 for upright.
+        fault: reason why the file does not decode, or "".
     """
 
     size: tuple[int, int] | None
-    stored: tuple[int, int] | None = None
+    stored_size: tuple[int, int] | None = None
     orientation: int = 1
     fault: str = ""
 
 
-def look_at(path: str | Path) -> Seen:
-    """Decode an image to its end, so that a truncated one is found, and forget the pixels."""
+def decode_image(path: str | Path) -> DecodedImage:
+    """Decode an image to its end, so that a truncated file is found, and drop the pixels."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            orientation = image.getexif().get(ORIENTATION, 1)
-            # All of a JPEG file is read, but only as many pixels made as are cheap.
-            image.draft("RGB", (width // 8 or 1, height // 8 or 1))
+            size, orientation = image.size, image.getexif().get(ORIENTATION, 1)
+            # A JPEG file is read to its end, but at an eighth of its size, which is faster.
+            image.draft("RGB", (size[0] // 8 or 1, size[1] // 8 or 1))
             image.load()
     except BROKEN as error:
-        return Seen(None, fault=brief(error))
-    turned = orientation in (5, 6, 7, 8)
-    size = (height, width) if turned else (width, height)
-    return Seen(size, (width, height), orientation if orientation in range(1, 9) else 1)
+        return DecodedImage(None, fault=brief(error))
+    orientation = orientation if orientation in range(1, 9) else 1
+    return DecodedImage(_upright(size, orientation), size, orientation)
 
 
-def brief(error: BaseException) -> str:
-    """An error's text on one line of limited length."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Return the width and height of an image in pixels, upright; only its header is read.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            # In a PNG file, Pillow decodes all pixels to look for EXIF data behind them.
+            tags = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
+            return _upright(image.size, tags.get(ORIENTATION, 1))
+    except BROKEN as error:
+        raise unreadable_image(path, error) from None
+
+
+def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return size[::-1] if orientation in (5, 6, 7, 8) else size
 
 
 def in_threads(
     work: Callable[[Item], Result], items: Sequence[Item], what: str, unit: str = "image"
 ) -> Iterator[Result]:
-    """Results of ``work`` in the order of ``items``; only a few at a time are in memory.
+    """Yield the results of ``work`` in the order of ``items``; few of them are in memory at once.
 
-    Shows a bar on a terminal and a line now and then elsewhere, with the time that is left. An
-    exception, as of Ctrl-C, ends it without waiting for more than what is being worked on.
+    Progress is shown on stderr. An exception, such as Ctrl-C, cancels the items that have not
+    started.
     """
     threads = min(8, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(threads)
-    waiting: deque[Any] = deque()
+    pool, waiting = ThreadPoolExecutor(threads), deque[Future]()
     try:
-        with _Progress(len(items), what, unit) as progress:
-            for item in items:
+        with Progress(0, len(items), unit, what, transient=True) as progress:
+            for number, item in enumerate(items):
                 waiting.append(pool.submit(work, item))
                 if len(waiting) > 4 * threads:
                     yield waiting.popleft().result()
-                    progress.step()
+                    progress.step(number + 1 - len(waiting), {})
             while waiting:
                 yield waiting.popleft().result()
-                progress.step()
+                progress.step(len(items) - len(waiting), {})
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class _Progress:
-    def __init__(self, total: int, what: str, unit: str):
-        terminal = sys.stderr.isatty()
-        self.what, self.unit, self.total, self.done = what, unit, total, 0
-        self.bar = tqdm(total=total, desc=what, unit=unit, leave=False, disable=not terminal)
-        self.began = self.said = time.monotonic()
-
-    def step(self) -> None:
-        self.done += 1
-        self.bar.update()
-        now = time.monotonic()
-        if self.bar.disable and now - self.said >= LOG_SECONDS:
-            self.said = now
-            left = (now - self.began) / self.done * (self.total - self.done)
-            text = f"{self.what}: {self.unit} {self.done}/{self.total}"
-            print(f"{text}, {tqdm.format_interval(left)} left", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()

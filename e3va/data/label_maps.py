@@ -1,33 +1,32 @@
-"""Label maps of a user's own: PNG files with a class number in every pixel, beside images.
+"""Label maps: PNG files with a class number in every pixel, one for each image.
 
-For ``a.jpg`` in the folder of images there is ``a.png`` in the folder of label maps, of equal size.
-Label k is class k, 255 stands for no class. Of a palette image the indices count, not the colours.
+The label map of ``images/a.jpg`` is ``labels/a.png``, of the same size. Label k is class k, and 255
+stands for no class. In a PNG file with a palette, the indices are the labels, not the colors.
 """
 
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ..utils.errors import UserError
-from ..utils.optional import require
+from ..utils.errors import UserError, brief
 from ..utils.paths import find_images
+from .images import BROKEN, image_size
 
 IGNORED = 255
-MOST_CLASSES = IGNORED  # labels are of 8 bits
-_ORIENTATION = 0x0112  # the EXIF tag; from 5 on the picture lies on its side
-# Pillow raises all of these for broken files.
-_DAMAGE = (OSError, SyntaxError, ValueError)
+MOST_CLASSES = IGNORED  # labels have 8 bits
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image and its label map: files that are there, of one size."""
+    """An image and its label map: files that exist and have the same size."""
 
     image: Path
     labels: Path
@@ -35,154 +34,169 @@ class LabelledImage:
     height: int
 
 
+class LabelMapFault(Exception):
+    """The reason why a label map cannot be used.
+
+    Args:
+        kind: ``undecodable`` or ``map_mode``, see :mod:`e3va.data.problems`.
+        text: what is wrong; it follows the name of the file.
+    """
+
+    def __init__(self, kind: str, text: str):
+        super().__init__(text)
+        self.kind = kind
+
+    def for_user(self, path: str | os.PathLike) -> UserError:
+        """Return the error for a user."""
+        return UserError(f"label map {path} {self}; replace it, or remove its image")
+
+
 def pair_label_maps(images: str | os.PathLike, labels: str | os.PathLike) -> list[LabelledImage]:
-    """Find the label map of every image of a folder; the files' headers alone are read.
+    """Find the label map of every image in a folder; only the files' headers are read.
 
     Args:
         images: folder of images; its subfolders are not read.
-        labels: folder of label maps; what belongs to no image is left out.
+        labels: folder of label maps; maps without an image are skipped.
 
     Raises:
-        UserError: a folder is missing or has no images, or both are one; an image without a label
-            map; a file that cannot be read; a label map of another size than its image, or not of
-            one channel of 8 bits.
+        UserError: a folder does not exist or has no images, or both folders are the same; an image
+            has no label map; a file cannot be read; a label map has another size than its image,
+            or more than one channel of 8 bits.
     """
-    root, maps = (Path(os.path.expanduser(folder)) for folder in (images, labels))
-    for folder, what in ((root, "images"), (maps, "label maps (PNG files)")):
-        if not folder.is_dir():
-            raise UserError(f"no folder {folder}: expected a folder of {what}")
-    if root.resolve() == maps.resolve():
-        raise UserError(
-            f"images and label maps are both in {root}: expected a folder for each, where a.jpg "
-            "has the label map a.png"
-        )
+    root, maps = check_folders(images, labels)
     return [_pair(path, maps / f"{path.stem}.png") for path in find_images([str(root)])]
+
+
+def check_folders(*folders: str | os.PathLike) -> list[Path]:
+    """Return the folders of images and label maps; raise UserError for wrong or equal ones."""
+    paths = [Path(folder).expanduser() for folder in folders]
+    for path, content in zip(paths, ("images", "label maps (PNG files)"), strict=True):
+        if not path.is_dir():
+            raise UserError(f"no folder {path}: expected a folder of {content}")
+    if paths[0].resolve() == paths[1].resolve():
+        raise UserError(
+            f"images and label maps are both in {paths[0]}: expected two folders, where a.jpg in "
+            "one has the label map a.png in the other"
+        )
+    return paths
 
 
 def _pair(image: Path, labels: Path) -> LabelledImage:
     if not labels.is_file():
         raise UserError(
-            f"image {image} has no label map {labels}: expected a PNG of the same name, a class "
-            "number in every pixel"
+            f"image {image} has no label map {labels}: expected a PNG file of the same name with a "
+            "class number in every pixel"
         )
-    size = image_size(image)
-    with _open(labels, "label map") as file:
-        label_size, mode = file.size, file.mode
-    if mode not in ("L", "P"):
-        raise UserError(
-            f"label map {labels} has Pillow's mode {mode}: expected one channel of 8 bits (L), or "
-            "a palette (P), with a class number in every pixel and not colours"
-        )
-    if label_size != size:
-        raise UserError(
-            f"label map {labels} is {label_size[0]}×{label_size[1]}, its image {image} "
-            f"{size[0]}×{size[1]}: expected the same size"
-        )
-    return LabelledImage(image, labels, *size)
-
-
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Width and height in pixels of an image, turned as its EXIF data say; only its header is read.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    with _open(path, "image") as image:
-        # Pillow decodes a whole PNG file in search of EXIF data that may stand behind the picture.
-        tags = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
-        turned = tags.get(_ORIENTATION, 1) >= 5
-        return image.size[::-1] if turned else image.size
-
-
-def _open(path: str | os.PathLike, kind: str) -> Any:
-    pillow = require("PIL.Image", "reading images")
+    width, height = image_size(image)
     try:
-        return pillow.open(path)
-    except (*_DAMAGE, pillow.DecompressionBombError) as error:
-        raise _unreadable(path, kind, error) from None
+        with _open(labels) as file:
+            map_width, map_height = file.size
+    except LabelMapFault as fault:
+        raise fault.for_user(labels) from None
+    if (map_width, map_height) != (width, height):
+        raise UserError(
+            f"label map {labels} is {map_width}×{map_height}, its image {image} is "
+            f"{width}×{height}: expected the same size"
+        )
+    return LabelledImage(image, labels, width, height)
 
 
-def _unreadable(path: str | os.PathLike, kind: str, error: BaseException) -> UserError:
-    missing = isinstance(error, FileNotFoundError)
-    reason = "it is not there" if missing else " ".join(str(error).split())[:160]
-    return UserError(f"{kind} {path} cannot be read: {reason}; write it again or take it out")
+@contextmanager
+def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as file:
+            if file.mode not in ("L", "P"):
+                raise LabelMapFault(
+                    "map_mode",
+                    f"has Pillow's mode {file.mode}: expected one channel of 8 bits (L) or a "
+                    "palette (P), with a class number in every pixel instead of a color",
+                )
+            yield file
+    except BROKEN as error:
+        raise LabelMapFault("undecodable", f"cannot be read: {brief(error)}") from None
 
 
-def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_CLASSES) -> Tensor:
-    """A label map as classes, [H, W] uint8.
+def load_labels(path: str | os.PathLike, first: int = 0) -> np.ndarray:
+    """Read a label map as classes, [H, W] uint8; raise LabelMapFault if it cannot be used.
 
     Args:
-        first: the file's label of class 0; what is below is ignored (in ADE20K 0 is "other"), and
-            255 whatever is first.
-        classes: how many there are.
-
-    Returns:
-        0 to ``classes`` − 1, and :data:`IGNORED`.
-
-    Raises:
-        UserError: the file cannot be read, is not of one channel of 8 bits, or has a label that is
-            of no class.
+        path: the PNG file.
+        first: label of class 0 in the file. Smaller labels become :data:`IGNORED` (in ADE20K,
+            label 0 is "other"), and 255 stays :data:`IGNORED`.
     """
-    with _open(path, "label map") as file:
-        try:
-            width, height = file.size
-            labels = torch.frombuffer(bytearray(file.tobytes()), dtype=torch.uint8)
-            labels = labels.view(height, width)
-        except (*_DAMAGE, RuntimeError) as error:
-            raise _unreadable(path, "label map", error) from None
+    with _open(path) as file:
+        labels = np.array(file)
     if first:
         ignored = (labels < first) | (labels == IGNORED)
-        labels = labels.sub_(first).masked_fill_(ignored, IGNORED)
-    known = labels[labels != IGNORED]
-    if len(known) and known.max() >= classes:
-        raise UserError(
-            f"label map {path} has the label {int(known.max()) + first}, but the classes are "
-            f"{first} to {classes + first - 1}; {IGNORED} stands for no class"
-        )
+        labels -= np.uint8(first)
+        labels[ignored] = IGNORED
     return labels
 
 
-def count_labels(path: str | os.PathLike) -> Tensor:
-    """How many pixels of a label map have each label, [256] int64.
+def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_CLASSES) -> Tensor:
+    """Read a label map as classes, [H, W] uint8: 0 to ``classes`` − 1, and :data:`IGNORED`.
+
+    Args:
+        path: the PNG file.
+        first: label of class 0 in the file, see :func:`load_labels`.
+        classes: number of classes.
 
     Raises:
-        UserError: as :func:`read_label_map`.
+        UserError: the file cannot be read, has more than one channel of 8 bits, or has a label
+            that stands for no class.
     """
-    status = os.stat(path)  # a file is read once and again when it has changed
+    try:
+        labels = load_labels(path, first)
+    except LabelMapFault as fault:
+        raise fault.for_user(path) from None
+    largest = int(labels.max(initial=0, where=labels != IGNORED))
+    if largest >= classes:
+        raise UserError(
+            f"label map {path} has the label {largest + first}, but the classes are "
+            f"{first} to {classes + first - 1}; {IGNORED} stands for no class"
+        )
+    return torch.from_numpy(labels)
+
+
+def count_labels(path: str | os.PathLike) -> np.ndarray:
+    """Count the pixels of each label, [256] int64; a file is read again only if it has changed."""
+    status = os.stat(path)
     return _count_labels(str(path), status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _count_labels(path: str, _changed: int, _size: int) -> Tensor:
-    return read_label_map(path).flatten().long().bincount(minlength=IGNORED + 1)
+def _count_labels(path: str, _changed: int, _size: int) -> np.ndarray:
+    return np.bincount(read_label_map(path).numpy().ravel(), minlength=IGNORED + 1)
+
+
+def _largest_label(path: Path) -> int:
+    """Return the largest label that stands for a class, or −1."""
+    return int(np.flatnonzero(count_labels(path)[:IGNORED]).max(initial=-1))
 
 
 def check_labels(pairs: Iterable[LabelledImage], names: Sequence[str]) -> None:
-    """Check that every label of every map is a class, and that there is any.
+    """Check that every label is a class, and that at least one pixel has a class.
 
     Raises:
-        UserError: a label has no name, or all pixels of all maps are ignored.
+        UserError: a label has no name, or all pixels of all label maps are ignored.
     """
     labelled = False
     for pair in pairs:
-        used = count_labels(pair.labels)[:IGNORED].nonzero().flatten()
-        labelled = labelled or len(used) > 0
-        if len(used) and used[-1] >= len(names):
+        largest = _largest_label(pair.labels)
+        labelled = labelled or largest >= 0
+        if largest >= len(names):
             raise UserError(
-                f"label map {pair.labels} has the label {int(used[-1])}, but the classes are 0 to "
+                f"label map {pair.labels} has the label {largest}, but the classes are 0 to "
                 f"{len(names) - 1} ({', '.join(names)}); {IGNORED} stands for no class"
             )
     if not labelled:
         raise UserError(
-            f"all pixels of all label maps in {pair.labels.parent} are {IGNORED}, which stands "
+            f"every pixel of the label maps in {pair.labels.parent} is {IGNORED}, which stands "
             "for no class: expected a class number in every pixel"
         )
 
 
 def numbered_classes(pairs: Iterable[LabelledImage]) -> list[str]:
-    """Names for classes that have none: ``class 0`` … up to the largest label of the maps."""
-    largest = 0
-    for pair in pairs:
-        used = count_labels(pair.labels)[:IGNORED].nonzero().flatten()
-        largest = max(largest, int(used[-1]) if len(used) else 0)
-    return [f"class {k}" for k in range(largest + 1)]
+    """Return the names ``class 0``, ``class 1``, … up to the largest label of the maps."""
+    largest = max((_largest_label(pair.labels) for pair in pairs), default=0)
+    return [f"class {label}" for label in range(max(largest, 0) + 1)]

@@ -1,8 +1,8 @@
-"""An endless stream of training batches, the n-th of which depends on the seed and n alone.
+"""An endless stream of training batches; batch n depends only on the seed and on n.
 
-The order of images is a function of the seed, and random choices are seeded from the seed and a
-place in that order, so that a resumed run sees what an uninterrupted one would have seen, whatever
-the number of worker processes.
+The seed determines the order of images. Random choices are seeded with the seed and a position in
+that order. So a resumed run sees the same examples as an uninterrupted one, with any number of
+worker processes.
 """
 
 import signal
@@ -16,19 +16,20 @@ from ..utils.seeding import derive_seed, seed_everything
 
 
 class BatchStream(Sampler):
-    """An endless stream of batches of (place in the stream, index of the image).
+    """An endless stream of batches of (position in the stream, index of the image).
 
     Images come in epochs, each a permutation. A batch holds images of one orientation, so that
-    padding stays small; an image that must wait for others of its orientation comes in a later
-    batch. Several processes share each batch of all of them in consecutive pieces, so that it is
-    the same whatever their number.
+    padding stays small; an image waits until there are enough of its orientation. With several
+    processes, each takes consecutive pieces of a common batch, which is the same for any number of
+    processes.
 
     Args:
         wide: for each image, whether it is wider than high.
-        batch_size: images in a batch of this process.
-        seed: of the permutations.
-        start: how many batches to pass over.
-        rank, world: which of how many processes this is.
+        batch_size: number of images in a batch of this process.
+        seed: seed of the permutations.
+        start: number of batches to skip.
+        rank: index of this process.
+        world: number of processes.
     """
 
     def __init__(
@@ -40,27 +41,23 @@ class BatchStream(Sampler):
         rank: int = 0,
         world: int = 1,
     ):
-        self.wide = wide
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.rank = rank
-        self.world = world
+        self.wide, self.batch_size, self.seed = wide, batch_size, seed
+        self.start, self.rank, self.world = start, rank, world
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         whole, first = self.batch_size * self.world, self.batch_size * self.rank
         waiting: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         done = 0
-        for place, index in self._places():
+        for position, index in self._positions():
             bucket = waiting[self.wide[index]]
-            bucket.append((place, index))
+            bucket.append((position, index))
             if len(bucket) == whole:
                 if done >= self.start:
                     yield bucket[first : first + self.batch_size]
                 bucket.clear()
                 done += 1
 
-    def _places(self) -> Iterator[tuple[int, int]]:
+    def _positions(self) -> Iterator[tuple[int, int]]:
         size, epoch = len(self.wide), 0
         while True:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
@@ -71,41 +68,35 @@ class BatchStream(Sampler):
 
 
 class SeededDataset(Dataset):
-    """Maps records to examples; the mapper's random choices follow from the seed and the place."""
+    """Examples made from records; the seed and the position seed the mapper's random choices."""
 
     def __init__(self, records: Sequence[Any], mapper: Callable[[Any], Any], seed: int):
-        self.records = records
-        self.mapper = mapper
-        self.seed = seed
+        self.records, self.mapper, self.seed = records, mapper, seed
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        place, index = key
-        seed_everything(self.seed, place)
+        position, index = key
+        seed_everything(self.seed, position)
         return self.mapper(self.records[index])
 
 
 def stream_batches(
     dataset: SeededDataset, stream: BatchStream, workers: int = 0
 ) -> Iterator[list[Any]]:
-    """The stream's batches, as lists of examples, made by ``workers`` processes (0: this one)."""
+    """Iterate over batches as lists of examples, made by ``workers`` processes (0: this one)."""
     return iter(
         DataLoader(
             dataset,
             batch_sampler=stream,
             num_workers=workers,
-            collate_fn=_identity,
+            collate_fn=list,
             worker_init_fn=_leave_interrupts_to_the_main_process,
         )
     )
 
 
 def _leave_interrupts_to_the_main_process(_: int) -> None:
-    # Ctrl-C reaches every process of a terminal; one that has no workers left cannot end its step.
+    # Ctrl-C reaches all processes of a terminal; without workers, training cannot end its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _identity(batch: list[Any]) -> list[Any]:
-    return batch

@@ -1,10 +1,9 @@
-"""Pascal VOC's XML files as a COCO-format object, so that one check serves both."""
+"""Read the XML files of Pascal VOC as COCO-format data, so that one check serves both."""
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from ..utils.errors import UserError
-from .images import brief
+from ..utils.errors import UserError, brief
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -14,27 +13,27 @@ CLASSES = (
 
 
 def read_voc(folder: Path, split: str = "", names: tuple[str, ...] = ()) -> dict:
-    """The annotations of a folder, boxes alone.
+    """Read the boxes of a folder as the content of a COCO-format file.
 
-    Boxes become 0-based as Detectron2 reads them: 1 is taken from ``xmin`` and ``ymin``.
+    Boxes become 0-based as in Detectron2: 1 is subtracted from ``xmin`` and ``ymin``.
 
     Args:
-        folder: with ``Annotations`` (and ``ImageSets/Main``), or of XML files.
-        split: the list of images in ``ImageSets/Main``; "" for all files.
-        names: of the classes; by default VOC's twenty where all are among them, else those found.
+        folder: folder with ``Annotations`` (and ``ImageSets/Main``), or folder of XML files.
+        split: name of a list of images in ``ImageSets/Main``, "" for all files.
+        names: class names. The default is the list of VOC's twenty classes if it has all classes
+            of the files, and otherwise the classes of the files.
 
     Raises:
-        UserError: there is no such list or file, or a file is not VOC's XML.
+        UserError: the list or a file does not exist, or a file is not an XML file of Pascal VOC.
     """
     root = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
+    files = sorted(root.glob("*.xml"))
     if split:
         listed = folder / "ImageSets" / "Main" / f"{split}.txt"
         if not listed.is_file():
-            raise UserError(f"no {listed}: expected the names of the split's images, one a line")
+            raise UserError(f"no file {listed}: expected the image names of the split, one a line")
         stems = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
         files = [root / f"{stem}.xml" for stem in stems]
-    else:
-        files = sorted(root.glob("*.xml"))
     images, objects = [], []
     for number, file in enumerate(files, 1):
         image, boxes = _read(file, number)
@@ -56,15 +55,15 @@ def _read(file: Path, number: int) -> tuple[dict, list[tuple[str, dict]]]:
         tree = ElementTree.parse(file)
         size = {key: int(tree.findtext(f"size/{key}", "")) for key in ("width", "height")}
         image = {"id": number, "file_name": f"{file.stem}.jpg", **size}
-        return image, [_box(item, number) for item in tree.findall("object")]
+        return image, [_read_box(item, number) for item in tree.findall("object")]
     except (OSError, ElementTree.ParseError, TypeError, ValueError) as error:
         raise UserError(
-            f"{file} is not an annotation file of Pascal VOC's ({brief(error)}): expected size, "
+            f"{file} is not an annotation file of Pascal VOC ({brief(error)}): expected a size, "
             "and objects with name and bndbox"
         ) from None
 
 
-def _box(item: ElementTree.Element, number: int) -> tuple[str, dict]:
+def _read_box(item: ElementTree.Element, number: int) -> tuple[str, dict]:
     x1, y1, x2, y2 = (
         float(item.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..utils.atomic import atomic_open, rename_atomically
-from ..utils.colors import COLOURS
+from ..utils.colors import COLORS
 from ..utils.errors import UserError
 from ..utils.paths import free_name
 from ..utils.progress import Progress
@@ -44,7 +44,7 @@ def draw_instances(
     if not shown.any():
         return canvas
     labels = found["labels"][shown].tolist()
-    colours = [COLOURS[(label - 1) % len(COLOURS)] for label in labels]
+    colours = [COLORS[(label - 1) % len(COLORS)] for label in labels]
     texts = [classes[label - 1] for label in labels]
     if scores is not None:
         texts = [f"{t} {s:.0%}" for t, s in zip(texts, scores[shown].tolist(), strict=True)]
@@ -81,7 +81,7 @@ def draw_labels(image: Tensor, labels: Tensor) -> Tensor:
     if not present:
         return canvas
     masks = torch.stack([labels == label for label in present])
-    colours = [COLOURS[(label - 1) % len(COLOURS)] for label in present]
+    colours = [COLORS[(label - 1) % len(COLORS)] for label in present]
     return draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colours)
 
 

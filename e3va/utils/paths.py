@@ -1,4 +1,4 @@
-"""Which image files a user means, and where the project's config files are."""
+"""Image files that a user names, and the folder of the project's config files."""
 
 import glob
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 from .errors import UserError
 
 _PACKAGE = Path(__file__).parent.parent
-# In an installed package the config files lie inside it, in a source checkout beside it.
+# The config files lie inside an installed package, and beside the package in a source checkout.
 CONFIG_ROOT = next(
     (root for root in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if root.is_dir()),
     _PACKAGE / "configs",
@@ -16,10 +16,10 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def find_images(inputs: Iterable[str]) -> list[Path]:
-    """The image files that paths, folders (not their subfolders) and globs name, in their order.
+    """Return the image files that paths, folders (without their subfolders) and globs name.
 
     Raises:
-        UserError: one of them names no image.
+        UserError: an input names no image.
     """
     found: dict[Path, None] = {}
     for entry in inputs:
@@ -33,15 +33,17 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
         if not images:
             raise UserError(
                 f"{entry!r} names no image: expected an image file, a folder with images "
-                f"({', '.join(sorted(IMAGE_SUFFIXES))}), or a glob that matches some"
+                f"({', '.join(sorted(IMAGE_SUFFIXES))}), or a glob that matches image files"
             )
         found.update(dict.fromkeys(images))
     return list(found)
 
 
 def free_name(path: Path, suffix: str, taken: set[str]) -> str:
-    """A file name for what is made of ``path``: its stem, with folder names in front where another
-    image has that name too. Adds it to ``taken``."""
+    """Return a file name for a file made from ``path``, and add it to ``taken``.
+
+    The name is the stem of ``path``; names of its folders are put in front while the name is taken.
+    """
     name = f"{path.stem}{suffix}"
     while name in taken:
         path = path.parent

@@ -11,7 +11,7 @@ LOG_SECONDS = 15.0
 
 
 def track(items: Sequence[Any], what: str, unit: str) -> Iterable[Any]:
-    """Iterate with a bar on a terminal; print nothing elsewhere."""
+    """Iterate with a bar on a terminal; print nothing in a log."""
     return tqdm(items, what, unit=unit, leave=False, disable=not sys.stderr.isatty())
 
 
@@ -23,15 +23,26 @@ class Progress:
         total: number of all steps.
         unit: name of a step.
         what: name of the work.
+        transient: whether to leave no trace of work that is only a part of a command: the bar
+            disappears at the end, lines of a log go to stderr, and the last step prints no line.
     """
 
-    def __init__(self, start: int, total: int, unit: str = "step", what: str = "training"):
-        self.unit = unit
+    def __init__(
+        self,
+        start: int,
+        total: int,
+        unit: str = "step",
+        what: str = "training",
+        transient: bool = False,
+    ):
+        self.unit = f"{what}: {unit}" if transient else unit
+        self.transient = transient
         self.bar = tqdm(
             total=total,
             initial=start,
             unit=unit,
             desc=what,
+            leave=not transient,
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
@@ -41,16 +52,17 @@ class Progress:
     def step(self, done: int, facts: dict[str, str]) -> None:
         """Show that ``done`` steps are done, with ``facts`` by name."""
         if not self.bar.disable:
-            self.bar.set_postfix_str(", ".join(f"{k} {v}" for k, v in facts.items()), refresh=False)
+            self.bar.set_postfix_str(_join(facts), refresh=False)
             self.bar.update(done - self.bar.n)
             return
         now = time.monotonic()
-        if now - self.printed >= LOG_SECONDS or done == self.total:
+        is_last = done == self.total and not self.transient
+        if now - self.printed >= LOG_SECONDS or is_last:
             self.printed = now
             left = (now - self.began) / max(done - self.first, 1) * (self.total - done)
-            facts = {"left": tqdm.format_interval(left), **facts}
-            text = ", ".join(f"{k} {v}" for k, v in facts.items())
-            print(f"{self.unit} {done}/{self.total}: {text}", flush=True)
+            text = _join({"left": tqdm.format_interval(left), **facts})
+            file = sys.stderr if self.transient else sys.stdout
+            print(f"{self.unit} {done}/{self.total}: {text}", file=file, flush=True)
 
     def say(self, text: str) -> None:
         """Print a line beside the bar."""
@@ -60,7 +72,7 @@ class Progress:
             tqdm.write(text)
 
     def close(self) -> None:
-        """Close the bar and leave it on the screen."""
+        """Close the bar."""
         self.bar.close()
 
     def __enter__(self) -> "Progress":
@@ -68,3 +80,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _join(facts: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())

@@ -7,23 +7,19 @@ from typing import Any
 def columns(
     head: Sequence[str], rows: Iterable[Sequence[Any]], align: str, widest: int = 60
 ) -> list[str]:
-    """Lines of a table, indented by two.
+    """Return the lines of a table, indented by two spaces.
 
     Args:
-        head: of the columns.
+        head: names of the columns.
+        rows: cells of each row.
         align: ``"<"`` or ``">"`` for each column.
-        widest: characters of a cell; longer ones are cut.
+        widest: largest number of characters in a cell; longer texts are cut.
     """
-    lines = [[_short(str(cell), widest) for cell in line] for line in (head, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return [
-        "  "
-        + "  ".join(
-            f"{cell:{side}{width}}" for cell, side, width in zip(line, align, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
+    lines = [[_shorten(str(cell), widest) for cell in line] for line in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    layout = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
+    return [f"  {layout.format(*line)}".rstrip() for line in lines]
 
 
-def _short(text: str, widest: int) -> str:
+def _shorten(text: str, widest: int) -> str:
     return text if len(text) <= widest else f"{text[: widest - 1]}…"

@@ -14,18 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from e3va import UserError
-from e3va.cli.check import main
-from e3va.cli.main import build_parser
-from e3va.cli.main import main as e3va
+from e3va.cli.main import build_parser, main
 from e3va.data.images import in_threads
+from e3va.data.locations import NAMES, find_location
 from e3va.data.next_steps import override
-from e3va.data.places import NAMES, find_place
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(capsys, *arguments, status=0, command=main):
-    assert command(["check", *map(str, arguments)]) == status
+def run(capsys, *arguments, status=0):
+    assert main(["check", *map(str, arguments)]) == status
     out, err = capsys.readouterr()
     assert "Traceback" not in err
     return out, err
@@ -40,10 +38,9 @@ def spaced(drawn, tmp_path):
     return drawn
 
 
-@pytest.mark.parametrize("command", [main, e3va])
-def test_good_data_end_with_status_0_and_what_to_do_next(capsys, spaced, tmp_path, command):
+def test_good_data_end_with_status_0_and_what_to_do_next(capsys, spaced, tmp_path):
     output = tmp_path / "new" / "out"
-    out, err = run(capsys, spaced.json, "--output", output, command=command)
+    out, err = run(capsys, spaced.json, "--output", output)
     assert err == "" and "Problems: none" in out and "12 objects, 2 classes" in out
     assert Image.open(output / "sheet.png").width == 1600
     written = json.loads((output / "problems.json").read_text())
@@ -63,9 +60,9 @@ def test_problems_end_with_status_1_and_one_line(capsys, drawn, tmp_path):
         annotation["bbox"] = [500, 500, 5, 5]
     drawn.save()
     out, err = run(capsys, drawn.json, "--output", tmp_path / "out", status=1)
-    assert "  8 dropped: boxes of no area inside the image; correct the box" in out
-    assert f"    {drawn.images / '1.png'}, id 1: with a box" in out and "… and 5 more" in out
-    assert err.count("\n") == 1 and err.startswith("error: training would leave these out: 8 dro")
+    assert "  8 dropped: " in out
+    assert f"    {drawn.images / '1.png'}, id 1: " in out and "… and 5 more" in out
+    assert err.count("\n") == 1 and err.startswith("error: ") and "8 dropped; first: " in err
     assert "Next" in out  # it can be trained on all the same
     written = json.loads((tmp_path / "out" / "problems.json").read_text())
     assert [p["id"] for p in written["problems"]] == list(range(1, 9))
@@ -73,7 +70,7 @@ def test_problems_end_with_status_1_and_one_line(capsys, drawn, tmp_path):
     assert {p["severity"] for p in written["problems"]} == {"dropped"}
     (drawn.images / "6.png").unlink()
     out, err = run(capsys, drawn.json, status=1)
-    assert err.startswith("error: training would stop: 1 refused, 8 dropped; first:")
+    assert err.startswith("error: ") and "1 refused, 8 dropped; first: " in err
     assert "Next" not in out
 
 
@@ -81,7 +78,7 @@ def test_warnings_alone_end_with_status_0(capsys, drawn):
     drawn.data["annotations"][0]["area"] = 0
     drawn.save()
     out, err = run(capsys, drawn.json)
-    assert err == "" and "1 warned of: areas that are no number above 0" in out and "Next" in out
+    assert err == "" and "1 warning: " in out and "id 1: the area is 0" in out and "Next" in out
 
 
 def test_label_maps_with_names(capsys, tmp_path):
@@ -107,7 +104,7 @@ def test_label_maps_with_names(capsys, tmp_path):
 
 def test_wrong_usage_is_status_2(capsys, drawn):
     _, err = run(capsys, drawn.json, "--classes", "a,b", status=2)
-    assert "--classes is for label maps" in err
+    assert "--classes" in err
     for wrong in (["check"], [], ["check", "x", "--sheet", "-1"], ["check", "x", "--sheet", "y"]):
         with pytest.raises(SystemExit) as caught:
             main(wrong)
@@ -118,20 +115,20 @@ def test_what_cannot_be_opened_is_one_line(capsys, drawn, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.json").write_text("[1]")
     for arguments, message in (
-        ([tmp_path / "gone"], "no file or folder"),
-        ([tmp_path / "empty"], "neither label maps"),
-        ([tmp_path / "text.json", "--images", tmp_path], "holds a list"),
-        ([drawn.images / "1.png"], "is not a .json file"),
-        ([drawn.json, "--images", tmp_path / "gone"], "no such folder"),
-        ([drawn.json, "--output", drawn.json], "cannot be made a folder"),
+        ([tmp_path / "gone"], tmp_path / "gone"),
+        ([tmp_path / "empty"], tmp_path / "empty"),
+        ([tmp_path / "text.json", "--images", tmp_path], "text.json holds a list"),
+        ([drawn.images / "1.png"], "1.png is not a .json file"),
+        ([drawn.json, "--images", tmp_path / "gone"], tmp_path / "gone"),
+        ([drawn.json, "--output", drawn.json], f"{drawn.json} (File exists)"),
     ):
         _, err = run(capsys, *arguments, status=1)
-        assert message in err and err.count("\n") == 1
+        assert str(message) in err and err.count("\n") == 1
     moved = tmp_path / "elsewhere" / "deep" / "drawn.json"
     moved.parent.mkdir(parents=True)
     drawn.json.rename(moved)
     _, err = run(capsys, moved, status=1)
-    assert "looked for 1.png in" in err and "give their folder with --images" in err
+    assert "looked for 1.png in" in err and "--images" in err
     run(capsys, moved, "--images", drawn.images)
 
 
@@ -155,7 +152,7 @@ def test_detectron2s_folder_conventions(capsys, drawn, tmp_path, monkeypatch):
     Image.fromarray(np.full((8, 8), 150, np.uint8)).save(ade / "annotations/training/a.png")
     for name in ("ade20k_sem_seg_train", "ade_challenge_2016_train"):
         out, _ = run(capsys, name)
-        assert "1 to 150; 0 is no class" in out and "class 149" in out
+        assert "1 to 150" in out and "class 149" in out
         assert "ADE20K/semantic_fpn_e3va_swin_t_160k.py" in out
     _, err = run(capsys, "ade20k_sem_seg_val", status=1)
     assert "annotations_detectron2/validation" in err
@@ -181,7 +178,8 @@ def test_detectron2s_folder_conventions(capsys, drawn, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("detectron2"), reason="needs Detectron2")
-def test_names_and_places_are_detectron2s(tmp_path):
+@pytest.mark.slow
+def test_names_and_locations_are_detectron2s(tmp_path):
     """In a process of its own: Detectron2 reads the variable when it is imported."""
     script = (
         "from detectron2.data import MetadataCatalog as M\n"
@@ -210,7 +208,7 @@ def test_names_and_places_are_detectron2s(tmp_path):
                 images = images / "JPEGImages"
             elif annotations.suffix == ".json":
                 annotations.touch()
-            place = find_place(name, None)
+            place = find_location(name, None)
             assert (place.path, place.images) == (annotations, images)
 
 
@@ -251,7 +249,7 @@ def test_work_in_threads_keeps_its_order_and_stops_at_ctrl_c():
 
 def test_a_folder_of_both_is_refused(capsys, tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="no such folder"):
-        find_place(str(tmp_path), str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="gone"):
+        find_location(str(tmp_path), str(tmp_path / "gone"))
     _, err = run(capsys, tmp_path, "--images", tmp_path, status=1)
-    assert "images and label maps are both in" in err
+    assert f"both in {tmp_path}" in err

@@ -39,10 +39,10 @@ def test_a_good_file_is_read_whole(drawn):
         ("[1, 2]", "holds a list: expected COCO format"),
         ("{}", "has no 'categories'"),
         ('{"categories": {}}', "has a malformed 'categories'"),
-        ('{"categories": []}', "has an empty 'categories'"),
+        ('{"categories": []}', "'categories' is empty"),
         ('{"categories": [{"id": "x", "name": "y"}]}', "needs an integer 'id' and a 'name'"),
         ('{"categories": [{"id": 1, "name": "y"}]}', "has no 'images'"),
-        ('{"categories": [{"id": 1, "name": "y"}], "images": []}', "lists no image"),
+        ('{"categories": [{"id": 1, "name": "y"}], "images": []}', "'images' is empty"),
     ],
 )
 def test_files_that_are_not_coco(drawn, text, message):
@@ -79,7 +79,7 @@ def test_images_that_are_not_there_or_incomplete(drawn):
 @pytest.mark.parametrize("box", [None, [1, 2, 3], "1234", [1, 2, 3, "x"], [1, 2, 3, True]])
 def test_malformed_boxes(drawn, box):
     drawn.data["annotations"][0]["bbox"] = box
-    assert "annotation 1 of 1.png has the bbox" in refused(drawn)
+    assert "annotation 1 of 1.png: the bbox is" in refused(drawn)
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,9 @@ def test_malformed_boxes(drawn, box):
 def test_boxes_without_area_inside_the_image_are_dropped(drawn, box):
     drawn.data["annotations"][0]["bbox"] = box
     data = read(drawn, training=True)
-    assert data.dropped == {"with a box of no area inside the image": 1}
+    assert data.dropped == {"boxes with no area inside the image": 1}
     assert [a["id"] for a in data.annotations[1]] == [2]
-    assert data.summary().endswith(
-        "dropped 1 annotations: 1 with a box of no area inside the image"
-    )
+    assert data.summary().endswith("dropped 1 annotations: 1 boxes with no area inside the image")
 
 
 def test_boxes_that_reach_over_the_border_stay(drawn):
@@ -115,27 +113,27 @@ def test_polygons_of_two_points_are_dropped(drawn):
     first["segmentation"] = [[1, 2, 3, 4]]
     second["segmentation"] += [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]]
     data = read(drawn)
-    assert data.dropped == {"without a polygon of three points or more": 1}
+    assert data.dropped == {"masks without a polygon of three points or more": 1}
     assert data.annotations[1][0]["segmentation"] == [whole]
 
 
 def test_masks_are_required_only_where_they_are_learned(drawn):
     del drawn.data["annotations"][4]["segmentation"]
-    assert "annotation 5 of 3.png has no 'segmentation'" in refused(drawn)
+    assert "annotation 5 of 3.png: there is no 'segmentation'" in refused(drawn)
     assert len(read(drawn, masks=False).annotations[3]) == 2
 
 
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ("abc", "a str as its 'segmentation': expected polygons or RLE"),
-        ({"size": [80, 96]}, r"a dict with the keys \['size'\] as its 'segmentation'"),
-        ({"size": [96, 80], "counts": [7680]}, r"an RLE mask of the size \[96, 80\].*\[80, 96\]"),
+        ("abc", "a str, expected polygons or RLE"),
+        ({"size": [80, 96]}, r"a dict with the keys \['size'\]"),
+        ({"size": [96, 80], "counts": [7680]}, r"the RLE has the size \[96, 80\].*\[80, 96\]"),
     ],
 )
 def test_masks_that_cannot_be_read_are_refused(drawn, segmentation, message):
     drawn.data["annotations"][0]["segmentation"] = segmentation
-    with pytest.raises(UserError, match=f"annotation 1 of 1.png has {message}"):
+    with pytest.raises(UserError, match=f"annotation 1 of 1.png: .*{message}"):
         read(drawn)
 
 
@@ -143,17 +141,17 @@ def test_masks_that_cannot_be_read_are_refused(drawn, segmentation, message):
 def test_ids_may_be_anything_that_json_holds(drawn, key):
     drawn.data["annotations"][0][key] = [3]
     if key == "category_id":
-        assert "has category_id [3]" in refused(drawn)
+        assert "the category_id is [3]" in refused(drawn)
     else:
         assert read(drawn).dropped.total() == (key == "image_id")
 
 
 def test_unknown_categories_and_unlisted_images(drawn):
     drawn.data["annotations"][3]["image_id"] = 77
-    assert read(drawn).dropped == {"of images that are not listed": 1}
+    assert read(drawn).dropped == {"annotations of images that are not listed": 1}
     drawn.data["annotations"][2]["category_id"] = 5
     line = refused(drawn)
-    assert "annotation 3 of 2.png has category_id 5" in line and "[3, 7]" in line
+    assert "annotation 3 of 2.png: the category_id is 5" in line and "[3, 7]" in line
 
 
 def test_training_needs_something_to_train_on(drawn):

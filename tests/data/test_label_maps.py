@@ -66,7 +66,7 @@ def test_labels_that_start_at_one_are_shifted_and_what_is_below_ignored(tmp_path
     Image.fromarray(np.array([[0, 1, 2], [150, 0, 3]], np.uint8)).save(tmp_path / "a.png")
     read = read_label_map(tmp_path / "a.png", first=1, classes=150)
     assert read.tolist() == [[255, 0, 1], [149, 255, 2]]
-    with pytest.raises(UserError, match="has the label 150, but the classes are 1 to 149"):
+    with pytest.raises(UserError, match="150, .* 1 to 149"):
         read_label_map(tmp_path / "a.png", first=1, classes=149)
 
 
@@ -75,7 +75,7 @@ def test_255_stays_ignored_wherever_labels_start(tmp_path):
     Image.fromarray(np.array([[255, 1, 2], [3, 254, 255]], np.uint8)).save(tmp_path / "a.png")
     read = read_label_map(tmp_path / "a.png", first=2, classes=253)
     assert read.tolist() == [[255, 255, 0], [1, 252, 255]]
-    with pytest.raises(UserError, match="has the label 254, but the classes are 2 to 253"):
+    with pytest.raises(UserError, match="254, .* 2 to 253"):
         read_label_map(tmp_path / "a.png", first=2, classes=252)
 
 
@@ -123,14 +123,14 @@ def spoil(folders, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("no map", r"image .*b.png has no label map .*labels.b.png: expected a PNG"),
-        ("other size", r"label map .*b.png is 3×4, its image .*b.png 4×3: expected the same size"),
-        ("colours", r"label map .*b.png has Pillow's mode RGB: expected one channel of 8 bits"),
-        ("16 bits", r"label map .*b.png has Pillow's mode I;16: expected one channel"),
+        ("no map", r"image .*b.png has no label map .*labels.b.png"),
+        ("other size", r"label map .*b.png is 3×4, its image .*b.png is 4×3"),
+        ("colours", r"label map .*b.png .*mode RGB"),
+        ("16 bits", r"label map .*b.png .*mode I;16"),
         ("no image", r"image .*b.png cannot be read: cannot identify"),
-        ("truncated", r"label map .*b.png cannot be read: .*write it again"),
-        ("unknown label", r"label map .*b.png has the label 9, but the classes are 0 to 2 \(x, y"),
-        ("ignored", r"all pixels of all label maps in .*labels are 255"),
+        ("truncated", r"label map .*b.png cannot be read: "),
+        ("unknown label", r"label map .*b.png has the label 9, .* 0 to 2 \(x, y"),
+        ("ignored", r"label maps in .*labels is 255"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_the_file(folders, kind, message):

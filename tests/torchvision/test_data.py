@@ -156,7 +156,7 @@ def test_wrong_label_maps_are_one_line(drawn, drawn_labels, tmp_path):
     with pytest.raises(UserError, match="1.png has no label map .*1.png: expected a PNG"):
         read()
     Image.new("L", (5, 6)).save(path)
-    with pytest.raises(UserError, match="is 5×6, its image .*1.png 96×80: expected the same"):
+    with pytest.raises(UserError, match="is 5×6, its image .*1.png is 96×80"):
         read()
     Image.new("RGB", (96, 80)).save(path)
     with pytest.raises(UserError, match="has Pillow's mode RGB: expected one channel of 8"):
@@ -173,7 +173,7 @@ def test_label_maps_without_any_class_are_refused(drawn, drawn_labels):
     for path in drawn_labels.iterdir():
         Image.new("L", Image.open(path).size, 255).save(path)
     for names in ((), ("nothing", "red")):
-        with pytest.raises(UserError, match="all pixels of all label maps in .* are 255"):
+        with pytest.raises(UserError, match="label maps in .* is 255"):
             label_dataset(str(drawn.images), str(drawn_labels), names)
 
 

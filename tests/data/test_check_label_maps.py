@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from e3va import UserError
-from e3va.data.label_maps import check_labels as refuse_labels
-from e3va.data.label_maps import numbered_classes, pair_label_maps
-from e3va.data.labels import check_labels
+from e3va.data.check_label_maps import check_label_maps
+from e3va.data.label_maps import check_labels, numbered_classes, pair_label_maps
 from e3va.data.problems import REFUSED
-from e3va.data.tables import labels_numbers, labels_text
+from e3va.data.report import report_numbers, report_text
 
 
 class Maps:
@@ -31,7 +30,7 @@ class Maps:
         Image.fromarray(labels, **options).save(self.labels / f"{name}.png")
 
     def check(self, names=("ground", "sky", "sea"), **options):
-        return check_labels(self.labels, self.images, names, **options)
+        return check_label_maps(self.labels, self.images, names, **options)
 
 
 @pytest.fixture
@@ -41,10 +40,10 @@ def maps(tmp_path):
 
 def test_good_maps_have_no_problem(maps):
     found = maps.check()
-    assert found.problems == [] and len(found.pairs) == 3 and found.named
-    numbers = labels_numbers(found)
+    assert found.problems == [] and len(found.usable) == 3 and found.named
+    numbers = report_numbers(found)
     assert [c["pixels"] for c in numbers["classes"]] == [3 * 4 * 20, 3 * 8 * 20, 3 * 4 * 20]
-    text = labels_text(found)
+    text = report_text(found)
     assert "3 usable label maps of 3: 960 pixels, 3 classes" in text
     assert "unlabelled (255): 0.0% of the pixels, in 0 maps" in text
     unnamed = maps.check(())
@@ -97,11 +96,13 @@ def test_each_problem_is_found_where_it_is(maps, name):
     training_refuses = False
     try:
         pairs = pair_label_maps(maps.images, maps.labels)
-        refuse_labels(pairs, found.names)
+        check_labels(pairs, found.names)
     except UserError:
         training_refuses = True
     # A truncated picture is found by reading it whole, which training does when it comes to it.
-    assert (found.problems.count(REFUSED) > 0) == (training_refuses or name == "broken image")
+    assert (found.problems.of_severity(REFUSED) != []) == (
+        training_refuses or name == "broken image"
+    )
 
 
 def test_maps_on_their_side_fit_pictures_that_exif_turns(maps):
@@ -123,26 +124,26 @@ def test_a_palette_counts_by_its_indices(maps):
 
 
 def test_published_ade20k_labels_are_shifted(maps):
-    found = maps.check((), shift=1, classes=150)
+    found = maps.check((), first=1, classes=150)
     assert found.pixels[0] == 3 * 8 * 20 and found.pixels[1] == 3 * 4 * 20
     assert found.pixels[255] == 3 * 4 * 20 and len(found.names) == 150
     maps.write("b", filled(151))
-    problem = next(p for p in maps.check((), shift=1, classes=150).problems if p.kind == "label")
-    assert problem.text == "has the labels 151: the classes are 1 to 150"
+    problem = next(p for p in maps.check((), first=1, classes=150).problems if p.kind == "label")
+    assert "151: the classes are 1 to 150" in problem.text
     maps.write("b", filled(255))  # no class here too: the other two maps' pixels of 0 and its own
-    found = maps.check((), shift=1, classes=150)
+    found = maps.check((), first=1, classes=150)
     assert found.pixels[255] == 2 * 4 * 20 + 16 * 20 and "label" not in found.problems.counts()
 
 
 def test_maps_alone_and_folders_without_files(maps, tmp_path):
-    found = check_labels(maps.labels, None)
-    assert found.problems == [] and found.pairs[0][1] == (20, 16)
+    found = check_label_maps(maps.labels, None)
+    assert found.problems == [] and found.usable[0].size == (20, 16)
     with pytest.raises(UserError, match="both in"):
-        check_labels(maps.labels, maps.labels)
+        check_label_maps(maps.labels, maps.labels)
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "gone"):
         with pytest.raises(UserError, match=folder):
-            check_labels(tmp_path / folder, maps.images)
+            check_label_maps(tmp_path / folder, maps.images)
 
 
 @settings(max_examples=25, deadline=None)
@@ -166,7 +167,7 @@ def test_counts_are_those_of_numpy(tmp_path_factory, arrays, seed):
         maps.append(labels)
         Image.fromarray(labels).save(folder / "labels" / f"{number}.png")
         Image.new("L", (width, height)).save(folder / "images" / f"{number}.png")
-    found = check_labels(folder / "labels", folder / "images")
+    found = check_label_maps(folder / "labels", folder / "images")
     for label in range(256):
         assert found.pixels[label] == sum((m == label).sum() for m in maps)
         assert found.images[label] == sum((m == label).any() for m in maps)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e3va.data.check import check_instances
-from e3va.data.labels import check_labels
-from e3va.data.sheet import (
+from e3va.data.check_instances import check_instances
+from e3va.data.check_label_maps import check_label_maps
+from e3va.data.contact_sheet import (
     CAPTION,
     FILL,
     GAP,
@@ -20,7 +20,7 @@ from e3va.data.sheet import (
     pictures_of,
     write_sheet,
 )
-from e3va.utils.colors import COLOURS
+from e3va.utils.colors import COLORS
 
 TOP = TITLE + ROW + GAP  # of the first tile, where the legend is of one line
 
@@ -57,7 +57,7 @@ def test_objects_are_drawn_in_their_classs_colour(drawn, tmp_path):
         left, top = GAP + place % 3 * (TILE + GAP), TOP + place // 3 * tall
         x, y, w, h = annotation["bbox"]
         middle = sheet[int(top + (y + h / 2) * scale), int(left + (x + w / 2) * scale)]
-        colour = np.array(COLOURS[0 if annotation["category_id"] == 3 else 1])
+        colour = np.array(COLORS[0 if annotation["category_id"] == 3 else 1])
         assert np.allclose(middle, 100 + FILL * (colour - 100), atol=1)
         edge = sheet[int(top + (y + h / 2) * scale), round(left + x * scale) + 1]
         assert np.allclose(edge, colour, atol=1)
@@ -72,7 +72,7 @@ def test_label_maps_are_drawn(tmp_path):
     values = np.zeros((300, 400), np.uint8)
     values[:150, 200:], values[150:, :200], values[150:, 200:] = 1, 2, 255
     Image.fromarray(values).save(labels / "a.png")
-    found = check_labels(labels, images, ("ground", "sky", "sea"))
+    found = check_label_maps(labels, images, ("ground", "sky", "sea"))
     write_sheet(found, 4, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png")).astype(float)
     height = round(TILE * 3 / 4)
@@ -83,14 +83,14 @@ def test_label_maps_are_drawn(tmp_path):
     assert len(np.unique(quarter[..., 0])) == 2
     corner = tile[10, 10]
     assert corner[0] == corner[1] == corner[2] == round(0.6 * 100 + 60)
-    for spot, colour in ((tile[10, -10], COLOURS[0]), (tile[-10, 10], COLOURS[1])):
+    for spot, colour in ((tile[10, -10], COLORS[0]), (tile[-10, 10], COLORS[1])):
         expected = np.array((200, 100, 0)) * (1 - FILL) + FILL * np.array(colour)
         assert np.allclose(spot, expected, atol=1)
 
 
 def test_thin_images_and_many_classes_fit():
     pictures = [picture([0], (4000, 3)), picture([1], (3, 4000)), picture([2], (1, 1))]
-    sheet = draw_sheet(pictures, "t" * 500, [f"class {k}\t{k}" for k in range(500)])
+    sheet = draw_sheet(pictures, "t" * 500, [(f"class {k}", str(k)) for k in range(500)])
     assert sheet.width == WIDTH and TILE < sheet.height < 3 * WIDTH
 
 
@@ -117,7 +117,7 @@ VISION = {
 
 @pytest.mark.parametrize("kind", VISION)
 def test_the_first_colours_differ_for_any_vision(kind):
-    values = np.array(COLOURS[:7]) / 255
+    values = np.array(COLORS[:7]) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     seen = (linear @ np.array(VISION[kind]).T).clip(0, 1)
     lab = to_lab(seen)

@@ -1,0 +1,294 @@
+"""A contact sheet: images of every class with their annotations drawn on them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from ..utils.atomic import rename_atomically
+from ..utils.colors import COLORS
+from .check_label_maps import LabelMapFindings
+from .images import BROKEN, in_threads
+from .label_maps import IGNORED, read_label_map
+from .masks import to_rle
+from .problems import Findings
+
+WIDTH = 1600  # of the sheet, in pixels
+COLUMNS, GAP = 3, 16
+CAPTION, TITLE, ROW = 24, 44, 30  # heights of a caption, the title, and a row of the legend
+NAME = 15  # height of a class name beside an object
+TILE = (WIDTH - GAP * (COLUMNS + 1)) // COLUMNS
+LEGEND = 60  # largest number of classes in the legend
+
+# Class names are written beside the objects, since colors repeat where there are many classes.
+FIRST_LABEL = (150, 150, 150)  # of label 0, the background in most label maps
+PAPER, INK, DARK = (255, 255, 255), (20, 20, 20), (0, 0, 0)
+FILL = 0.4  # opacity of a mask's color
+
+Color = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Content of a tile.
+
+    Attributes:
+        image: path of the image; None for a label map without an image.
+        size: width and height in pixels.
+        caption: line below the tile.
+        classes: class indices that occur.
+        objects: class index, box (x, y, width, height) and segmentation or None of each object.
+        labels: path of the label map; None for objects.
+        first: label of class 0 in the label map.
+    """
+
+    image: str | None
+    size: tuple[int, int]
+    caption: str
+    classes: frozenset[int]
+    objects: list[tuple[int, list[float], object]] = field(default_factory=list)
+    labels: str | None = None
+    first: int = 0
+
+
+def pictures_of(found: Findings) -> list[Picture]:
+    """Return the contents of tiles for all usable images."""
+    if isinstance(found, LabelMapFindings):
+        return [
+            Picture(
+                checked.image,
+                checked.size,
+                f"{Path(checked.image or checked.labels).name}: {len(checked.classes)} classes",
+                checked.classes,
+                labels=checked.labels,
+                first=found.first,
+            )
+            for checked in found.usable
+        ]
+    index, result = found.class_index, []
+    for image in found.images:
+        objects = [
+            (index[a["category_id"]], a["bbox"], a.get("segmentation"))
+            for a in found.annotations[image["id"]]
+        ]
+        count = f"{len(objects)} object{'s' * (len(objects) != 1)}" if objects else "no object"
+        caption = f"{image['file_name']} (id {image['id']}): {count}"
+        classes = frozenset(label for label, _, _ in objects)
+        size = (image["width"], image["height"])
+        result.append(Picture(image["path"], size, caption, classes, objects))
+    return result
+
+
+def choose(pictures: Sequence[Picture], count: int) -> list[int]:
+    """Choose ``count`` pictures, spread over the classes and over the data; return their indices.
+
+    The classes take turns, the rarest first. Each takes the middle one of its pictures that are
+    not taken.
+    """
+    of_class: dict[int, list[int]] = {}
+    for index, picture in enumerate(pictures):
+        for label in picture.classes:
+            of_class.setdefault(label, []).append(index)
+    turns = sorted(of_class.values(), key=lambda own: (len(own), own))
+    chosen: set[int] = set()
+    for own in (*turns * count, *[range(len(pictures))] * count):
+        left = [index for index in own if index not in chosen]
+        if len(chosen) == count:
+            break
+        chosen.update(left[len(left) // 2 :][:1])
+    return sorted(chosen)
+
+
+def write_sheet(found: Findings, count: int, path: Path) -> int:
+    """Draw ``count`` images into a PNG file, atomically; return how many were drawn."""
+    pictures = pictures_of(found)
+    shown = [pictures[index] for index in choose(pictures, count)]
+    if isinstance(found, LabelMapFindings):
+        shares = 100 * found.pixels / max(found.pixels.sum(), 1)
+        legend = [(name, f"{share:.1f}%") for name, share in zip(found.names, shares, strict=False)]
+    else:
+        legend = [(row.name, str(len(row.sizes))) for row in found.classes]
+    title = f"{Path(found.source).name}: {len(shown)} of {len(pictures)} images"
+    with rename_atomically(path) as temporary:
+        draw_sheet(shown, title, legend).save(temporary, format="PNG")
+    return len(shown)
+
+
+def draw_sheet(
+    pictures: Sequence[Picture], title: str, legend: Sequence[tuple[str, str]]
+) -> Image.Image:
+    """Draw the sheet, RGB and ``WIDTH`` pixels wide.
+
+    Args:
+        pictures: contents of the tiles, see :func:`choose`.
+        title: line at the top.
+        legend: name and number of each class, by class index.
+    """
+    names = [name for name, _ in legend]
+    tiles = list(in_threads(lambda p: _draw_tile(p, names), pictures, "drawing"))
+    key = _draw_legend(legend, any(picture.labels for picture in pictures))
+    rows = range(0, len(tiles), COLUMNS)
+    heights = [max(tile.height for tile in tiles[i : i + COLUMNS]) + CAPTION + GAP for i in rows]
+    top = TITLE + key.height + GAP
+    sheet = Image.new("RGB", (WIDTH, top + sum(heights)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, 12), _shorten(title, 22, WIDTH - 2 * GAP), INK, _font(22))
+    sheet.paste(key, (0, TITLE))
+    for number, (tile, picture) in enumerate(zip(tiles, pictures, strict=True)):
+        row, column = divmod(number, COLUMNS)
+        x, y = GAP + column * (TILE + GAP), top + sum(heights[:row])
+        sheet.paste(tile, (x, y))
+        draw.text((x, y + tile.height + 3), _shorten(picture.caption, 15, TILE), INK, _font(15))
+    return sheet
+
+
+def _color_of(label: int, of_map: bool) -> Color:
+    if of_map and label == 0:
+        return FIRST_LABEL
+    return COLORS[(label - of_map) % len(COLORS)]
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _shorten(text: str, size: int, width: float) -> str:
+    """Leave out the middle of a text that is wider than ``width`` pixels."""
+    short, keep = text, len(text)
+    while keep > 2 and _font(size).getlength(short) > width:
+        keep -= 1
+        short = f"{text[: keep // 2]}…{text[keep // 2 - keep :]}"
+    return short
+
+
+def _draw_legend(legend: Sequence[tuple[str, str]], of_map: bool) -> Image.Image:
+    texts = [f"{name}  {number}" for name, number in legend]
+    entries = [(_color_of(index, of_map), text) for index, text in enumerate(texts[:LEGEND])]
+    if len(texts) > LEGEND:
+        entries.append((PAPER, f"… and {len(texts) - LEGEND} more"))
+    if of_map:
+        entries.append((None, f"{IGNORED}: no class"))
+    font, places, x, y = _font(18), [], GAP, 0
+    for color, text in entries:
+        width = int(60 + font.getlength(text))
+        if x + width > WIDTH and x > GAP:
+            x, y = GAP, y + ROW
+        places.append((x, y, color, text))
+        x += width
+    image = Image.new("RGB", (WIDTH, y + ROW), PAPER)
+    draw = ImageDraw.Draw(image)
+    for x, y, color, text in places:
+        image.paste(_stripes(26, 20) if color is None else color, (x, y + 3, x + 26, y + 23))
+        if color != PAPER:
+            draw.rectangle((x, y + 3, x + 25, y + 22), outline=INK)
+        draw.text((x + 34, y + 2), text, INK, font)
+    return image
+
+
+def _stripes(width: int, height: int) -> Image.Image:
+    """Draw the diagonal stripes that stand for no class."""
+    rows, columns = np.mgrid[:height, :width]
+    return Image.fromarray(np.where((rows + columns) // 4 % 2, 235, 90).astype(np.uint8))
+
+
+def _draw_tile(picture: Picture, names: Sequence[str]) -> Image.Image:
+    """Draw an image, at most ``TILE`` pixels wide and high, with its annotations."""
+    width, height = picture.size
+    scale = TILE / max(width, height)
+    image = Image.new("RGB", (max(1, round(width * scale)), max(1, round(height * scale))), PAPER)
+    if picture.image is not None:
+        try:
+            with Image.open(picture.image) as file:
+                image = ImageOps.exif_transpose(file).convert("RGB").resize(image.size)
+        except BROKEN:
+            pass  # the file has changed since the check: the tile stays white
+    if picture.labels:
+        return _draw_labels(image, picture, names)
+    return _draw_objects(image, picture, names, scale)
+
+
+def _draw_objects(image: Image.Image, picture: Picture, names, scale: float) -> Image.Image:
+    objects = sorted(picture.objects, key=lambda o: -o[1][2] * o[1][3])  # small objects on top
+    canvas = np.asarray(image, np.float32).copy()
+    for label, _, segmentation in objects:
+        if segmentation:
+            mask = pycocotools.mask.decode(to_rle(segmentation, *picture.size[::-1]))
+            mask = np.asarray(Image.fromarray(mask * np.uint8(255)).resize(image.size)) >= 128
+            _paint(canvas, mask, _color_of(label, False))
+    image = Image.fromarray(canvas.round().astype(np.uint8))
+    names_to_write, draw = [], ImageDraw.Draw(image)
+    for label, (x, y, w, h), _ in objects:
+        corners = np.array([[x, y], [x + w, y + h]]) * scale - [[0, 0], [1, 1]]
+        x1, y1, x2, y2 = corners.clip(0, np.array(image.size) - 1).ravel().tolist()
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=_color_of(label, False))
+        outside, inside = [(x1, y1 - 16), (x1, y2 + 1)], [(x1 + 2, y1 + 2), (x1 + 2, y2 - 17)]
+        spots = outside + inside if y2 - y1 < 5 * NAME else inside + outside
+        names_to_write.append((names[label], spots, _color_of(label, False)))
+    return _write_names(image, names_to_write)
+
+
+def _paint(canvas: np.ndarray, mask: np.ndarray, color: Color) -> None:
+    """Lay a color over a mask, and draw the edge of the mask in this color."""
+    canvas[mask] += FILL * (np.float32(color) - canvas[mask])
+    canvas[mask & ~_erode(_erode(mask))] = color
+
+
+def _erode(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels with four neighbors in the mask; beyond the border is no mask."""
+    wide = np.pad(mask, 1)
+    return mask & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
+
+
+def _write_names(image: Image.Image, names: list[tuple[str, list, Color]]) -> Image.Image:
+    """Write each name on its color at its first free spot; skip names without a free spot."""
+    draw, font, taken = ImageDraw.Draw(image), _font(13), []
+    for text, spots, color in names:
+        width = font.getlength(text) + 6
+        red, green, blue = color
+        ink = DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 105 else PAPER
+        for x, y in spots:
+            x = min(max(x, 0), max(image.width - width, 0))
+            y = min(max(y, 0), max(image.height - NAME, 0))
+            box = (x, y, x + width, y + NAME)
+            if all(box[0] > o[2] or box[2] < o[0] or box[1] > o[3] or box[3] < o[1] for o in taken):
+                taken.append(box)
+                draw.rectangle(box, fill=color)
+                draw.text((x + 3, y), text, ink, font)
+                break
+    return image
+
+
+def _draw_labels(image: Image.Image, picture: Picture, names: Sequence[str]) -> Image.Image:
+    labels = Image.fromarray(read_label_map(picture.labels, picture.first).numpy())
+    labels = np.asarray(labels.resize(image.size, Image.Resampling.NEAREST))
+    canvas = np.asarray(image, np.float32).copy()
+    gray = canvas.mean(2, keepdims=True)
+    names_to_write = []
+    for label in np.unique(labels).tolist():
+        mask = labels == label
+        if label == IGNORED:
+            stripes = np.asarray(_stripes(*image.size), np.float32)[..., None]
+            canvas[mask] = (0.4 * canvas + 0.6 * stripes)[mask]
+        elif label == 0:  # the image without its colors
+            canvas[mask] = (0.6 * gray + 60)[mask]
+        else:
+            _paint(canvas, mask, _color_of(label, True))
+        if label < len(names):
+            names_to_write.append((names[label], [_find_spot(mask)], _color_of(label, True)))
+    return _write_names(Image.fromarray(canvas.round().astype(np.uint8)), names_to_write)
+
+
+def _find_spot(mask: np.ndarray) -> tuple[float, float]:
+    """Return where to write the name of a region: around a point deep inside it."""
+    step = max(1, max(mask.shape) // 64)
+    if not mask[::step, ::step].any():
+        step = 1
+    small = mask[::step, ::step]
+    while (deeper := _erode(small)).any():
+        small = deeper
+    ys, xs = np.nonzero(small)
+    middle = len(ys) // 2
+    return xs[middle] * step - 20.0, ys[middle] * step - 7.0

@@ -1,0 +1,189 @@
+"""Locations of data: paths that a user names, or data sets of Detectron2 by name."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..utils.errors import UserError
+from ..utils.paths import IMAGE_SUFFIXES
+
+VARIABLE = "DETECTRON2_DATASETS"
+ADE20K, ADE20K_CLASSES = "ADEChallengeData2016", 150
+
+# Detectron2's built-in data sets: name → images and annotations, relative to their root.
+COCO = {
+    f"coco_{split}": (f"coco/{images}", f"coco/annotations/instances_{file}.json")
+    for split, images, file in (
+        ("2014_train", "train2014", "train2014"),
+        ("2014_val", "val2014", "val2014"),
+        ("2014_minival", "val2014", "minival2014"),
+        ("2014_valminusminival", "val2014", "valminusminival2014"),
+        ("2017_train", "train2017", "train2017"),
+        ("2017_val", "val2017", "val2017"),
+        ("2017_val_100", "val2017", "val2017_100"),
+    )
+}
+KEYPOINTS = {
+    f"keypoints_{name}": (images, file.replace("instances_", "person_keypoints_"))
+    for name, (images, file) in COCO.items()
+}
+# Detectron2's names stand for shifted labels, the names of this project for published labels.
+ADE20K_SHIFTED = {"ade20k_sem_seg_train": "training", "ade20k_sem_seg_val": "validation"}
+ADE20K_PUBLIC = {"ade_challenge_2016_train": "training", "ade_challenge_2016_val": "validation"}
+ADE20K_SPLITS = ADE20K_SHIFTED | ADE20K_PUBLIC
+VOC = {
+    f"voc_{year}_{split}": (f"VOC{year}", split)
+    for year, splits in (("2007", "trainval train val test"), ("2012", "trainval train val"))
+    for split in splits.split()
+}
+NAMES = (*COCO, *KEYPOINTS, *ADE20K_SPLITS, *VOC)
+
+
+@dataclass(frozen=True)
+class DataLocation:
+    """The files of a data set.
+
+    Attributes:
+        kind: ``coco`` (``path`` is a file), ``labels`` or ``voc`` (``path`` is a folder).
+        path: the annotations.
+        images: folder of the images; None for label maps without images, and for a COCO-format
+            file before :func:`find_image_root`.
+        name: name of the data set in Detectron2, "" for the user's own data.
+        split: name of VOC's list of images, "" for all images.
+        first_label: label of class 0 in the label maps.
+        notes: sentences for the user about what was assumed.
+    """
+
+    kind: str
+    path: Path
+    images: Path | None
+    name: str = ""
+    split: str = ""
+    first_label: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def find_location(path: str, images: str | None = None) -> DataLocation:
+    """Find the data that a path or name stands for.
+
+    Args:
+        path: a COCO-format file, a folder of label maps, a folder of Pascal VOC, or one of
+            :data:`NAMES`.
+        images: folder of the images; None to look for it beside ``path``.
+
+    Raises:
+        UserError: the file, folder or name does not exist, or is none of these.
+    """
+    given = Path(path).expanduser()
+    root = None if images is None else Path(images).expanduser()
+    if root is not None and not root.is_dir():
+        raise UserError(f"no folder {images}: expected the folder of the images (--images)")
+    if given.is_file():
+        if given.suffix.lower() != ".json":
+            raise UserError(f"{path} is not a .json file: expected COCO format, or a folder")
+        return DataLocation("coco", given, root)
+    if given.is_dir():
+        return _find_in_folder(given, root)
+    if path in NAMES:
+        return _find_by_name(path, root)
+    raise UserError(
+        f"no file or folder {path}: expected a COCO-format .json file, a folder of label maps, a "
+        f"folder of Pascal VOC, or a data set of Detectron2 such as {', '.join(NAMES[4:6])}"
+    )
+
+
+def _find_in_folder(given: Path, root: Path | None) -> DataLocation:
+    has_folder = (given / "Annotations").is_dir()
+    if has_folder or any(given.glob("*.xml")):
+        parent = given if has_folder else given.parent
+        return DataLocation("voc", given, root or parent / "JPEGImages")
+    maps = sorted(given.glob("*.png"))
+    if maps:
+        names = [f"{maps[0].stem}{suffix}" for suffix in IMAGE_SUFFIXES]
+        likely = [p for p in _likely_image_folders(given) if p != given]
+        root = root or next((p for p in likely if any((p / n).is_file() for n in names)), None)
+        notes = () if root else ("no --images: only the label maps are checked",)
+        return DataLocation("labels", given, root, notes=notes)
+    raise UserError(
+        f"{given} has neither label maps (PNG) nor annotations of Pascal VOC (XML): expected one "
+        "of them, or a COCO-format .json file"
+    )
+
+
+def _find_by_name(name: str, images: Path | None) -> DataLocation:
+    root = Path(os.getenv(VARIABLE, "datasets")).expanduser()
+    if name in ADE20K_SPLITS:
+        return _find_ade20k(name, root / ADE20K, images)
+    if name in VOC:
+        folder, split = VOC[name]
+        paths = [root / folder / "Annotations", root / folder / "JPEGImages"]
+        _require(paths, name)
+        return DataLocation("voc", root / folder, images or paths[1], name, split)
+    folder, file = (COCO | KEYPOINTS)[name]
+    images = images or root / folder
+    _require([root / file, images], name)
+    return DataLocation("coco", root / file, images, name)
+
+
+def _find_ade20k(name: str, root: Path, images: Path | None) -> DataLocation:
+    split = ADE20K_SPLITS[name]
+    images = images or root / "images" / split
+    shifted, published = root / "annotations_detectron2" / split, root / "annotations" / split
+    wanted, other = (published, shifted) if name in ADE20K_PUBLIC else (shifted, published)
+    labels = other if other.is_dir() and not wanted.is_dir() else wanted
+    _require([labels, images], name)
+    if labels == shifted:
+        return DataLocation("labels", shifted, images, name)
+    note = f"{published} has the published labels: 1 to {ADE20K_CLASSES}, and 0 for no class"
+    return DataLocation("labels", published, images, name, first_label=1, notes=(note,))
+
+
+def _require(paths: list[Path], name: str) -> None:
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        value = os.getenv(VARIABLE)
+        state = f"{VARIABLE}={value}" if value else f"{VARIABLE} is not set, so it is ./datasets"
+        raise UserError(
+            f"data set {name}: no {' and no '.join(missing)} ({state}): set {VARIABLE} to the "
+            "folder of the data sets; Detectron2's documentation shows its layout"
+        )
+
+
+def find_image_root(json_file: Path, records: Any) -> Path:
+    """Find the folder of a COCO-format file's images beside the file.
+
+    Args:
+        json_file: path of the annotation file.
+        records: its image records, as far as they are well-formed.
+
+    Raises:
+        UserError: no likely folder has one of the first images; the text lists the folders.
+    """
+    folders = _likely_image_folders(json_file)
+    records = [r for r in records[:20] if isinstance(r, dict)] if isinstance(records, list) else []
+    names = [r["file_name"] for r in records if isinstance(r.get("file_name"), str)]
+    for name in names:
+        for folder in folders:
+            if (folder / name).is_file():
+                return folder
+    raise UserError(
+        f"the images of {json_file} are not beside it (looked for {names[0] if names else 'any'} "
+        f"in {', '.join(map(str, folders))}): name their folder with --images"
+    )
+
+
+def _likely_image_folders(annotations: Path) -> list[Path]:
+    """Return folders where the images of a file or of a folder of label maps may be.
+
+    Such as train.json → train; annotations/instances_train2017.json → train2017; train_sem_seg →
+    train; annotations/training → images/training; labels → images.
+    """
+    parent, stem = annotations.parent, annotations.stem
+    short = stem.removeprefix("instances_").removeprefix("person_keypoints_")
+    short = short.removesuffix("_sem_seg").removesuffix("_labels").removesuffix("_annotations")
+    folders = [parent / stem, parent / short, parent.parent / short]
+    if parent.name.startswith("annotations") or parent.name == "labels":
+        folders.append(parent.parent / "images" / annotations.name)
+    folders += [parent / "images", parent.parent / "images", parent]
+    return list(dict.fromkeys(path for path in folders if path.suffix != ".json"))
