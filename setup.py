@@ -13,6 +13,7 @@ COMMAND = [
     "iopath>=0.1.7,<0.1.10",
     "numpy>=1.24",
     "pillow>=10.1",
+    "pooch>=1.8,<2",
     "pycocotools>=2.0.6",
     "safetensors>=0.4",
     "torch>=2.10",  # before, a file read with weights_only could run code (CVE-2026-24747),

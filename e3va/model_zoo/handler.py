@@ -1,16 +1,16 @@
-"""``e3va://`` addresses on iopath's and Detectron2's path managers."""
+"""``e3va://`` addresses for iopath's and Detectron2's path managers."""
 
 from typing import IO, Any
 
 from iopath.common.file_io import PathHandler, PathManager, g_pathmgr
 
 from ..utils.errors import UserError
-from .resolve import SCHEME, exists, find_place, local_path
+from .resolve import exists, find_place, local_path
+from .rows import SCHEME
 
 
 class E3VAPathHandler(PathHandler):
-    """Reads the zoo's files; whatever is not in the cache is downloaded, see
-    :func:`e3va.model_zoo.local_path`."""
+    """Read-only access to the zoo's files, which are downloaded if they are not in the cache."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [SCHEME]
@@ -23,7 +23,7 @@ class E3VAPathHandler(PathHandler):
         self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
     ) -> IO[str] | IO[bytes]:
         if mode not in ("r", "rt", "rb"):
-            raise UserError(f"{path} cannot be opened with mode {mode!r}: the zoo is read alone")
+            raise UserError(f"{path} cannot be opened with mode {mode!r}: the zoo is read-only")
         local = local_path(path)
         if local.is_dir():
             raise UserError(f"{path} is a folder: add one of {', '.join(self._ls(path))}")
@@ -52,7 +52,7 @@ def register(path_manager: PathManager) -> None:
     try:
         path_manager.register_handler(E3VAPathHandler(), allow_override=False)
     except KeyError:
-        return  # registered already
+        return  # it is registered already
 
 
 register(g_pathmgr)
