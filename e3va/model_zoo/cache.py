@@ -19,11 +19,7 @@ def cache_root() -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an operating system's error into one line.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Turn the operating system's error into a UserError of one line."""
     try:
         yield
     except OSError as error:
@@ -35,11 +31,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, so that one process or thread makes it while the others wait.
-
-    Raises:
-        UserError: the file's folder cannot be written.
-    """
+    """Hold the lock of a file, so that one process or thread makes it while the others wait."""
     with contextlib.ExitStack() as stack:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..utils.atomic import atomic_open
 from ..utils.errors import UserError
-from .cache import cache_root, say, writing
+from .cache import cache_root, locked, say, writing
 from .download import Unreachable, read_small
 from .rows import AdapterRow, Table, TrunkRow, is_web_address, parse_table
 
@@ -60,14 +60,9 @@ def table(refresh: bool = True) -> Table:
         UserError: the mirror's table breaks a rule.
     """
     own, other = packaged(), _mirror_table(refresh)
-    names = {*own.trunks, *own.adapters}
-    files = {row.file.path for row in own.trunks.values()}
-    trunks = {
-        name: row
-        for name, row in other.trunks.items()
-        if name not in names and row.file.path not in files
-    }
-    adapters = {name: row for name, row in other.adapters.items() if name not in names}
+    names = {*own.trunks, *own.adapters, *(row.file.path for row in own.trunks.values())}
+    trunks = {n: row for n, row in other.trunks.items() if not {n, row.file.path} & names}
+    adapters = {n: row for n, row in other.adapters.items() if n not in names}
     return Table({**trunks, **own.trunks}, {**adapters, **own.adapters})
 
 
@@ -83,15 +78,13 @@ def _mirror_table(refresh: bool) -> Table:
         try:
             text = read_small(url, _TABLE_CAP)
         except Unreachable as error:
-            if error.status != 404:  # a mirror of trunks needs no table
+            if not str(error).startswith("404"):  # a mirror of trunks needs no table
                 use = "; the copy in the cache is used" if copy.is_file() else ""
                 say(f"{url} could not be read ({error}){use}")
         else:
             parse_table(text, url)
-            with writing(copy):
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_open(copy) as file:
-                    file.write(text)
+            with locked(copy), writing(copy), atomic_open(copy) as file:
+                file.write(text)
     return _read(copy)
 
 
@@ -114,7 +107,7 @@ def list_adapters() -> dict[str, AdapterRow]:
 
 
 def _tables(refresh: bool) -> Iterator[Table]:
-    """Yield tables from the nearest to the one that needs a request to a web mirror."""
+    """Yield tables; the last one may need a request to a web mirror."""
     yield packaged()
     if not refresh:
         yield table(refresh=False)

@@ -16,15 +16,7 @@ _CHUNK = 1 << 18
 
 
 class Unreachable(Exception):
-    """A download that failed; the text is the reason.
-
-    Attributes:
-        status: the server's HTTP status; None if no answer came.
-    """
-
-    def __init__(self, reason: str, status: int | None = None):
-        super().__init__(reason)
-        self.status = status
+    """A download that failed; the text is the reason."""
 
 
 class _Limited:
@@ -54,11 +46,11 @@ def _check_redirect(response: Any, *_: Any, **__: Any) -> None:
         raise UserError(f"{response.url} redirects to {to[:200]!r}: expected an https address")
 
 
-def _receive(url: str, file: BinaryIO, most: int, attempt_name: str) -> None:
+def _receive(url: str, file: BinaryIO, most: int, name: str) -> None:
     pooch, tqdm = require("pooch", "a download"), require("tqdm", "a download").tqdm
     options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "leave": False}
-    # pooch sets the total; before that a bar without one could not be tested for truth.
-    with tqdm(total=1, desc=attempt_name, disable=not sys.stderr.isatty(), **options) as bar:
+    # pooch sets the total, but tests the bar for truth before, which fails without one.
+    with tqdm(total=1, desc=name, disable=not sys.stderr.isatty(), **options) as bar:
         pooch.HTTPDownloader(
             progressbar=bar,
             chunk_size=_CHUNK,
@@ -69,24 +61,14 @@ def _receive(url: str, file: BinaryIO, most: int, attempt_name: str) -> None:
 
 
 def _unreachable(error: BaseException) -> Unreachable:
-    """Return the reason of a failed request, which is what the network's error began with."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    """Return the reason of a failed request: the error that all others were raised from."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
-    return Unreachable(" ".join(str(error).split())[:300] or type(error).__name__, status)
+    return Unreachable(" ".join(str(error).split())[:300] or type(error).__name__)
 
 
 def read_small(url: str, most: int) -> bytes:
-    """Download a small file into memory, without a retry.
-
-    Args:
-        url: its http or https address.
-        most: largest number of bytes.
-
-    Raises:
-        Unreachable: there is no answer, or no such file.
-        UserError: the file is too long, or the server redirects to an address that is not allowed.
-    """
+    """Return a file's bytes; do not try again. The errors are those of :func:`download`."""
     require("pooch", "a download")
     from requests import RequestException
 
@@ -99,18 +81,14 @@ def read_small(url: str, most: int) -> bytes:
 
 
 def download(url: str, path: Path, most: int, sha256: str | None = None) -> None:
-    """Download a file to ``path``; pooch tries three times and compares the sha256.
+    """Download a file of at most ``most`` bytes to ``path``, where no file may be.
 
-    Args:
-        url: its http or https address.
-        path: where the file shall be; nothing may be there yet.
-        most: largest number of bytes.
-        sha256: all 64 digits; None if they are not known.
+    pooch tries three times, and compares the sha256 before the file gets its name.
 
     Raises:
         Unreachable: there is no answer, or no such file.
-        UserError: the file has another sha256 or is too long, the server redirects to an address
-            that is not allowed, or the file cannot be written.
+        UserError: the file has another sha256, is too long or cannot be written, or the server
+            redirects to an address that is not allowed.
     """
     pooch = require("pooch", "a download")
     from requests import RequestException

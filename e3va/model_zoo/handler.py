@@ -5,7 +5,7 @@ from typing import IO, Any
 from iopath.common.file_io import PathHandler, PathManager, g_pathmgr
 
 from ..utils.errors import UserError
-from .resolve import exists, find_place, local_path
+from .resolve import find_place, local_path
 from .rows import SCHEME
 
 
@@ -30,14 +30,20 @@ class E3VAPathHandler(PathHandler):
         return open(local, mode, buffering, **kwargs)
 
     def _exists(self, path: str, **kwargs: Any) -> bool:
-        self._check_kwargs(kwargs)
-        return exists(path)
+        return self._is(path, (True, False), **kwargs)
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return self._exists(path, **kwargs) and not find_place(path).is_folder
+        return self._is(path, (False,), **kwargs)
 
     def _isdir(self, path: str, **kwargs: Any) -> bool:
-        return self._exists(path, **kwargs) and find_place(path).is_folder
+        return self._is(path, (True,), **kwargs)
+
+    def _is(self, path: str, folder: tuple[bool, ...], **kwargs: Any) -> bool:
+        self._check_kwargs(kwargs)
+        try:
+            return find_place(path).is_folder in folder
+        except UserError:
+            return False
 
     def _ls(self, path: str, **kwargs: Any) -> list[str]:
         self._check_kwargs(kwargs)

@@ -23,13 +23,9 @@ def full_checkpoint(row: AdapterRow, force: bool = False) -> Path:
     It lies in the cache, and is made again when the adapter, the trunk, this library's version or
     the file itself has changed.
 
-    Args:
-        row: an adapter of Detectron2.
-        force: whether to download the adapter and the trunk again.
-
     Raises:
-        UserError: the adapter is one of torchvision; the adapter or its trunk cannot be downloaded;
-            the trunk is not the one that the adapter was trained on.
+        UserError: the adapter is one of torchvision; it cannot be downloaded, or its trunk cannot;
+            the trunk is not the one that it was trained on.
     """
     trunk = find_row(row.trunk)
     if not isinstance(trunk, TrunkRow):

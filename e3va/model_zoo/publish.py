@@ -4,9 +4,8 @@ import contextlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from .rows import (
     TRUNKS,
     Table,
     TrunkRow,
+    ZooFile,
     is_name,
     is_web_address,
     parse_table,
@@ -35,15 +35,8 @@ from .rows import (
 from .store import ASSETS
 
 
-@dataclass(frozen=True)
-class Published:
-    """What :func:`publish` wrote.
-
-    Attributes:
-        folder: the adapter's folder.
-        table: the table's file.
-        row: the adapter's row in it.
-    """
+class Published(NamedTuple):
+    """The adapter's folder, the table's file, and the adapter's row in it."""
 
     folder: Path
     table: Path
@@ -98,7 +91,7 @@ def publish(
             _check_name(name, trunks, {**known.adapters, **packaged().adapters}, replace)
             trunk_name = _trunk_name(trained[1], trunk, trunks)
             new = {} if trunk_name else _trunk_row(trained[1], Path(trunk), url)
-            _check_trunk(trained, [Path(trunk)] if new else _places(trunks[trunk_name], to))
+            _check_trunk(trained, Path(trunk) if new else _find(trunks[trunk_name].file, to))
             if new:
                 trunk_name = Path(trunk).stem
                 _copy(Path(trunk), to / new["file"])
@@ -169,19 +162,17 @@ def _trunk_row(config: AdapterConfig, path: Path, url: str) -> dict[str, Any]:
     return {**row, "url": f"{url}/{row['file']}"} if url else row
 
 
-def _places(row: TrunkRow, to: Path) -> list[Path]:
-    if row.file.asset:
-        return [ASSETS / row.file.asset]
-    return [to / row.file.path, cache_root() / row.file.path]
+def _find(file: ZooFile, to: Path) -> Path | None:
+    places = (to / file.path, cache_root() / file.path)
+    places = (ASSETS / file.asset,) if file.asset else places
+    return next((place for place in places if place.is_file()), None)
 
 
-def _check_trunk(trained: tuple[dict[str, Tensor], AdapterConfig], places: list[Path]) -> None:
-    """Compare the trunk with the training's, if its file is in one of the places."""
-    for place in places:
-        if place.is_file():
-            merge(*trained, model_state(load_file(place), str(place)), str(place))
-            return
-    say(f"{places[-1].name} is not on this machine: it was not compared with the training's trunk")
+def _check_trunk(trained: tuple[dict[str, Tensor], AdapterConfig], file: Path | None) -> None:
+    if file:
+        merge(*trained, model_state(load_file(file), str(file)), str(file))
+    else:
+        say("the trunk is not on this machine, so it was not compared with the training's")
 
 
 def _adapter_row(config: AdapterConfig, trunk: str, url: str) -> dict[str, Any]:

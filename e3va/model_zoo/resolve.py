@@ -99,12 +99,3 @@ def local_path(address: str, force: bool = False, refresh: bool = False) -> Path
     named = tuple(file for file in place.row.files if Path(file.path).name == place.name)
     paths = local_files(named or place.row.files, force)
     return paths[0].parent if place.is_folder else paths[0]
-
-
-def exists(address: str) -> bool:
-    """Return whether an address stands for something; download nothing."""
-    try:
-        find_place(address)
-    except UserError:
-        return False
-    return True

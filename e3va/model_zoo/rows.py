@@ -21,8 +21,6 @@ TRUNKS, ADAPTERS = "trunks", "adapters"
 TRUNK_SUFFIXES = (".pth", ".safetensors")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
-_NAME_RULE = "expected letters, digits, '_', '-' and single dots"
-_TEXT_LIMIT = 500
 
 
 @dataclass(frozen=True)
@@ -61,14 +59,7 @@ class ZooFile:
 
 @dataclass(frozen=True)
 class TrunkRow:
-    """A pretrained Swin.
-
-    Attributes:
-        name: name in the zoo.
-        preset: key of :data:`e3va.PRESETS`.
-        pretraining: text for people.
-        file: weights file.
-    """
+    """A pretrained Swin; ``preset`` is a key of :data:`e3va.PRESETS`."""
 
     name: str
     preset: str
@@ -79,11 +70,6 @@ class TrunkRow:
     def files(self) -> tuple[ZooFile, ...]:
         """All files."""
         return (self.file,)
-
-    @property
-    def address(self) -> str:
-        """``e3va://trunks/NAME``."""
-        return f"{SCHEME}{TRUNKS}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -146,6 +132,44 @@ def is_web_address(text: str) -> bool:
     return plain and parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
+def _text(holds: Callable[[str], Any]) -> Callable[[Any], Any]:
+    return lambda value: isinstance(value, str) and holds(value)
+
+
+# What a value must be, as a text and as a test. Control characters could command the terminal.
+_LINE = "a line of printable text", _text(lambda v: v.isprintable() and len(v) <= 500)
+_PART = (
+    "letters, digits, '_', '-' and single dots",
+    _text(lambda v: is_name(v) and v not in (TRUNKS, ADAPTERS)),
+)
+_TRUNK_FILE = (
+    f"trunks/NAME{' or '.join(TRUNK_SUFFIXES)}",
+    _text(lambda v: v[:7] == "trunks/" and is_name(v[7:]) and v.endswith(TRUNK_SUFFIXES)),
+)
+_SHA256 = "64 hexadecimal digits in lower case", _text(re.compile("[0-9a-f]{64}").fullmatch)
+_PREFIX = "6 to 63 hexadecimal digits in lower case", _text(re.compile("[0-9a-f]{6,63}").fullmatch)
+_URL = "an http or https address", _text(is_web_address)
+_ASSET = "a path below the package's assets", _text(lambda v: all(map(is_name, v.split("/"))))
+_NO_ASSET = "no asset outside the library's own table", lambda v: False
+_SIZE = f"a whole number up to {SIZE_CAP}", lambda v: type(v) is int and 0 < v <= SIZE_CAP
+_NUMBER = "a finite number", lambda v: type(v) in (int, float) and -1e12 < v < 1e12
+_LIST = "a list", lambda v: isinstance(v, list)
+_OBJECT = "a JSON object", lambda v: isinstance(v, dict)
+_FILES = " and ".join(ADAPTER_FILES), lambda v: isinstance(v, dict) and v.keys() == {*ADAPTER_FILES}
+_ENTRY = "size and sha256", lambda v: isinstance(v, dict) and v.keys() == {"size", "sha256"}
+
+
+def _check(value: Any, key: str, rule: tuple[str, Callable[[Any], Any]]) -> Any:
+    expected, holds = rule
+    if not holds(value):
+        raise ValueError(f"{key} {str(value)[:80]!r}: expected {expected}")
+    return value
+
+
+def _optional(row: Mapping[str, Any], key: str, rule: tuple, default: Any = "") -> Any:
+    return default if row.get(key) is None else _check(row[key], key, rule)
+
+
 def parse_table(text: str | bytes, source: str, packaged: bool = False) -> Table:
     """Read and check a ``zoo.json``, which anybody may have written.
 
@@ -169,136 +193,65 @@ def parse_table(text: str | bytes, source: str, packaged: bool = False) -> Table
             f"{source} has format {str(version)[:40]!r}: this e3va reads format {FORMAT}; "
             "update e3va"
         )
-    table = Table(
-        _rows(data, TRUNKS, _trunk, source, packaged),
-        _rows(data, ADAPTERS, _adapter, source, packaged),
-    )
-    twice = table.trunks.keys() & table.adapters.keys()
-    if twice:
-        raise UserError(f"{source}: {min(twice)!r} is the name of a trunk and of an adapter")
-    owners: dict[str, str] = {}
-    for row in table.trunks.values():
-        other = owners.setdefault(row.file.path, row.name)
-        if other != row.name:
-            raise UserError(f"{source}: {other!r} and {row.name!r} have one file, {row.file.path}")
-    return table
-
-
-def _rows(
-    data: dict[str, Any], section: str, read: Callable, source: str, packaged: bool
-) -> dict[str, Any]:
-    rows = data.get(section, {})
-    if not isinstance(rows, dict):
-        raise UserError(f"{source}: {section!r} must be a JSON object of rows by name")
-    found = {}
-    for name, row in rows.items():
+    found: dict[str, dict] = {TRUNKS: {}, ADAPTERS: {}}
+    for section, read in ((TRUNKS, _trunk), (ADAPTERS, _adapter)):
+        where = f"{source}, {section[:-1]}"
         try:
-            _require(is_name(name) and name not in (TRUNKS, ADAPTERS), "name", name, _NAME_RULE)
-            _require(isinstance(row, dict), "row", row, "expected a JSON object")
-            rule = "only the library's own table may name an asset"
-            _require(packaged or "asset" not in row, "asset", row.get("asset"), rule)
-            found[name] = read(name, row)
+            rows = _optional(data, section, _OBJECT, {})
+            for name, row in rows.items():
+                where = f"{source}, {section[:-1]} {name[:80]!r}"
+                _check(name, "name", _PART)
+                _optional(_check(row, "row", _OBJECT), "asset", _ASSET if packaged else _NO_ASSET)
+                found[section][name] = read(name, row)
         except KeyError as error:
-            raise UserError(f"{source}, {section[:-1]} {name[:80]!r}: {error} is missing") from None
+            raise UserError(f"{where}: {error} is missing") from None
         except ValueError as error:
-            raise UserError(f"{source}, {section[:-1]} {name[:80]!r}: {error}") from None
-    return found
-
-
-def _require(condition: bool, key: str, value: Any, rule: str) -> None:
-    if not condition:
-        raise ValueError(f"{key} {str(value)[:80]!r}: {rule}")
+            raise UserError(f"{where}: {error}") from None
+    owners: dict[str, TrunkRow | AdapterRow] = {}
+    for row in (*found[TRUNKS].values(), *found[ADAPTERS].values()):
+        for key in (row.name, row.files[0].path):
+            other = owners.setdefault(key, row)
+            if other is not row:
+                raise UserError(f"{source}: {other.name!r} and {row.name!r} both have {key}")
+    return Table(**found)
 
 
 def _trunk(name: str, row: Mapping[str, Any]) -> TrunkRow:
-    path = _text(row, "file")
-    folder, _, base = path.rpartition("/")
-    plain = folder == TRUNKS and is_name(base) and base.endswith(TRUNK_SUFFIXES)
-    _require(plain, "file", path, f"expected trunks/NAME{' or '.join(TRUNK_SUFFIXES)}")
-    digits = _hex(row, "sha256", 64, 64) or _hex(row, "sha256_prefix", 6, 63)
-    file = ZooFile(path, _size(row), digits, _url(row), _asset(row))
-    return TrunkRow(name, _text(row, "preset"), _text(row, "pretraining"), file)
+    digits, prefix = _optional(row, "sha256", _SHA256), _optional(row, "sha256_prefix", _PREFIX)
+    file = ZooFile(
+        _check(row["file"], "file", _TRUNK_FILE),
+        _optional(row, "size", _SIZE, None),
+        digits or prefix,
+        _optional(row, "url", _URL),
+        row.get("asset") or "",
+    )
+    preset, pretraining = (_check(row[key], key, _LINE) for key in ("preset", "pretraining"))
+    return TrunkRow(name, preset, pretraining, file)
 
 
 def _adapter(name: str, row: Mapping[str, Any]) -> AdapterRow:
-    entries, trunk = row["files"], _text(row, "trunk")
-    both = isinstance(entries, dict) and set(entries) == set(ADAPTER_FILES)
-    _require(both, "files", entries, f"expected {' and '.join(ADAPTER_FILES)}")
-    url, asset = _url(row), _asset(row)
-    files = []
-    for base in ADAPTER_FILES:
-        entry = entries[base]
-        known = isinstance(entry, dict) and set(entry) == {"size", "sha256"}
-        _require(known and None not in entry.values(), base, entry, "expected size and sha256")
-        files.append(
-            ZooFile(
-                f"{ADAPTERS}/{name}/{base}",
-                _size(entry),
-                _hex(entry, "sha256", 64, 64),
-                url and f"{url.rstrip('/')}/{base}",
-                asset and f"{asset}/{base}",
-            )
+    entries = _check(row["files"], "files", _FILES)
+    url, asset = _optional(row, "url", _URL).rstrip("/"), row.get("asset")
+    files = tuple(
+        ZooFile(
+            f"{ADAPTERS}/{name}/{base}",
+            _check(_check(entries[base], base, _ENTRY)["size"], "size", _SIZE),
+            _check(entries[base]["sha256"], "sha256", _SHA256),
+            url and f"{url}/{base}",
+            f"{asset}/{base}" if asset else "",
         )
-    _require(is_name(trunk), "trunk", trunk, "expected the name of a trunk")
-    classes, scores = row.get("classes", []), row.get("scores", {})
-    _require(isinstance(classes, list), "classes", classes, "expected a list")
-    _require(isinstance(scores, dict), "scores", scores, "expected a JSON object")
-    for value in scores.values():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        _require(number and -1e12 < value < 1e12, "score", value, "expected a finite number")
+        for base in ADAPTER_FILES
+    )
     return AdapterRow(
         name,
-        _text(row, "framework", ""),
-        _text(row, "config", ""),
-        trunk,
-        tuple(files),
-        tuple(_printable(text, "class") for text in classes),
-        _text(row, "trained_on", ""),
-        {_printable(key, "score"): float(value) for key, value in scores.items()},
+        _optional(row, "framework", _LINE),
+        _optional(row, "config", _LINE),
+        _check(row["trunk"], "trunk", _PART),
+        files,
+        tuple(_check(text, "class", _LINE) for text in _optional(row, "classes", _LIST, [])),
+        _optional(row, "trained_on", _LINE),
+        {
+            _check(key, "score", _LINE): float(_check(value, "score", _NUMBER))
+            for key, value in _optional(row, "scores", _OBJECT, {}).items()
+        },
     )
-
-
-def _text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    return _printable(row[key] if default is None else row.get(key, default), key)
-
-
-def _printable(value: Any, key: str) -> str:
-    # Control characters would command the terminal that prints them.
-    fine = isinstance(value, str) and value.isprintable() and len(value) <= _TEXT_LIMIT
-    _require(fine, key, value, "expected a line of printable text")
-    return value
-
-
-def _size(row: Mapping[str, Any]) -> int | None:
-    value = row.get("size")
-    if value is not None:
-        whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= SIZE_CAP
-        _require(whole, "size", value, f"expected a whole number of bytes up to {SIZE_CAP}")
-    return value
-
-
-def _hex(row: Mapping[str, Any], key: str, least: int, most: int) -> str:
-    value = row.get(key)
-    if value is None:
-        return ""
-    fine = isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{least},{most}}}", value)
-    _require(bool(fine), key, value, f"expected {most} hexadecimal digits at most, in lower case")
-    return value
-
-
-def _url(row: Mapping[str, Any]) -> str:
-    value = row.get("url")
-    if value is None:
-        return ""
-    fine = isinstance(value, str) and is_web_address(value)
-    _require(fine, "url", value, "expected an http or https address")
-    return value
-
-
-def _asset(row: Mapping[str, Any]) -> str:
-    value = row.get("asset")
-    if value is None:
-        return ""
-    fine = isinstance(value, str) and all(map(is_name, value.split("/")))
-    _require(fine, "asset", value, "expected a path below the package's assets")
-    return value

@@ -14,11 +14,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 
 def local_files(files: Sequence[ZooFile], force: bool = False) -> list[Path]:
-    """Return checked files on this machine, which lie in one folder; download those that are not.
-
-    Args:
-        files: a trunk's file, or all files of an adapter.
-        force: whether to download files again that are in the cache.
+    """Return checked files in one folder on this machine; download those that are missing.
 
     Raises:
         UserError: a file cannot be downloaded, or is not the one that the table describes.
@@ -32,10 +28,7 @@ def local_files(files: Sequence[ZooFile], force: bool = False) -> list[Path]:
 
 
 def where(files: Sequence[ZooFile]) -> str:
-    """Return where files are on this machine, as a word for people; ``""`` if one is missing.
-
-    The files are not checked.
-    """
+    """Return where unchecked files are, as a word for people; ``""`` if one is missing."""
     if files[0].asset:
         return "with e3va"
     folder = mirror()

@@ -13,22 +13,6 @@ from .resolve import local_path
 from .rows import SCHEME
 
 
-def trunk_path(name: str) -> Path:
-    """Return the path of a file with pretrained weights.
-
-    Args:
-        name: ``"demo"``, an ``e3va://`` address, a file's path, or the name of a trunk of the zoo (a
-            file of that name comes first).
-
-    Raises:
-        UserError: the zoo has nothing of that name.
-    """
-    if name == DEMO:
-        return DEMO_FILE
-    address = name if name.startswith(SCHEME) else as_address(name)
-    return local_path(address) if address else Path(name).expanduser()
-
-
 def as_address(name: str) -> str | None:
     """Return the address of the trunk with this name or file name; None if it means a file."""
     path = Path(name).expanduser()
@@ -44,12 +28,16 @@ def read_trunk_file(name: str) -> tuple[dict[str, Tensor], str]:
     """Return the state dict in a file of pretrained weights, and the file's path for messages.
 
     Args:
-        name: see :func:`trunk_path`.
+        name: ``"demo"``, an ``e3va://`` address, a file's path, or the name of a trunk of the zoo
+            (a file of that name comes first).
 
     Raises:
         UserError: there is no such file, or it is broken.
     """
-    path = trunk_path(name)
+    address = name if name.startswith(SCHEME) else None if name == DEMO else as_address(name)
+    path = (
+        local_path(address) if address else DEMO_FILE if name == DEMO else Path(name).expanduser()
+    )
     return model_state(load_file(path), str(path)), str(path)
 
 
@@ -60,7 +48,7 @@ def find_trunk_of(
 
     Args:
         config: the adapter's description.
-        given: the trunk in the user's words, see :func:`trunk_path`; None to search for it.
+        given: the trunk in the user's words, see :func:`read_trunk_file`; None to search for it.
         near: the adapter's folder; it and the folder above it are searched, then the current one.
 
     Returns:
