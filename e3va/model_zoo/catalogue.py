@@ -49,15 +49,11 @@ def packaged() -> Table:
 def table(refresh: bool = True) -> Table:
     """Return all rows: the library's own and the mirror's.
 
-    Of two rows with the same name or file the library's own counts, so a mirror cannot change a
-    known sha256.
+    Of two rows with one name or file the library's own counts, so a mirror cannot change a sha256.
 
     Args:
-        refresh: whether to download a web mirror's table even if the cache has a copy; the copy
-            serves if the mirror cannot be reached.
-
-    Raises:
-        UserError: the mirror's table breaks a rule.
+        refresh: whether to download a web mirror's table even if the cache has a copy. If the
+            mirror cannot be reached, the copy is used.
     """
     own, other = packaged(), _mirror_table(refresh)
     names = {*own.trunks, *own.adapters, *(row.file.path for row in own.trunks.values())}
@@ -115,12 +111,9 @@ def _tables(refresh: bool) -> Iterator[Table]:
 
 
 def find_row(name: str, refresh: bool = False) -> TrunkRow | AdapterRow:
-    """Return the row of a trunk or an adapter.
+    """Return the row of a trunk or an adapter, by its name or by the name of the trunk's file.
 
-    Args:
-        name: its name, or the name of a trunk's file.
-        refresh: see :func:`table`. A web mirror's table is also downloaded for a name that is in
-            no table on this machine.
+    A web mirror's table is downloaded to ``refresh`` it, or if no table here has the name.
 
     Raises:
         UserError: there is none; the text has the nearest names.
@@ -136,10 +129,6 @@ def find_row(name: str, refresh: bool = False) -> TrunkRow | AdapterRow:
 
 
 def find_trunk_name(name: str) -> str | None:
-    """Return the name of the trunk with this name or file name; None if the zoo has none.
-
-    Raises:
-        UserError: the mirror's table breaks a rule.
-    """
+    """Return the name of the trunk with this name or file name; None if the zoo has none."""
     rows = (known.find(name) for known in _tables(refresh=False))
     return next((row.name for row in rows if isinstance(row, TrunkRow)), None)

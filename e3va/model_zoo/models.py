@@ -41,10 +41,7 @@ def get_config_file(config_path: str) -> str:
 
 
 def trained_row(config_path: str) -> AdapterRow:
-    """Return the published adapter that was trained with a config.
-
-    Args:
-        config_path: see :func:`get_config_file`; a ``.yaml`` config stands for its ``.py`` twin.
+    """Return the published adapter that was trained with a config, or with its YAML twin.
 
     Raises:
         UserError: no such config; nobody has published an adapter for it, or several have.
@@ -69,10 +66,7 @@ def trained_row(config_path: str) -> AdapterRow:
 
 
 def find_adapter_row(name: str) -> AdapterRow:
-    """Return the row of a published adapter.
-
-    Args:
-        name: its name or its address.
+    """Return the row of a published adapter by its name or address.
 
     Raises:
         UserError: there is none, or it is the name of a trunk.
@@ -89,20 +83,13 @@ def address_of(row: AdapterRow) -> str:
 
 
 def description_of(row: AdapterRow) -> AdapterConfig:
-    """Return the adapter's description; download only its ``adapter_config.json``.
-
-    Raises:
-        UserError: it cannot be downloaded, or is broken.
-    """
+    """Return the adapter's description; download only its ``adapter_config.json``."""
     file = local_path(f"{row.address}/{CONFIG_FILE}")
     return AdapterConfig.from_dict(json.loads(file.read_text(encoding="utf-8")), str(file))
 
 
 def get_checkpoint_url(config_path: str) -> str:
     """Return the address of the checkpoint that was trained with a config.
-
-    Args:
-        config_path: see :func:`get_config_file`.
 
     Raises:
         UserError: no such config; nobody has published an adapter for it, or several have.

@@ -16,22 +16,9 @@ from ..utils.atomic import atomic_open
 from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
 from ..weights.loading import DEMO, DEMO_FILE
+from . import rows
 from .cache import cache_root, locked, say, sha256_of
 from .catalogue import TABLE_FILE, packaged
-from .rows import (
-    ADAPTER_FILES,
-    ADAPTERS,
-    FORMAT,
-    SCHEME,
-    TRUNK_SUFFIXES,
-    TRUNKS,
-    Table,
-    TrunkRow,
-    ZooFile,
-    is_name,
-    is_web_address,
-    parse_table,
-)
 from .store import ASSETS
 
 
@@ -71,18 +58,18 @@ def publish(
             zoo does not have, or another trunk than the training's. Nothing is written then.
     """
     output, to = Path(output), Path(to)
-    if not is_name(name) or name in (TRUNKS, ADAPTERS):
+    if not rows.is_name(name) or name in (rows.TRUNKS, rows.ADAPTERS):
         raise UserError(f"--name {name!r}: expected letters, digits, '_', '-' and single dots")
-    if url and not is_web_address(url):
+    if url and not rows.is_web_address(url):
         raise UserError(f"--url {url!r}: expected an http or https address")
-    missing = [base for base in ADAPTER_FILES if not (output / base).is_file()]
+    missing = [base for base in rows.ADAPTER_FILES if not (output / base).is_file()]
     if missing:
         raise UserError(
             f"{output} has no {' and no '.join(missing)}: expected the output folder of a finished "
             "training, which writes both at its end; continue the training with --resume"
         )
     trained = read_adapter(output)
-    folder, url = to / ADAPTERS / name, url.rstrip("/")
+    folder, url = to / rows.ADAPTERS / name, url.rstrip("/")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(to / TABLE_FILE):
@@ -95,12 +82,14 @@ def publish(
             if new:
                 trunk_name = Path(trunk).stem
                 _copy(Path(trunk), to / new["file"])
-                data.setdefault(TRUNKS, {})[trunk_name] = new
-            row = _adapter_row(trained[1], trunk_name, url and f"{url}/{ADAPTERS}/{name}")
-            row["files"] = {base: _copy(output / base, folder / base) for base in ADAPTER_FILES}
-            data.setdefault(ADAPTERS, {})[name] = row
+                data.setdefault(rows.TRUNKS, {})[trunk_name] = new
+            row = _adapter_row(trained[1], trunk_name, url and f"{url}/{rows.ADAPTERS}/{name}")
+            row["files"] = {
+                base: _copy(output / base, folder / base) for base in rows.ADAPTER_FILES
+            }
+            data.setdefault(rows.ADAPTERS, {})[name] = row
             text = json.dumps(data, indent=2, ensure_ascii=False)
-            parse_table(text, f"the row of {name}")
+            rows.parse_table(text, f"the row of {name}")
             with atomic_open(to / TABLE_FILE) as file:
                 file.write(text.encode() + b"\n")
     except OSError as error:
@@ -112,11 +101,11 @@ def publish(
     return Published(folder, to / TABLE_FILE, row)
 
 
-def _read_table(file: Path) -> tuple[dict[str, Any], Table]:
+def _read_table(file: Path) -> tuple[dict[str, Any], rows.Table]:
     if not file.is_file():
-        return {"format": FORMAT}, Table()
+        return {"format": rows.FORMAT}, rows.Table()
     text = file.read_bytes()
-    return json.loads(text), parse_table(text, str(file))
+    return json.loads(text), rows.parse_table(text, str(file))
 
 
 def _check_name(name: str, trunks: dict, adapters: dict, replace: bool) -> None:
@@ -129,13 +118,15 @@ def _check_name(name: str, trunks: dict, adapters: dict, replace: bool) -> None:
         )
 
 
-def _trunk_name(config: AdapterConfig, given: str, trunks: dict[str, TrunkRow]) -> str | None:
+def _trunk_name(config: AdapterConfig, given: str, trunks: dict[str, rows.TrunkRow]) -> str | None:
     """Return the trunk's name in the zoo; None if ``given`` is a file to publish.
 
     Raises:
         UserError: it is neither.
     """
-    source = (given or config.trunk.source).removeprefix(SCHEME).removeprefix(f"{TRUNKS}/")
+    source = (
+        (given or config.trunk.source).removeprefix(rows.SCHEME).removeprefix(f"{rows.TRUNKS}/")
+    )
     if source == DEMO:
         return DEMO_FILE.stem
     base = Path(source).name
@@ -150,19 +141,21 @@ def _trunk_name(config: AdapterConfig, given: str, trunks: dict[str, TrunkRow]) 
 
 
 def _trunk_row(config: AdapterConfig, path: Path, url: str) -> dict[str, Any]:
-    if not is_name(path.name) or path.suffix not in TRUNK_SUFFIXES:
-        raise UserError(f"--trunk {path}: expected a file NAME{' or NAME'.join(TRUNK_SUFFIXES)}")
+    if not rows.is_name(path.name) or path.suffix not in rows.TRUNK_SUFFIXES:
+        raise UserError(
+            f"--trunk {path}: expected a file NAME{' or NAME'.join(rows.TRUNK_SUFFIXES)}"
+        )
     row = {
         "preset": preset_name(config.backbone.preset) or str(config.backbone.preset),
         "pretraining": "the publisher's own",
-        "file": f"{TRUNKS}/{path.name}",
+        "file": f"{rows.TRUNKS}/{path.name}",
         "size": path.stat().st_size,
         "sha256": sha256_of(path),
     }
     return {**row, "url": f"{url}/{row['file']}"} if url else row
 
 
-def _find(file: ZooFile, to: Path) -> Path | None:
+def _find(file: rows.ZooFile, to: Path) -> Path | None:
     places = (to / file.path, cache_root() / file.path)
     places = (ASSETS / file.asset,) if file.asset else places
     return next((place for place in places if place.is_file()), None)
@@ -181,6 +174,7 @@ def _adapter_row(config: AdapterConfig, trunk: str, url: str) -> dict[str, Any]:
         # A Detectron2 config's path, or the kind of a torchvision model.
         "config": str(config.model.get("config") or config.model.get("model") or ""),
         "trunk": trunk,
+        "files": {},
         "classes": list(config.classes),
         "trained_on": config.trained_on,
         "scores": config.scores,

@@ -63,12 +63,10 @@ def find_place(address: str, refresh: bool = False) -> Place:
     section = parts.pop(0) if parts[0] in (TRUNKS, ADAPTERS) else ""
     row = find_row(parts[0], refresh)
     kind = TRUNKS if isinstance(row, TrunkRow) else ADAPTERS
-    if section not in ("", kind):
-        raise UserError(f"{address!r}: {parts[0]!r} is under {kind}, use e3va://{parts[0]}")
-    place, name = Place(row), "/".join(parts[1:])
-    if name and (kind == TRUNKS or name not in place.below()):
-        expected = ": it is a file" if kind == TRUNKS else f": expected {', '.join(place.below())}"
-        raise UserError(f"{address!r}: {row.name} has no {name!r}{expected}")
+    name, names = "/".join(parts[1:]), Place(row).below() if kind == ADAPTERS else []
+    if section not in ("", kind) or name not in ("", *names):
+        files = f", which has the files {', '.join(names)}" if names else ""
+        raise UserError(f"{address!r}: expected e3va://{kind}/{parts[0]}{files}")
     return Place(row, name)
 
 

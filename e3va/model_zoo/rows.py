@@ -171,12 +171,9 @@ def _optional(row: Mapping[str, Any], key: str, rule: tuple, default: Any = "") 
 
 
 def parse_table(text: str | bytes, source: str, packaged: bool = False) -> Table:
-    """Read and check a ``zoo.json``, which anybody may have written.
+    """Read and check a ``zoo.json``, which anybody may have written; ``source`` is its name.
 
-    Args:
-        text: contents of the file.
-        source: name of the file, for errors.
-        packaged: whether it is the library's own, which may have files in the package.
+    Only the library's own table, the ``packaged`` one, may have files in the package.
 
     Raises:
         UserError: it is no table of a format that this version reads, or a row breaks a rule.

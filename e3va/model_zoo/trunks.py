@@ -34,10 +34,11 @@ def read_trunk_file(name: str) -> tuple[dict[str, Tensor], str]:
     Raises:
         UserError: there is no such file, or it is broken.
     """
-    address = name if name.startswith(SCHEME) else None if name == DEMO else as_address(name)
-    path = (
-        local_path(address) if address else DEMO_FILE if name == DEMO else Path(name).expanduser()
-    )
+    if name == DEMO:
+        path = DEMO_FILE
+    else:
+        address = name if name.startswith(SCHEME) else as_address(name)
+        path = local_path(address) if address else Path(name).expanduser()
     return model_state(load_file(path), str(path)), str(path)
 
 
