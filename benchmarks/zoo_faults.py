@@ -165,9 +165,7 @@ def misuse(user: User) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--output", type=Path, help="folder for a file with what is printed; default: no file"
-    )
+    parser.add_argument("--output", type=Path, help="folder for a copy of what is printed")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         user = User(Path(folder).resolve())

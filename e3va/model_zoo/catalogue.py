@@ -20,10 +20,7 @@ _TABLE_CAP = 8 << 20  # bytes
 
 
 def mirror() -> Path | str | None:
-    """Return the mirror in the environment variable ``E3VA_ZOO``.
-
-    Returns:
-        a path for a folder, a text for a web address, None if the variable is not set.
+    """Return the mirror in ``E3VA_ZOO``: a folder's path, or a web address; None if it is not set.
 
     Raises:
         UserError: it is neither an existing folder nor an http or https address.

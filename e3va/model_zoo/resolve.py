@@ -16,8 +16,7 @@ class Place:
 
     Attributes:
         row: trunk or adapter; None for a listing.
-        name: name of the adapter's file; name of the listing (``"trunks"``, ``"adapters"``, ``""``
-            for the zoo's root); ``""`` for a trunk's file and for an adapter's folder.
+        name: name of the adapter's file or of the listing; else ``""``.
     """
 
     row: TrunkRow | AdapterRow | None

@@ -44,9 +44,7 @@ def _checked(file: ZooFile, path: Path, advice: str) -> Path:
         raise UserError(f"{path} is missing: {advice}")
     problem = file.problem(path)
     if problem:
-        raise UserError(
-            f"{path} has {problem}: it is not the file that the zoo's table describes; {advice}"
-        )
+        raise UserError(f"{path} has {problem}: not the file of the zoo's table; {advice}")
     # Other programs, which may get the path, unpickle files without a check.
     if path.suffix == ".pth":
         load_file(path)
