@@ -1,14 +1,13 @@
-"""What a user of a zoo sees when its server is slow, cuts connections, sends wrong files, is gone.
+"""Show what a user sees when a zoo's server is slow, cuts connections, sends wrong files, is gone.
 
     python benchmarks/zoo_faults.py [--output benchmarks/results/zoo]
 
-Publishes a small adapter into a folder, which is a zoo at once; then serves that folder on
-loopback, with faults, and gets the adapter from there. Prints each command with its output and exit
-status, and what the server sent. "." is the temporary folder in which it happens.
+The script publishes a small adapter into a folder, serves this folder on loopback with faults, and
+downloads the adapter from there. It prints each command with its output and exit status, and what
+the server sent. "." is the temporary folder of the run.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -31,15 +30,15 @@ from e3va.weights.checkpoint import load_file, model_state
 from e3va.weights.loading import load_trunk
 
 SLOW = {"pause": 0.005}
-# What happens, the faults of the next answers with the weights, the cache that the user has.
+# Description, faults of the next answers with the weights, the user's cache folder.
 CASES = (
     ("slow, and cut twice", [SLOW | {"cut": 30_000}, SLOW | {"cut": 60_000}, SLOW], "cache"),
     ("cached: checked, not downloaded", [], "cache"),
     ("one bit of the cached file is flipped", [], "cache"),
-    ("a wrong file of the right size", [{"wrong": True}], "second"),
+    ("a wrong file of the right size", [{"wrong": True}] * 3, "second"),
     ("then the right one", [], "second"),
-    ("a file longer than the zoo's table says", [{"longer": True}], "third"),
-    ("the server is gone, the files are cached", [], "cache"),
+    ("a file longer than in the zoo's table", [{"longer": True}], "third"),
+    ("the server is gone, the files are in the cache", [], "cache"),
     ("the server is gone, the files are not here", [], "third"),
 )
 MISUSE = ("e3va://adapters/../../../etc/passwd", "swin_tiny_patch4_window7_225")
@@ -63,20 +62,15 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.faults.pop(0) if self.faults and path.name == MODEL_FILE else {}
         body = path.read_bytes() * (500 if "longer" in fault else 1)
         body = bytes(len(body)) if "wrong" in fault else body
-        asked = self.headers.get("Range")
-        start = int(re.search(r"\d+", asked)[0]) if asked else 0
-        self.send_response(206 if asked else 200)
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        if asked:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.send_response(200)
         if "longer" not in fault:
-            self.send_header("Content-Length", str(len(body) - start))
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        sent = self.send(body[start : fault.get("cut", len(body))], fault.get("pause", 0))
-        self.sent.append(f"    server: {self.path}{' ' + asked if asked else ''}: {sent} bytes")
+        sent = self.send(body[: fault.get("cut")], fault.get("pause", 0))
+        self.sent.append(f"    server: {self.path}: {sent} bytes")
 
     def send(self, body: bytes, pause: float, chunk: int = 16384) -> int:
-        """Returns how many bytes went out before the client hung up."""
+        """Return the number of bytes that were sent before the client closed the connection."""
         for at in range(0, len(body), chunk):
             try:
                 self.wfile.write(body[at : at + chunk])
@@ -87,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class User:
-    """One who types commands in ``folder``; ``lines`` is what was seen."""
+    """A user who types commands in ``folder``; ``lines`` holds all that was printed."""
 
     def __init__(self, folder: Path):
         self.folder, self.lines = folder, []
@@ -99,10 +93,10 @@ class User:
             print(self.lines[-1], flush=True)
 
     def zoo(self, command: str, mirror: str = "", cache: str = "cache") -> None:
-        self.see(f"$ {f'E3VA_ZOO={mirror} ' if mirror else ''}python -m e3va.model_zoo {command}")
+        self.see(f"$ {f'E3VA_ZOO={mirror} ' if mirror else ''}python -m e3va zoo {command}")
         own = {"E3VA_ZOO": mirror, "FVCORE_CACHE": str(self.folder / cache)}
         done = subprocess.run(
-            [sys.executable, "-m", "e3va.model_zoo", *command.split()],
+            [sys.executable, "-m", "e3va", "zoo", *command.split()],
             cwd=self.folder,
             env={**os.environ, **own, "no_proxy": "127.0.0.1"},
             text=True,
@@ -114,7 +108,7 @@ class User:
 
 
 def train(folder: Path) -> None:
-    """The output of a finished training over the trunk that comes with the library."""
+    """Write the output of a finished training over the trunk that comes with the library."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"backbone": E3VABackbone("swin_micro"), "head": nn.Linear(192, 4)})
     file = str(local_path("e3va://swin_micro"))
@@ -123,7 +117,7 @@ def train(folder: Path) -> None:
 
 
 def publish(user: User) -> None:
-    """A folder with a finished training, and one without, are published."""
+    """Publish a finished training and try to publish an unfinished one."""
     train(user.folder / "output")
     (user.folder / "unfinished").mkdir()
     user.see("", "## A finished training is published into a folder, which is a zoo at once", "")
@@ -140,7 +134,7 @@ def flip_a_bit(file: Path) -> None:
 
 
 def serve(user: User) -> None:
-    """The folder behind a web server, with the faults of ``CASES``."""
+    """Download from a web server with the faults of ``CASES``."""
     Handler.root = user.folder / "zoo"
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -158,7 +152,7 @@ def serve(user: User) -> None:
 
 
 def misuse(user: User) -> None:
-    """Names, and a zoo's table, that ask for what nobody should get."""
+    """Try hostile and unknown names, and a hostile table."""
     user.see("", "## What is refused", "")
     for name in MISUSE:
         user.zoo(f"get {name}")
@@ -171,7 +165,7 @@ def misuse(user: User) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="folder for what is printed; none: no file")
+    parser.add_argument("--output", type=Path, help="folder for a copy of what is printed")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         user = User(Path(folder).resolve())
@@ -179,7 +173,7 @@ def main() -> None:
             part(user)
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
-        # Markdown: what is no heading is set as it was typed and printed.
+        # Markdown: all lines but headings are code.
         text = [line if line[:2] in ("##", "") else f"    {line}" for line in user.lines]
         with atomic_open(args.output / "zoo_faults.md", "w") as file:
             file.write("Printed by `python benchmarks/zoo_faults.py`; `.` is a temporary folder.\n")

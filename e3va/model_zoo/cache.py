@@ -1,64 +1,37 @@
-"""The zoo's part of iopath's cache: where it is, how it is written, how processes take turns."""
+"""The zoo's folder in iopath's cache, and what every writer to it needs."""
 
 import contextlib
+import hashlib
 import os
-import tempfile
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from iopath.common.file_io import file_lock, get_cache_dir
+from iopath.common.file_io import file_lock
 
 from ..utils.errors import UserError
 
 
 def cache_root() -> Path:
-    """The folder, which ``FVCORE_CACHE`` moves.
-
-    Raises:
-        UserError: iopath fell back to the folder for temporary files, and others can write there.
-    """
-    folder = Path(get_cache_dir())
-    if folder == Path(tempfile.gettempdir(), "iopath_cache"):
-        _check_own(folder)
-    return folder / "e3va"
-
-
-def _check_own(folder: Path) -> None:
-    """What others can write they could give sha256 notes that fit."""
-    with writing(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = folder.stat()
-    owner = os.getuid() if hasattr(os, "getuid") else facts.st_uid  # Windows has none
-    if facts.st_uid != owner or facts.st_mode & 0o022:
-        raise UserError(
-            f"the cache would be {folder}, where others can write: set FVCORE_CACHE to a folder of "
-            "your own"
-        )
+    """Return the folder: ``e3va`` in ``FVCORE_CACHE``, by default in ``~/.torch/iopath_cache``."""
+    return Path(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")).expanduser() / "e3va"
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say in one line why a file cannot be written.
-
-    Raises:
-        UserError: the disk is full, a permission is lacking, or the like.
-    """
+    """Turn the operating system's error into a UserError of one line."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): make room or give yourself the "
+            f"{path} cannot be written ({error.strerror or error}): free some space, get write "
             "permission, or set FVCORE_CACHE to another folder"
         ) from None
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file: one process or thread makes it while the others wait.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Hold the lock of a file, so that one process or thread makes it while the others wait."""
     with contextlib.ExitStack() as stack:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,15 +39,12 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def inside(path: Path, root: Path) -> Path:
-    """``path``, checked to lie below ``root`` when all links are followed.
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    Raises:
-        UserError: it leads out of there.
-    """
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise UserError(
-            f"{path} leads out of {root}, to {path.resolve()}: put the file itself there, not a "
-            "link to it"
-        )
-    return path
+
+def say(text: str) -> None:
+    """Print a line on stderr."""
+    print(text, file=sys.stderr, flush=True)

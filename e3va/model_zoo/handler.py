@@ -1,16 +1,16 @@
-"""``e3va://`` addresses on iopath's and Detectron2's path managers."""
+"""``e3va://`` addresses for iopath's and Detectron2's path managers."""
 
 from typing import IO, Any
 
 from iopath.common.file_io import PathHandler, PathManager, g_pathmgr
 
 from ..utils.errors import UserError
-from .resolve import SCHEME, exists, find_place, local_path
+from .resolve import find_place, local_path
+from .rows import SCHEME
 
 
 class E3VAPathHandler(PathHandler):
-    """Reads the zoo's files; whatever is not in the cache is downloaded, see
-    :func:`e3va.model_zoo.local_path`."""
+    """Read-only access to the zoo's files, which are downloaded if they are not in the cache."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [SCHEME]
@@ -23,21 +23,27 @@ class E3VAPathHandler(PathHandler):
         self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
     ) -> IO[str] | IO[bytes]:
         if mode not in ("r", "rt", "rb"):
-            raise UserError(f"{path} cannot be opened with mode {mode!r}: the zoo is read alone")
+            raise UserError(f"{path} cannot be opened with mode {mode!r}: the zoo is read-only")
         local = local_path(path)
         if local.is_dir():
             raise UserError(f"{path} is a folder: add one of {', '.join(self._ls(path))}")
         return open(local, mode, buffering, **kwargs)
 
     def _exists(self, path: str, **kwargs: Any) -> bool:
-        self._check_kwargs(kwargs)
-        return exists(path)
+        return self._is(path, (True, False), **kwargs)
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return self._exists(path, **kwargs) and not find_place(path).is_folder
+        return self._is(path, (False,), **kwargs)
 
     def _isdir(self, path: str, **kwargs: Any) -> bool:
-        return self._exists(path, **kwargs) and find_place(path).is_folder
+        return self._is(path, (True,), **kwargs)
+
+    def _is(self, path: str, folder: tuple[bool, ...], **kwargs: Any) -> bool:
+        self._check_kwargs(kwargs)
+        try:
+            return find_place(path).is_folder in folder
+        except UserError:
+            return False
 
     def _ls(self, path: str, **kwargs: Any) -> list[str]:
         self._check_kwargs(kwargs)
@@ -52,7 +58,7 @@ def register(path_manager: PathManager) -> None:
     try:
         path_manager.register_handler(E3VAPathHandler(), allow_override=False)
     except KeyError:
-        return  # registered already
+        return  # it is registered already
 
 
 register(g_pathmgr)

@@ -1,89 +1,59 @@
-"""Whole checkpoints of published adapters, as Detectron2 reads them, made on demand."""
+"""Checkpoints of whole models for Detectron2, merged from a published adapter and its trunk."""
 
 import json
 from pathlib import Path
 
-import torch
-
 import e3va
 
-from ..adapter_files.description import AdapterConfig
 from ..adapter_files.files import FULL_KEY, merge, read_adapter
-from ..utils.atomic import atomic_open, save_atomically
+from ..utils.atomic import save_atomically
 from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
-from .cache import cache_root, inside, locked, writing
-from .download import Expected, sha256_of
-from .progress import say
+from .cache import cache_root, locked, say, sha256_of, writing
+from .catalogue import find_row
 from .rows import ADAPTERS, AdapterRow, TrunkRow
-from .store import local_files, with_pin
-from .table import find_row
+from .store import local_files
 
 FULL_FILE = "model_final.pth"
 
 
 def full_checkpoint(row: AdapterRow, force: bool = False) -> Path:
-    """The checkpoint of a whole model, merged from an adapter and its trunk into the cache.
+    """Return the file of the whole model's checkpoint, ``{"model": state dict, "e3va": config}``.
 
-    It is ``{"model": state dict, "e3va": description}`` and is made again when the adapter, the
-    trunk or the library has changed since, or the file itself has.
+    It lies in the cache, and is made again when the adapter, the trunk, this library's version or
+    the file itself has changed.
 
     Raises:
-        UserError: the adapter or its trunk cannot be had, or they do not belong together.
+        UserError: the adapter is one of torchvision; it cannot be downloaded, or its trunk cannot;
+            the trunk is not the one that it was trained on.
     """
     trunk = find_row(row.trunk)
     if not isinstance(trunk, TrunkRow):
-        raise UserError(f"the adapter {row.name!r} names the trunk {row.trunk!r}: it is none")
-    root = cache_root()
-    path = inside(root / ADAPTERS / row.name / FULL_FILE, root)
-    if not force and _is_current(path, row, trunk):
-        return path
+        raise UserError(f"the adapter {row.name!r} names {row.trunk!r}, which is not a trunk")
+    files = local_files(row.files, force) + local_files(trunk.files, force)
+    adapter, config = read_adapter(files[0].parent)
+    # Anchors and pooling of torchvision's models are not those of any Detectron2 config.
+    if config.framework not in ("detectron2", ""):
+        raise UserError(
+            f"the adapter {row.name!r} is one of {config.framework}, so it has no {FULL_FILE}: use "
+            f"e3va predict e3va://{row.name}, or give its folder to LazyPredictor with a config"
+        )
+    path = cache_root() / ADAPTERS / row.name / FULL_FILE
+    record = path.with_suffix(".json")
+    parts = [e3va.__version__, *map(sha256_of, files)]
     with locked(path):
-        if force or not _is_current(path, row, trunk):
-            _make(path, row, trunk, force)
+        if not _is_current(path, record, parts):
+            state = model_state(load_file(files[-1]), str(files[-1]))
+            whole = merge(adapter, config, state, str(files[-1]))
+            with writing(path):
+                save_atomically({"model": whole, FULL_KEY: config.to_dict()}, path)
+                record.write_text(json.dumps([*parts, sha256_of(path)]))
+            say(f"{row.name}: adapter and trunk {trunk.name} merged into {path}")
     return path
 
 
-def _record_path(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _inputs(row: AdapterRow, trunk: TrunkRow) -> dict[str, str | None]:
-    files = (*row.files, with_pin(trunk.file))
-    return {"e3va": e3va.__version__, "torch": torch.__version__} | {
-        file.path: file.sha256 for file in files
-    }
-
-
-def _is_current(path: Path, row: AdapterRow, trunk: TrunkRow) -> bool:
+def _is_current(path: Path, record: Path, parts: list[str]) -> bool:
     try:
-        record = json.loads(_record_path(path).read_text())
-        if record["inputs"] != _inputs(row, trunk):
-            return False
-        return not Expected(record["size"], record["sha256"]).problem(path)
-    except (OSError, ValueError, TypeError, KeyError):
-        return False  # not there, or no record of ours: made anew
-
-
-def _check_framework(row: AdapterRow, config: AdapterConfig) -> None:
-    # Its heads could be renamed, but who reads the file could not know of its anchors and pooling.
-    if config.framework not in ("detectron2", ""):
-        raise UserError(
-            f"the adapter {row.name!r} is one of the e3va command: there is no {FULL_FILE} of it; "
-            f"use e3va predict e3va://{row.name}, or give its folder to LazyPredictor with a config"
-        )
-
-
-def _make(path: Path, row: AdapterRow, trunk: TrunkRow, force: bool) -> None:
-    folder = local_files(row.files, force)[0].parent
-    weights = local_files([trunk.file], force)[0]
-    adapter, config = read_adapter(folder)
-    _check_framework(row, config)
-    whole = merge(adapter, config, model_state(load_file(weights), str(weights)), str(weights))
-    with writing(path):
-        _record_path(path).unlink(missing_ok=True)
-        save_atomically({"model": whole, FULL_KEY: config.to_dict()}, path)
-        size, sha256 = path.stat().st_size, sha256_of(path)
-        with atomic_open(_record_path(path), "w") as file:
-            json.dump({"inputs": _inputs(row, trunk), "size": size, "sha256": sha256}, file)
-    say(f"{row.name}: adapter and trunk {trunk.name} merged into {path}")
+        return json.loads(record.read_text()) == [*parts, sha256_of(path)]
+    except (OSError, ValueError):
+        return False  # there is none yet, or the record is broken

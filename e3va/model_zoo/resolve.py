@@ -4,13 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..utils.errors import UserError
+from .catalogue import find_row, mirror, table
 from .merged import FULL_FILE, full_checkpoint
-from .mirror import current
-from .rows import ADAPTER_FILES, ADAPTERS, TRUNKS, AdapterRow, TrunkRow, ZooFile, is_name
-from .store import are_valid, local_files
-from .table import find_row, table
-
-SCHEME = "e3va://"
+from .rows import ADAPTER_FILES, ADAPTERS, SCHEME, TRUNKS, AdapterRow, TrunkRow, is_name
+from .store import local_files, where
 
 
 @dataclass(frozen=True)
@@ -18,9 +15,8 @@ class Place:
     """What an address stands for.
 
     Attributes:
-        row: the trunk or adapter; None for a listing of many.
-        name: of the adapter's file, of the listing (``"trunks"``, ``"adapters"``, ``""`` for the
-            zoo's root), or ``""`` for a trunk's file and for an adapter's folder.
+        row: trunk or adapter; None for a listing.
+        name: name of the adapter's file or of the listing; else ``""``.
     """
 
     row: TrunkRow | AdapterRow | None
@@ -31,16 +27,8 @@ class Place:
         """Whether there are files below it."""
         return self.row is None or (isinstance(self.row, AdapterRow) and not self.name)
 
-    @property
-    def files(self) -> tuple[ZooFile, ...]:
-        """The table's files that it needs."""
-        if isinstance(self.row, TrunkRow):
-            return (self.row.file,)
-        own = self.row.files if self.row else ()
-        return tuple(file for file in own if file.path.endswith(f"/{self.name}")) or own
-
     def below(self) -> list[str]:
-        """The names below it."""
+        """Return the names below it."""
         if isinstance(self.row, AdapterRow):
             return [*ADAPTER_FILES, FULL_FILE]
         if not self.name:
@@ -52,71 +40,59 @@ class Place:
 
 
 def find_place(address: str, refresh: bool = False) -> Place:
-    """Read an address: ``e3va://trunks/FILE``, ``e3va://adapters/NAME``, ``…/NAME/FILE``, or with
-    the name alone ``e3va://NAME``; a ``/`` at the end makes no difference.
+    """Return what an address stands for.
 
     Args:
-        refresh: ask a web mirror for its table again.
+        address: ``e3va://trunks/FILE``, ``e3va://adapters/NAME``, ``e3va://adapters/NAME/FILE``, or
+            the same without ``trunks/`` and ``adapters/``; it may end in ``/``.
+        refresh: whether to download a web mirror's table again.
 
     Raises:
-        UserError: it is no such address, or the zoo has nothing of that name.
+        UserError: it is not an address of the zoo, or the zoo has nothing of that name.
     """
     rest = address.removeprefix(SCHEME).removesuffix("/")
     parts = rest.split("/") if rest else []
     if not address.startswith(SCHEME) or not all(map(is_name, parts)) or len(parts) > 3:
         raise UserError(
-            f"{address!r} is no address of the zoo: expected e3va://NAME, e3va://trunks/FILE or "
-            "e3va://adapters/NAME, see python -m e3va.model_zoo list"
+            f"{address[:200]!r} is not an address of the zoo: expected e3va://NAME, "
+            "e3va://trunks/FILE or e3va://adapters/NAME; see e3va zoo list"
         )
     if not parts or parts in ([TRUNKS], [ADAPTERS]):
         return Place(None, *parts)
     section = parts.pop(0) if parts[0] in (TRUNKS, ADAPTERS) else ""
     row = find_row(parts[0], refresh)
     kind = TRUNKS if isinstance(row, TrunkRow) else ADAPTERS
-    if section not in ("", kind):
-        raise UserError(f"{address!r}: {parts[0]!r} is under {kind}, use e3va://{parts[0]}")
-    name = "/".join(parts[1:])
-    files = (*ADAPTER_FILES, FULL_FILE) if kind == ADAPTERS else ()
-    if name and name not in files:
-        raise UserError(
-            f"{address!r}: {row.name} has no {name!r}"
-            + (f", expected one of {', '.join(files)}" if files else ": it is a file itself")
-        )
+    name, names = "/".join(parts[1:]), Place(row).below() if kind == ADAPTERS else []
+    if section not in ("", kind) or name not in ("", *names):
+        files = f", which has the files {', '.join(names)}" if names else ""
+        raise UserError(f"{address!r}: expected e3va://{kind}/{parts[0]}{files}")
     return Place(row, name)
 
 
 def local_path(address: str, force: bool = False, refresh: bool = False) -> Path:
-    """The file or folder on this machine that an address stands for, downloaded if it is not here.
+    """Return the local file or folder that an address stands for; download it if necessary.
 
-    Size and sha256 are checked at every call. ``…/model_final.pth`` of an adapter is a checkpoint
-    of the whole model in Detectron2's format, merged from the adapter and its trunk.
+    Size and sha256 are checked at every call. ``e3va://adapters/NAME/model_final.pth`` is a
+    checkpoint of the whole model in Detectron2's format, merged from the adapter and its trunk.
 
     Args:
         address: see :func:`find_place`.
-        force: download again even what is here.
-        refresh: ask a web mirror for its table again, so that what has been published anew since
-            is found; a row whose files are not here is asked for again anyway.
+        force: whether to download the files again even if they are here.
+        refresh: whether to download a web mirror's table again, to find adapters that were
+            published again under the same name. This also happens before any download.
 
     Raises:
-        UserError: no such address; the file cannot be had; it is not what the table says.
+        UserError: it is not an address of the zoo; the file cannot be downloaded; it is not the
+            one that the table describes.
     """
     place = find_place(address, force or refresh)
     if place.row is None:
         first = ", ".join(place.below()[:3])
-        raise UserError(f"{address!r} is a listing: add one of its names ({first}, …)")
-    mirror = current()
-    if mirror and mirror.folder is None and not (force or refresh or are_valid(place.files)):
+        raise UserError(f"{address!r} is a listing: add one of its names ({first}, ...)")
+    if isinstance(mirror(), str) and not (force or refresh or where(place.row.files)):
         place = find_place(address, refresh=True)
     if place.name == FULL_FILE:
         return full_checkpoint(place.row, force)
-    paths = local_files(place.files, force)
+    named = tuple(file for file in place.row.files if Path(file.path).name == place.name)
+    paths = local_files(named or place.row.files, force)
     return paths[0].parent if place.is_folder else paths[0]
-
-
-def exists(address: str) -> bool:
-    """Whether an address stands for something; nothing is downloaded."""
-    try:
-        find_place(address)
-    except UserError:
-        return False
-    return True

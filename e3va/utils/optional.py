@@ -13,6 +13,7 @@ HOW_TO_INSTALL = {
     "matplotlib": "pip install matplotlib",
     "PIL": "pip install pillow",
     "peft": "pip install peft",
+    "pooch": "pip install pooch",
     "pycocotools": "pip install pycocotools",
     "safetensors": "pip install safetensors",
     "tensorboard": "pip install tensorboard",

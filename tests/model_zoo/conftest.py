@@ -1,34 +1,31 @@
-"""A web server on loopback with faults to order, an empty cache, and small files of a zoo."""
+"""A web server on loopback that can be faulty, an empty cache, and small files of a zoo."""
 
 import hashlib
 import io
 import json
-import re
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import pooch.core
 import pytest
 import torch
-
-from e3va.model_zoo import download
 
 
 @dataclass
 class Fault:
-    """What is wrong with one answer.
+    """One faulty answer.
 
     Attributes:
-        status: in place of 200.
-        location: of a redirect.
-        cut: bytes of the body after which the connection ends.
-        data: a body in place of the file's.
-        stated: a Content-Length in place of the true one; -1 for none.
-        endless: after the body, bytes without end.
-        ranges, heeds_if_range: whether these are heeded.
-        etag: in place of the true one.
+        status: status in place of 200.
+        location: target of a redirect.
+        cut: number of bytes of the body after which the connection ends.
+        data: body in place of the file's.
+        stated: Content-Length in place of the true one; -1 for none.
+        endless: whether bytes without end follow the body.
         slow: seconds after each chunk.
     """
 
@@ -38,18 +35,14 @@ class Fault:
     data: bytes | None = None
     stated: int | None = None
     endless: bool = False
-    ranges: bool = True
-    heeds_if_range: bool = True
-    etag: str | None = None
     slow: float = 0.0
 
 
 @dataclass
 class Request:
-    """What a client asked for, and the bytes that it was sent."""
+    """A client's request, and the number of bytes sent to it."""
 
     path: str
-    range: str | None
     status: int = 0
     sent: int = 0
 
@@ -74,9 +67,9 @@ class _Answers(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        path, asked = self.path.lstrip("/"), self.headers.get("Range")
+        path = self.path.lstrip("/")
         fault = self.state.faults.pop(0) if self.state.faults else Fault()
-        request = Request(path, asked)
+        request = Request(path)
         self.state.requests.append(request)
         body = self.state.files.get(path) if fault.data is None else fault.data
         request.status = fault.status if body is not None or fault.location else 404
@@ -93,22 +86,9 @@ class _Answers(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send(self, request, body, fault):
-        etag = f'"{hashlib.md5(body).hexdigest()}"' if fault.etag is None else fault.etag
-        headers = {"ETag": etag}
-        start, total = 0, len(body)
-        match = re.fullmatch(r"bytes=(\d+)-", request.range or "")
-        same = not fault.heeds_if_range or self.headers.get("If-Range", etag) == etag
-        if match and fault.ranges and same:
-            start = int(match[1])
-            request.status = 206 if start < total else 416
-            if request.status == 416:
-                self._say(416, {"Content-Length": "0"})
-                return
-            headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
-        length = total - start if fault.stated is None else fault.stated
-        headers["Content-Length"] = str(length) if length >= 0 else ""
-        self._say(request.status, headers)
-        body = body[start:] if fault.cut is None else body[start : fault.cut]
+        length = len(body) if fault.stated is None else fault.stated
+        self._say(request.status, {"Content-Length": str(length) if length >= 0 else ""})
+        body = body[: fault.cut]
         try:
             for at in range(0, len(body), 4096):
                 self.wfile.write(body[at : at + 4096])
@@ -149,16 +129,16 @@ def web(start_web):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """The zoo's part of an empty cache; no mirror, no proxy, hardly a pause before a retry."""
+    """The zoo's folder in an empty cache; no mirror, no proxy, no pause before a retry."""
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("E3VA_ZOO", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "BACKOFF", 0.005)
+    monkeypatch.setattr(pooch.core, "time", SimpleNamespace(sleep=lambda seconds: None))
     return tmp_path / "cache" / "e3va"
 
 
 def checkpoint(seed: int = 0, size: int = 40_000) -> bytes:
-    """A ``torch.save`` file of one tensor, which is all that a download needs a trunk to be."""
+    """A ``torch.save`` file of one tensor, which is enough of a trunk for a download."""
     file = io.BytesIO()
     generator = torch.Generator().manual_seed(seed)
     data = torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator)

@@ -1,24 +1,16 @@
-"""Configs and models by name, along Detectron2 and along torchvision."""
+"""Configs and published adapters by name, without a framework."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from e3va import E3VABackbone, UserError
-from e3va.adapter_files.files import save_adapter
-from e3va.model_zoo import (
-    get,
-    get_checkpoint_url,
-    get_config,
-    get_config_file,
-    local_path,
-    models,
-    register,
-)
+from e3va.adapter_files.files import CONFIG_FILE, MODEL_FILE, save_adapter
+from e3va.model_zoo import get_checkpoint_url, get_config_file, models
+from e3va.model_zoo.models import address_of, description_of, find_adapter_row, trained_row
 from e3va.model_zoo.publish import publish
-from e3va.weights.checkpoint import load_file, model_state
-from e3va.weights.loading import load_trunk
 
 CONFIG = "COCO/cascade_mask_rcnn_e3va_swin_t_1x.py"
 
@@ -36,7 +28,7 @@ def test_config_files():
     "name", ["../setup.py", "/etc/passwd", "COCO/../../setup.py", "", "COCO", "a\0.py", "COCO/x.py"]
 )
 def test_no_config_outside_the_folder(name):
-    with pytest.raises(UserError, match="in the zoo: expected a name below") as caught:
+    with pytest.raises(UserError, match=str(models.CONFIG_ROOT)) as caught:
         get_config_file(name)
     assert "\n" not in str(caught.value)
 
@@ -46,190 +38,65 @@ def test_a_link_out_of_the_folder(tmp_path, monkeypatch):
     (tmp_path / "outside.py").write_text("")
     (tmp_path / "configs" / "inside.py").symlink_to(tmp_path / "outside.py")
     monkeypatch.setattr(models, "CONFIG_ROOT", tmp_path / "configs")
-    with pytest.raises(UserError, match="expected a name below"):
+    with pytest.raises(UserError, match="inside.py"):
         get_config_file("inside.py")
 
 
-def test_a_config_without_an_adapter_says_so():
-    for use in (get_checkpoint_url, lambda name: get_config(name, trained=True)):
-        with pytest.raises(UserError, match="nobody has published an adapter for .*trained=False"):
+def test_a_config_without_an_adapter():
+    for use in (get_checkpoint_url, trained_row):
+        with pytest.raises(UserError, match="COCO/cascade_mask_rcnn_e3va_swin_l_3x.py yet"):
             use("COCO/cascade_mask_rcnn_e3va_swin_l_3x.py")
-    with pytest.raises(UserError, match="expected a name below"):
+    with pytest.raises(UserError, match="COCO/nothing.py"):
         get_checkpoint_url("COCO/nothing.py")
 
 
-def test_names_that_are_no_model():
-    with pytest.raises(UserError, match="'swin_micro' is a trunk"):
-        get("swin_micro", trained=True)
-    with pytest.raises(UserError, match="the zoo has no 'nothing'"):
-        get("nothing")
-
-
-def trunk_file(folder: Path, name: str = "nano_trunk.pth") -> Path:
-    folder.mkdir(exist_ok=True)
-    torch.save({"model": E3VABackbone("swin_nano").trunk.state_dict()}, folder / name)
-    return folder / name
-
-
-def finish(trained: torch.nn.Module, folder: Path, **about) -> Path:
-    """Give a model a trunk and trained weights, and write its adapter."""
-    trunk = trunk_file(folder)
-    own = next(m for m in trained.modules() if isinstance(m, E3VABackbone)).trunk
-    load_trunk(own, model_state(load_file(trunk), "trunk"), trunk.name)
-    with torch.no_grad():
-        for parameter in trained.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=0.1)
-    save_adapter(trained, folder / "output", **about)
-    return trunk
-
-
-def same_weights(one, other) -> bool:
-    want = other.state_dict()
-    return all(torch.equal(value.cpu(), want[key].cpu()) for key, value in one.state_dict().items())
-
-
-def test_an_adapter_of_torchvision(tmp_path, monkeypatch):
-    pytest.importorskip("torchvision")
-    from e3va import get_preset
-    from e3va.torchvision import ModelConfig, build_model
-
-    config = ModelConfig(
-        *("mask_rcnn", ("red", "blue"), get_preset("swin_nano"), "nano_trunk.pth"),
-        **{"rank": 4, "heads": "light", "size": 64, "max_size": 96, "category_ids": (1, 2)},
-    )
-    model = build_model(config)
-    trunk = finish(
-        model, tmp_path, framework="torchvision", model=config.to_dict(), classes=("red", "blue")
-    )
-    published = publish(tmp_path / "output", "drawn", tmp_path / "zoo", trunk=str(trunk))
-    assert (published.row["framework"], published.row["config"]) == ("torchvision", "mask_rcnn")
-    monkeypatch.setenv("E3VA_ZOO", str(tmp_path / "zoo"))
-    for name in ("drawn", "e3va://drawn", "e3va://adapters/drawn"):
-        assert same_weights(get(name, trained=True, device="cpu"), model)
-    assert not same_weights(get("drawn", device="cpu"), model)
-    with pytest.raises(UserError, match="nobody has published"):
-        get_checkpoint_url(CONFIG)  # it is not Detectron2's
-
-
-SMALL_CONFIG = """\
-from e3va.detectron2 import load_config
-
-_cfg = load_config("custom/cascade_mask_rcnn_e3va_swin_t.py", {overrides})
-model, train, data = _cfg.model, _cfg.train, _cfg.data
-"""
-SMALL = [
-    "model.backbone.bottom_up.preset=swin_nano",
-    "model.backbone.out_channels=16",
-    "model.proposal_generator.head.in_channels=16",
-    "model.roi_heads.num_classes=3",
-    "model.roi_heads.mask_head.input_shape.channels=16",
-    "model.roi_heads.mask_head.conv_dims=[16,16]",
-    "train.device=cpu",
-    *(
-        f"model.roi_heads.{key}"
-        for stage in range(3)
-        for key in (
-            f"box_heads.{stage}.input_shape.channels=16",
-            f"box_heads.{stage}.fc_dims=[32]",
-            f"box_predictors.{stage}.input_shape.channels=32",
-        )
-    ),
-]
+def test_names_that_are_no_adapter():
+    with pytest.raises(UserError, match="'swin_micro' is not an adapter"):
+        find_adapter_row("swin_micro")
+    with pytest.raises(UserError, match="no 'nothing'"):
+        find_adapter_row("nothing")
+    with pytest.raises(UserError, match="'e3va://adapters' is not an adapter"):
+        find_adapter_row("e3va://adapters")
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch) -> str:
-    """Name of a config of the project, small enough to build in a test."""
-    pytest.importorskip("detectron2")
-    folder = tmp_path / "configs"
-    (folder / "custom").mkdir(parents=True)
-    (folder / "custom" / "small.py").write_text(SMALL_CONFIG.format(overrides=SMALL))
-    monkeypatch.setattr(models, "CONFIG_ROOT", folder)
-    return "custom/small.py"
-
-
-@pytest.fixture
-def published(small, tmp_path, monkeypatch):
-    """A trained model of the small config with other settings than the config's, published."""
-    from detectron2.config import instantiate
-
-    cfg = get_config(small)
-    cfg.model.backbone.bottom_up.rank = 4  # as an override of the training
-    cfg.model.roi_heads.num_classes = 2
-    model = instantiate(cfg.model)
-    about = {"framework": "detectron2", "model": {"config": small}, "classes": ("red", "blue")}
-    trunk = finish(model, tmp_path, **about)
-    publish(tmp_path / "output", "small_things", tmp_path / "zoo", trunk=str(trunk))
+def zoo(tmp_path, monkeypatch) -> Path:
+    """A zoo with an adapter for ``CONFIG`` and one of torchvision."""
+    model = nn.ModuleDict({"backbone": E3VABackbone("swin_nano"), "head": nn.Linear(4, 2)})
+    trunk = tmp_path / "nano_trunk.pth"
+    torch.save({"model": model["backbone"].trunk.state_dict()}, trunk)
+    for name, framework, about in (
+        ("things", "detectron2", {"config": CONFIG}),
+        ("drawn", "torchvision", {"model": "mask_rcnn"}),
+    ):
+        output = tmp_path / name
+        save_adapter(model, output, framework=framework, model=about, classes=("red", "blue"))
+        publish(output, name, tmp_path / "zoo", trunk=str(trunk))
     monkeypatch.setenv("E3VA_ZOO", str(tmp_path / "zoo"))
-    return model
+    return tmp_path / "zoo"
 
 
-def test_configs_of_detectron2(small, published):
-    address = "e3va://adapters/small_things/model_final.pth"
-    assert get_checkpoint_url(small) == address
-    plain, trained = get_config(small), get_config(small, trained=True)
-    assert plain.train.init_checkpoint == "" and trained.train.init_checkpoint == address
-    assert list(trained.data.classes) == ["red", "blue"]
-    assert (plain.model.roi_heads.num_classes, trained.model.roi_heads.num_classes) == (3, 2)
-    assert trained.model.backbone.bottom_up.rank == 4
+def test_published_adapters_by_config_and_name(zoo):
+    address = "e3va://adapters/things/model_final.pth"
+    row = trained_row(CONFIG)
+    assert (row.name, row.config) == ("things", CONFIG)
+    assert get_checkpoint_url(CONFIG) == address_of(row) == address
+    for name in ("drawn", "e3va://drawn", "e3va://adapters/drawn", "e3va://adapters/drawn/"):
+        row = find_adapter_row(name)
+        assert (row.framework, row.config, row.trunk) == ("torchvision", "mask_rcnn", "nano_trunk")
+        assert row.address == "e3va://adapters/drawn"
 
 
-def test_models_of_detectron2(small, published):
-    for name in (small, "small_things"):
-        assert same_weights(get(name, trained=True, device="cpu"), published)
-    fresh = get(small, device="cpu")
-    assert fresh.training and not same_weights(fresh.backbone, published.backbone)
+def test_a_description_needs_only_the_small_file(zoo):
+    (zoo / "adapters" / "drawn" / MODEL_FILE).unlink()
+    config = description_of(find_adapter_row("drawn"))
+    assert config.classes == ("red", "blue") and config.framework == "torchvision"
+    (zoo / "adapters" / "drawn" / CONFIG_FILE).write_text("{}")
+    with pytest.raises(UserError, match=CONFIG_FILE):
+        description_of(find_adapter_row("drawn"))
 
 
-def test_the_stock_checkpointer_reads_the_address(small, published):
-    from detectron2.checkpoint import DetectionCheckpointer
-    from detectron2.config import instantiate
-    from detectron2.utils.file_io import PathManager
-
-    register(PathManager)
-    model = instantiate(get_config(small, trained=True).model)
-    DetectionCheckpointer(model).load(get_checkpoint_url(small))
-    assert same_weights(model, published)
-    assert local_path(get_checkpoint_url(small)).name == "model_final.pth"
-
-
-def test_two_adapters_of_one_config(small, published, tmp_path):
-    publish(tmp_path / "output", "second", tmp_path / "zoo")
-    with pytest.raises(UserError, match=r"has several adapters \(small_things, second\)"):
-        get_checkpoint_url(small)
-    assert same_weights(get("second", trained=True, device="cpu"), published)
-
-
-def test_an_adapter_of_other_heads_does_not_fit(small, published, tmp_path):
-    """Heads that were overridden: nothing of them is in the adapter's description."""
-    config = tmp_path / "configs" / small
-    config.write_text(config.read_text().replace("fc_dims=[32]", "fc_dims=[48]"))
-    config.write_text(
-        config.read_text().replace("input_shape.channels=32", "input_shape.channels=48")
-    )
-    with pytest.raises(UserError, match="e3va://adapters/small_things does not fit the model of"):
-        get(small, trained=True, device="cpu")
-
-
-@pytest.mark.parametrize(
-    ("name", "heads"),
-    [
-        ("COCO/cascade_mask_rcnn_e3va_swin_t.yaml", "ROI_HEADS"),
-        ("VOC/retinanet_e3va_swin_t.yaml", "RETINANET"),
-        ("ADE20K/semantic_fpn_e3va_swin_t.yaml", "SEM_SEG_HEAD"),
-    ],
-)
-def test_a_yaml_config(name, heads, published, small, tmp_path, monkeypatch):
-    twin = tmp_path / "configs" / "custom" / "small.yaml"
-    monkeypatch.undo()
-    cfg = get_config(name)
-    assert cfg.MODEL.WEIGHTS == "" and cfg.MODEL.E3VA.PRESET == "swin_t"
-    twin.write_text(Path(get_config_file(name)).read_text())
-    monkeypatch.setattr(models, "CONFIG_ROOT", tmp_path / "configs")
-    monkeypatch.setenv("E3VA_ZOO", str(tmp_path / "zoo"))
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    cfg = get_config("custom/small.yaml", trained=True)
-    assert cfg.MODEL.WEIGHTS == "e3va://adapters/small_things/model_final.pth"
-    assert (cfg.MODEL.E3VA.PRESET, cfg.MODEL.E3VA.RANK) == ("swin_nano", 4)
-    assert cfg.MODEL[heads].NUM_CLASSES == 2
+def test_two_adapters_of_one_config(zoo, tmp_path):
+    publish(tmp_path / "things", "second", zoo, trunk="nano_trunk")
+    with pytest.raises(UserError, match="things, second"):
+        get_checkpoint_url(CONFIG)

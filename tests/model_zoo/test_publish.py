@@ -19,7 +19,7 @@ from e3va.adapter_files.files import (
     read_adapter,
     save_adapter,
 )
-from e3va.cli.zoo import main
+from e3va.cli.main import main
 from e3va.model_zoo import list_adapters, list_trunks, local_path
 from e3va.model_zoo.publish import publish
 from e3va.weights.checkpoint import load_file, model_state
@@ -33,7 +33,7 @@ class Model(nn.Module):
 
     def __init__(self, trunk_file: Path):
         super().__init__()
-        self.backbone = E3VABackbone("swin_nano", rank=2)
+        self.backbone = E3VABackbone("swin_nano", highway={"recipe": "e3va_chain", "rank": 2})
         self.head = nn.Linear(4, 2)
         state = model_state(load_file(trunk_file), "trunk")
         load_trunk(self.backbone.trunk, state, trunk_file.name)
@@ -160,11 +160,11 @@ def test_a_trunk_that_is_another(zoo, output, trained, tmp_path, monkeypatch):
 
 def test_names_that_are_taken(zoo, output):
     before = {p: p.read_bytes() for p in zoo.rglob("*") if p.is_file()}
-    with pytest.raises(UserError, match="an adapter of that name is published.*--replace"):
+    with pytest.raises(UserError, match="--name things.*--replace"):
         publish(output, "things", zoo)
-    with pytest.raises(UserError, match="a trunk has that name"):
+    with pytest.raises(UserError, match="--name \\w+: a trunk"):
         publish(output, "nano_trunk", zoo, replace=True)
-    with pytest.raises(UserError, match="a trunk has that name"):
+    with pytest.raises(UserError, match="--name \\w+: a trunk"):
         publish(output, "swin_micro", zoo, replace=True)
     for name in ("../x", "a/b", "", "..", "trunks", "a b"):
         with pytest.raises(UserError, match="--name"):
@@ -177,14 +177,14 @@ def test_what_cannot_be_published(output, trained, tmp_path, trunk_file):
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "training.pth").write_bytes(b"")
-    with pytest.raises(UserError, match=f"no {MODEL_FILE} and no {CONFIG_FILE}.*finished training"):
+    with pytest.raises(UserError, match=f"no {MODEL_FILE} and no {CONFIG_FILE}"):
         publish(unfinished, "things", to)
-    with pytest.raises(UserError, match="finished training"):
+    with pytest.raises(UserError, match="not there"):
         publish(tmp_path / "not there", "things", to)
     shutil.copy(output / MODEL_FILE, unfinished)
     with pytest.raises(UserError, match=f"no {CONFIG_FILE}: expected"):
         publish(unfinished, "things", to)
-    with pytest.raises(UserError, match="'nano_trunk.pth' is none of the zoo .*--trunk"):
+    with pytest.raises(UserError, match="'nano_trunk.pth' .*--trunk"):
         publish(output, "things", to)
     with pytest.raises(UserError, match="--url"):
         publish(output, "things", to, url="ftp://a.org", trunk=str(trunk_file))
@@ -212,26 +212,26 @@ def test_public_addresses_in_the_rows(output, tmp_path, trunk_file):
 
 def test_the_commands(output, trunk_file, tmp_path, monkeypatch, capsys):
     zoo = tmp_path / "zoo"
-    arguments = ["publish", str(output), "--name", "things", "--to", str(zoo)]
+    arguments = ["zoo", "publish", str(output), "--name", "things", "--to", str(zoo)]
     assert main(arguments) == 1
-    said = capsys.readouterr()
-    assert said.err.startswith("error: the trunk") and len(said.err.splitlines()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: the trunk") and len(error.splitlines()) == 1
     assert main([*arguments, "--trunk", str(trunk_file)]) == 0
     assert f"E3VA_ZOO={zoo}: e3va://things" in capsys.readouterr().out
     monkeypatch.setenv("E3VA_ZOO", str(zoo))
-    assert main(["list"]) == 0
+    assert main(["zoo", "list"]) == 0
     text = capsys.readouterr().out
     lines = [line for line in text.splitlines() if line.startswith("  things ")]
     assert len(lines) == 1 and "AP 31.5" in lines[0] and lines[0].endswith("in the mirror")
     assert "things: trained on drawn" in text and "swin_large_patch4_window12_384_22k" in text
-    assert main(["get", "things"]) == 0
+    assert main(["zoo", "get", "things"]) == 0
     assert capsys.readouterr().out.strip() == str(zoo / "adapters" / "things")
-    assert main(["get", "e3va://things/model_final.pth"]) == 0
+    assert main(["zoo", "get", "e3va://things/model_final.pth"]) == 0
     assert Path(capsys.readouterr().out.strip()).is_file()
-    assert main(["get", "thing"]) == 1
+    assert main(["zoo", "get", "thing"]) == 1
     assert capsys.readouterr().err.startswith("error: the zoo has no 'thing': nearest: things")
     with pytest.raises(SystemExit, match="2"):
-        main([])
+        main(["zoo"])
 
 
 def test_two_adapters_are_read_apart(zoo, output, trained, monkeypatch, tmp_path):

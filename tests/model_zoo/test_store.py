@@ -3,7 +3,6 @@
 import hashlib
 import pickle
 import re
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from iopath.common.file_io import PathManager, g_pathmgr
 
 import e3va
 from e3va import UserError
-from e3va.model_zoo import E3VAPathHandler, download, local_path, mirror, register
+from e3va.model_zoo import E3VAPathHandler, catalogue, local_path, register, store
 
 ADDRESS = "e3va://small"
 
@@ -26,7 +25,7 @@ def digest(data: bytes) -> str:
 def test_downloaded_once_then_offline(web, small, cache, capsys):
     path = local_path(ADDRESS)
     assert path == cache / "trunks" / "small.pth" and path.read_bytes() == small
-    assert "sha256 as expected, kept in" in capsys.readouterr().err
+    capsys.readouterr()
     web.stop()
     web.requests.clear()
     for address in (ADDRESS, f"{ADDRESS}/", "e3va://trunks/small.pth", "e3va://trunks/small"):
@@ -43,17 +42,17 @@ def test_offline_and_not_cached(web, small, cache, monkeypatch):
         local_path(ADDRESS)
     text = str(caught.value)
     assert f"{web.address}/trunks/small.pth" in text and "refused" in text and "\n" not in text
-    assert f"put it at {cache}/trunks/small.pth by hand, or set E3VA_ZOO" in text
+    assert f"{cache}/trunks/small.pth" in text and "E3VA_ZOO" in text
     (cache / "trunks").mkdir(exist_ok=True)
     (cache / "trunks/small.pth").write_bytes(small)  # by hand
     assert local_path(ADDRESS).read_bytes() == small
     monkeypatch.delenv("E3VA_ZOO")
-    with pytest.raises(UserError, match="the zoo has no 'small'"):
+    with pytest.raises(UserError, match="no 'small'"):
         local_path(ADDRESS)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "values"),
     [
         (lambda data: data[:-100], "41541 bytes instead of 41641"),
         (lambda data: data + b"\0", "bytes instead of"),
@@ -61,15 +60,14 @@ def test_offline_and_not_cached(web, small, cache, monkeypatch):
         (lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], "sha256 .* instead of"),
     ],
 )
-def test_a_cached_file_that_was_altered(web, small, capsys, change, said):
+def test_a_cached_file_that_was_altered(web, small, capsys, change, values):
     path = local_path(ADDRESS)
     path.write_bytes(change(small))
     capsys.readouterr()
     assert local_path(ADDRESS).read_bytes() == small
     assert len(web.asked_for("trunks/small.pth")) == 2
     text = capsys.readouterr().err
-    assert "altered or truncated, so it is downloaded again" in text
-    assert re.search(said, text)
+    assert str(path) in text and re.search(values, text)
 
 
 def test_a_renamed_file_is_found_out(web, small, make, cache):
@@ -87,33 +85,40 @@ def test_a_renamed_file_is_found_out(web, small, make, cache):
 
 
 def test_a_wrong_file_then_the_right_one(web, small, make, cache):
-    local = cache / "trunks" / "small.pth"
-    web.faults = [make.fault(), make.fault(), make.fault(data=bytes(len(small)))]
-    with pytest.raises(UserError, match=f"sha256 {digest(bytes(len(small)))} instead of"):
+    local, wrong = cache / "trunks" / "small.pth", bytes(len(small))
+    assert catalogue.list_trunks()["small"]  # and so the mirror's table is in the cache
+    web.faults = [make.fault(), *[make.fault(data=wrong)] * 3]
+    with pytest.raises(UserError, match=digest(wrong)) as caught:
         local_path(ADDRESS)
-    assert not local.exists() and not local.with_name("small.pth.part").exists()
+    assert digest(small) in str(caught.value) and not local.exists()
     assert local_path(ADDRESS).read_bytes() == small
 
 
-def test_a_file_of_unknown_sha256_has_to_stay_the_same(web, make, monkeypatch, capsys, cache):
-    data, other = make.checkpoint(), make.checkpoint(seed=1)
+@pytest.mark.parametrize("change", [{"size": 41640}, {"sha256_prefix": "00000000"}])
+def test_what_is_known_without_the_whole_sha256_is_checked(web, make, monkeypatch, cache, change):
+    data = make.checkpoint()
+    web.files["trunks/small.pth"] = data
+    row = make.trunk_row(data, **{"sha256": None, "size": None, **change})
+    web.files["zoo.json"] = make.table({"small": row})
+    monkeypatch.setenv("E3VA_ZOO", web.address)
+    with pytest.raises(UserError, match="41640 bytes|00000000"):
+        local_path(ADDRESS)
+    assert not (cache / "trunks" / "small.pth").exists()
+    right = make.trunk_row(data, sha256=None, sha256_prefix=digest(data)[:8])
+    web.files["zoo.json"] = make.table({"small": right})
+    assert local_path(ADDRESS).read_bytes() == data
+
+
+def test_a_file_of_unknown_sha256_is_named_as_such(web, make, monkeypatch, capsys, cache):
+    data = make.checkpoint()
     web.files["trunks/small.pth"] = data
     web.files["zoo.json"] = make.table({"small": make.trunk_row(data, sha256=None, size=None)})
     monkeypatch.setenv("E3VA_ZOO", web.address)
     path = local_path(ADDRESS)
-    said = capsys.readouterr().err
-    assert "could not be verified: no sha256 of it is known" in said and digest(data) in said
-    pin = cache / "trunks" / "small.pth.sha256"
-    assert pin.read_text() == f"{digest(data)}  small.pth\n"
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "could not be verified" in line and digest(data) in line
     assert local_path(ADDRESS) == path and capsys.readouterr().err == ""
-    path.write_bytes(other)  # in the cache
-    assert local_path(ADDRESS).read_bytes() == data
-    path.unlink()
-    web.files["trunks/small.pth"] = other  # on the server
-    with pytest.raises(UserError, match=f"{digest(other)} instead of {digest(data)}.*delete {pin}"):
-        local_path(ADDRESS)
-    pin.unlink()
-    assert local_path(ADDRESS).read_bytes() == other
+    assert len(web.asked_for("trunks/small.pth")) == 1
 
 
 def test_a_row_of_the_library_is_looked_for_on_a_mirror(web, make, monkeypatch):
@@ -136,51 +141,25 @@ def test_a_folder_is_used_in_place(tmp_path, make, monkeypatch, cache):
     assert local_path(ADDRESS) == file
     assert not (cache / "trunks" / "small.pth").exists()
     file.write_bytes(data[:-1])
-    with pytest.raises(UserError, match=f"{file} has 41640 bytes instead of 41641.*copy it again"):
+    with pytest.raises(UserError, match=f"{file} has 41640 bytes instead of 41641"):
         local_path(ADDRESS)
     assert file.exists()  # it is the user's, not ours to delete
     file.unlink()
-    with pytest.raises(UserError, match=r"no trunks/small\.pth in that folder"):
+    with pytest.raises(UserError, match=f"{file} .*E3VA_ZOO"):
         local_path(ADDRESS)
-    outside = tmp_path / "outside.pth"
-    outside.write_bytes(data)
-    file.symlink_to(outside)
-    with pytest.raises(UserError, match="leads out of"):
-        local_path(ADDRESS)
-
-
-def test_a_link_out_of_the_cache(web, small, cache, tmp_path):
-    outside = tmp_path / "outside.pth"
-    outside.write_bytes(small)
-    (cache / "trunks").mkdir(parents=True)
-    (cache / "trunks" / "small.pth").symlink_to(outside)
-    with pytest.raises(UserError, match="leads out of"):
-        local_path(ADDRESS)
-    (cache / "trunks" / "small.pth").unlink()
-    (cache / "trunks").rmdir()
-    (cache / "trunks").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(UserError, match="leads out of"):
-        local_path(ADDRESS)
-    assert not any((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_cache_that_cannot_be_written(web, small, cache):
     cache.mkdir(parents=True)
     (cache / "trunks").write_text("a file in the folder's place")
-    with pytest.raises(UserError, match=r"small\.pth cannot be written .*set FVCORE_CACHE"):
+    with pytest.raises(UserError, match=r"small\.pth cannot be written .*FVCORE_CACHE"):
         local_path(ADDRESS)
 
 
-def test_a_cache_in_a_folder_that_others_can_write(web, small, tmp_path, monkeypatch):
-    """iopath falls back to the folder of temporary files if it cannot use its own."""
+def test_the_cache_never_falls_back_to_a_folder_of_others(web, small, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    path = local_path(ADDRESS)
-    assert path == tmp_path / "iopath_cache" / "e3va" / "trunks" / "small.pth"
-    (tmp_path / "iopath_cache").chmod(0o777)
-    with pytest.raises(UserError, match="where others can write: set FVCORE_CACHE"):
+    with pytest.raises(UserError, match="cannot be written .*FVCORE_CACHE"):
         local_path(ADDRESS)
 
 
@@ -242,23 +221,29 @@ def test_the_mirrors_table_is_kept_for_later(web, small, cache, capsys):
     web.stop()
     assert local_path(ADDRESS, refresh=True).read_bytes() == small
     assert "could not be read" in capsys.readouterr().err
-    copy.write_text("{")  # a damaged copy is as none
-    with pytest.raises(UserError, match="the zoo has no 'small'"):
+    copy.write_text("{")
+    with pytest.raises(UserError, match=str(copy)):
+        local_path(ADDRESS)
+    copy.unlink()
+    with pytest.raises(UserError, match="no 'small'"):
         local_path(ADDRESS)
 
 
+def test_a_hostile_table_of_a_web_mirror_is_not_kept(web, small, cache):
+    local_path(ADDRESS)
+    web.files["zoo.json"] = b'{"format": 7}'
+    with pytest.raises(UserError, match=f"{web.address}/zoo.json has format '7'"):
+        local_path(ADDRESS, refresh=True)
+    assert local_path(ADDRESS).read_bytes() == small
+
+
 def test_a_table_without_end(web, small, tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "_TABLE_CAP", 50)
+    monkeypatch.setattr(catalogue, "_TABLE_CAP", 50)
     (tmp_path / "zoo.json").write_bytes(web.files["zoo.json"])
     for place in (web.address, str(tmp_path)):
         monkeypatch.setenv("E3VA_ZOO", place)
-        with pytest.raises(UserError, match="longer than 50 bytes"):
+        with pytest.raises(UserError, match="longer than .*50 bytes"):
             local_path(ADDRESS)
-
-
-def test_a_table_after_a_passing_fault(web, small, make):
-    web.faults = [make.fault(status=503)]
-    assert local_path(ADDRESS).read_bytes() == small
 
 
 HOSTILE = [
@@ -277,8 +262,7 @@ HOSTILE = [
     "e3va://trunks//small.pth",
     "e3va://small/small.pth",
     "e3va://trunks/small.pth/x",
-    "e3va://trunks/small.pth.part",
-    "e3va://trunks/small.pth.sha256",
+    "e3va://trunks/small.pth.lock",
     "e3va://mirrors/x.json",
     "e3va://adapters/small",
     "e3va://a/b/c/d",
@@ -339,11 +323,11 @@ def read_through(manager, data: bytes) -> None:
     assert manager.ls("e3va://") == ["trunks", "adapters"]
     assert {"small.pth", "swin_micro.safetensors"} <= set(manager.ls("e3va://trunks"))
     for mode in ("w", "wb", "a", "r+"):
-        with pytest.raises(UserError, match="the zoo is read alone"):
+        with pytest.raises(UserError, match=mode):
             manager.open(ADDRESS, mode)
     with pytest.raises(UserError, match="is a file"):
         manager.ls(ADDRESS)
-    with pytest.raises(UserError, match="is a listing: add one of its names"):
+    with pytest.raises(UserError, match="small.pth"):
         manager.get_local_path("e3va://trunks")
     with pytest.raises(ValueError, match="Unused"):
         manager.get_local_path(ADDRESS, cache_dir="x")
@@ -370,11 +354,11 @@ def test_force_through_the_handler(web, small):
     assert len(web.asked_for("trunks/small.pth")) == 2
 
 
-def test_without_a_size_cap_nothing_is_downloaded(web, make, monkeypatch):
-    monkeypatch.setattr(download, "SIZE_CAP", 1000)
+def test_a_file_of_unknown_size_has_a_limit(web, make, monkeypatch):
+    monkeypatch.setattr(store, "SIZE_CAP", 1000)
     data = make.checkpoint()
     web.files["trunks/small.pth"] = data
     web.files["zoo.json"] = make.table({"small": make.trunk_row(data, size=None)})
     monkeypatch.setenv("E3VA_ZOO", web.address)
-    with pytest.raises(UserError, match="41641 bytes instead of at most 1000"):
+    with pytest.raises(UserError, match="1000 bytes"):
         local_path(ADDRESS)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from e3va import PRESETS, UserError
 from e3va.adapter_files.files import CONFIG_FILE, MODEL_FILE
-from e3va.model_zoo import list_adapters, list_trunks, local_path, table
+from e3va.model_zoo import list_adapters, list_trunks, local_path
+from e3va.model_zoo.catalogue import find_row, find_trunk_name, packaged, table
 from e3va.model_zoo.rows import is_name, is_web_address, parse_table
-from e3va.model_zoo.table import find_row, find_trunk_name, packaged
 from e3va.model_zoo.trunks import as_address
 
 HASH = "0" * 64
@@ -51,11 +51,11 @@ def test_the_librarys_own_rows():
             row.name.removeprefix("torchvision_"),
         )
         # The window and the image size that the file's name says are the preset's.
-        said = re.search(r"window(\d+)_(\d+)", row.name)
-        if said:
+        match = re.search(r"window(\d+)_(\d+)", row.name)
+        if match:
             preset = PRESETS[row.preset]
-            assert (preset.window, preset.pretrain_size) == (int(said[1]), int(said[2]))
-            assert f"{said[2]} px" in row.pretraining
+            assert (preset.window, preset.pretrain_size) == (int(match[1]), int(match[2]))
+            assert f"{match[2]} px" in row.pretraining
         assert ("22k" in row.name) == ("22k" in row.pretraining)
     for row in own.adapters.values():
         assert row.trunk in own.trunks
@@ -63,8 +63,7 @@ def test_the_librarys_own_rows():
 
 def test_what_comes_with_the_library_is_as_the_table_says():
     for row in (*packaged().trunks.values(), *packaged().adapters.values()):
-        files = row.files if hasattr(row, "files") else (row.file,)
-        if files[0].asset:
+        if row.files[0].asset:
             assert local_path(f"e3va://{row.name}").exists()
 
 
@@ -74,7 +73,7 @@ def test_rows_are_read(make):
         {"b": adapter(url="https://a.org/b/", classes=["cat"], scores={"AP": 30}, trained_on="x")},
     )
     file = known.trunks["a"].file
-    assert (file.size, file.sha256, file.sha256_prefix) == (None, None, "0123abcd")
+    assert (file.size, file.sha256, file.is_verifiable) == (None, "0123abcd", False)
     row = known.adapters["b"]
     assert [f.path for f in row.files] == [f"adapters/b/{MODEL_FILE}", f"adapters/b/{CONFIG_FILE}"]
     assert row.files[0].url == f"https://a.org/b/{MODEL_FILE}"
@@ -92,7 +91,7 @@ HOSTILE_TRUNKS = {
     "a NUL": trunk(file="trunks/a\0.pth"),
     "a newline at the end": trunk(file="trunks/a.pth\n"),
     "a pickle": trunk(file="trunks/a.pkl"),
-    "the note of a sha256": trunk(file="trunks/a.pth.sha256"),
+    "a lock": trunk(file="trunks/a.pth.lock"),
     "no text": trunk(file=["trunks/a.pth"]),
     "an address of a file": trunk(url="file:///etc/passwd"),
     "an ftp address": trunk(url="ftp://a.org/a.pth"),
@@ -158,7 +157,7 @@ def test_hostile_adapters(row):
 )
 def test_hostile_names(name):
     for rows in ({"trunks": {name: trunk()}}, {"adapters": {name: adapter()}}):
-        with pytest.raises(UserError, match="the name must consist of"):
+        with pytest.raises(UserError, match="^zoo.json, .*name"):
             parse(**rows)
 
 
@@ -169,11 +168,11 @@ def test_hostile_names(name):
         (b"[1]", "not a zoo's table"),
         (b"\xff\xfe", "not a zoo's table"),
         (b"[" * 100_000, "not a zoo's table"),
-        (b'{"format": 2}', "format 2: this e3va reads format 1; update e3va"),
-        (b'{"format": true}', "format True"),
-        (b"{}", "format None"),
-        (b'{"format": 1, "trunks": []}', "'trunks' is no JSON object"),
-        (b'{"format": 1, "adapters": 5}', "'adapters' is no JSON object"),
+        (b'{"format": 2}', "format '2': this e3va reads format 1"),
+        (b'{"format": true}', "format 'True'"),
+        (b"{}", "format 'None'"),
+        (b'{"format": 1, "trunks": []}', "trunks .*expected a JSON object"),
+        (b'{"format": 1, "adapters": 5}', "adapters .*expected a JSON object"),
     ],
 )
 def test_other_files_than_a_table(text, match):
@@ -182,9 +181,9 @@ def test_other_files_than_a_table(text, match):
 
 
 def test_rows_that_contradict_each_other():
-    with pytest.raises(UserError, match="'a' is the name of a trunk and of an adapter"):
+    with pytest.raises(UserError, match="'a' and 'a'"):
         parse({"a": trunk()}, {"a": adapter()})
-    with pytest.raises(UserError, match="'a' and 'b' have one file, trunks/a.pth"):
+    with pytest.raises(UserError, match="'a' and 'b' .*trunks/a.pth"):
         parse({"a": trunk(), "b": trunk()})
 
 
@@ -247,12 +246,12 @@ def test_a_mirror_adds_rows_and_changes_none(tmp_path, monkeypatch, make):
 
 
 def test_a_broken_table_of_a_mirror(tmp_path, monkeypatch):
-    """It is said; names of the library's own table do not ask for it."""
+    """It is refused; names of the library's own table do not need it."""
     (tmp_path / "zoo.json").write_text('{"format": 7}')
     monkeypatch.setenv("E3VA_ZOO", str(tmp_path))
     assert local_path("e3va://swin_micro").is_file()
     for use in (list_adapters, lambda: local_path("e3va://other")):
-        with pytest.raises(UserError, match="format 7"):
+        with pytest.raises(UserError, match="format '7'"):
             use()
 
 
@@ -263,15 +262,15 @@ def test_names_are_found_and_nearest_ones_named():
     assert find_row("swin_micro").preset == "swin_micro"
     with pytest.raises(UserError, match="no 'swin_tiny_window7': nearest: swin_tiny_patch4_window"):
         find_row("swin_tiny_window7")
-    with pytest.raises(UserError, match="no 'xyz': known: swin_micro, .*e3va.model_zoo list"):
+    with pytest.raises(UserError, match="no 'xyz': known: swin_micro, .*e3va zoo list"):
         find_row("xyz")
 
 
 @pytest.mark.parametrize("value", ["/not/there", "ftp://a.org/zoo", "file:///tmp", "http://"])
 def test_a_mirror_that_is_none(monkeypatch, value):
     monkeypatch.setenv("E3VA_ZOO", value)
-    with pytest.raises(UserError, match=f"E3VA_ZOO={value}: expected a folder"):
-        table.table()
+    with pytest.raises(UserError, match=f"E3VA_ZOO={value}:"):
+        table()
 
 
 def test_a_bare_name_is_the_zoos_unless_a_file_is_meant(tmp_path, monkeypatch):
