@@ -15,9 +15,9 @@ lr_multiplier_cosine = L(WarmupParamScheduler)(
     warmup_method="linear",
 )
 
-# ADE20K's schedules for a batch of 16 images, as in Swin's training (arXiv 2103.14030, appendix A2.3,
-# and mmsegmentation's configs/swin): 1500 iterations of warm-up, then a straight line to zero ("poly"
-# of power 1). With another train.max_iter, both parts keep their shares.
+# ADE20K's schedules for a batch of 16 images, as in Swin's training (arXiv 2103.14030, appendix
+# A2.3, and mmsegmentation's configs/swin): 1500 iterations of warm-up, then a straight line to zero
+# ("poly" of power 1). With another train.max_iter, both parts keep their shares.
 lr_multiplier_80k, lr_multiplier_160k = (
     L(WarmupParamScheduler)(
         scheduler=L(PolynomialDecayParamScheduler)(base_value=1.0, power=1.0),

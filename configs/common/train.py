@@ -25,7 +25,7 @@ train = dict(
     cudnn_benchmark=False,
     # "high" lets float32 products run in TF32.
     float32_precision="",
-    # E³VA: number of parts of each batch, of which one is in memory at a time; the batch is the same.
+    # E³VA: number of parts of a batch; one is in memory at a time, and the batch stays the same.
     accumulate=1,
     # E³VA: largest 2-norm of the gradient; 0 for no limit.
     clip_norm=0.0,

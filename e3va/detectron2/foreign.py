@@ -13,7 +13,7 @@ from ..utils.errors import UserError
 
 
 def check_surroundings(model: nn.Module, description: AdapterConfig, source: str) -> None:
-    """Check that a model has the anchors and the pooling of an adapter of the torchvision framework.
+    """Check that a model has the anchors and the pooling of an adapter of torchvision.
 
     The tensors of such an adapter fit other anchors and pooling too, with worse predictions.
 

@@ -102,8 +102,8 @@ def label_evaluator(
 ) -> SemSegEvaluator:
     """Build Detectron2's evaluator of mIoU and pixel accuracy on two folders.
 
-    It writes ``sem_seg_predictions.json`` and ``sem_seg_evaluation.pth`` into ``output_dir`` when it
-    evaluates. For the arguments see :func:`label_dicts`.
+    When it evaluates, it writes ``sem_seg_predictions.json`` and ``sem_seg_evaluation.pth`` into
+    ``output_dir``. For the arguments see :func:`label_dicts`.
     """
     name = f"e3va:{Path(labels).expanduser().resolve()}"
     for catalog in (DatasetCatalog, MetadataCatalog):

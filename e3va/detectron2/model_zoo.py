@@ -61,8 +61,8 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         if row.framework != FRAMEWORK or not row.config:
             raise UserError(
                 f"the adapter {row.name!r} names no Detectron2 config of this project (framework "
-                f"{row.framework!r}): use e3va.torchvision.load_model for torchvision, or build its "
-                "model and load it with e3va.load_adapter"
+                f"{row.framework!r}): use e3va.torchvision.load_model for torchvision, or build "
+                "its model and load it with e3va.load_adapter"
             )
         config_path, url = row.config, f"{SCHEME}{row.name}"
     elif trained:

@@ -62,7 +62,11 @@ def test_files_hold_all_but_the_trunk_and_say_what_they_are(
     expected = {k: v for k, v in final["model"].items() if not k.startswith(TRUNK)}
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[k], expected[k]) for k in expected)
-    assert (description.framework, description.model, description.steps) == ("detectron2", {"config": CONFIG}, 2)
+    assert (description.framework, description.model, description.steps) == (
+        "detectron2",
+        {"config": CONFIG},
+        2,
+    )
     assert description.classes == ("red", "blue")
     assert description.trained_on == "6 images with 12 annotated objects (annotations.json)"
     assert description.trunk.source == "swin.pth"
@@ -279,7 +283,9 @@ def test_an_adapter_of_the_other_framework_brings_its_heads(pretrained_config, t
     state, description = read_adapter(tmp_path / "output")
     theirs, left = to_framework(state, "torchvision")
     assert not left and theirs.keys() != state.keys()
-    write_adapter(theirs, replace(description, framework="torchvision", model={}), tmp_path / "theirs")
+    write_adapter(
+        theirs, replace(description, framework="torchvision", model={}), tmp_path / "theirs"
+    )
     model = instantiate(pretrained_config.model)
     HighwayCheckpointer(model).load(str(tmp_path / "theirs"))
     assert not differing(model.state_dict(), whole(pretrained_config)["model"])

@@ -10,8 +10,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from e3va import UserError
-from e3va.detectron2 import E3VASwin, add_e3va_config
 from e3va.backbone import find_backbone
+from e3va.detectron2 import E3VASwin, add_e3va_config
 
 
 def yacs(name="build_e3va_swin_backbone", preset="swin_nano"):

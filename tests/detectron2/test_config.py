@@ -308,7 +308,9 @@ def test_short_edge_is_a_list_of_choices_everywhere(name, given, sides):
     resize = instantiate(cfg.dataloader.train.mapper.augmentations[0])
     image = np.zeros((200, 300, 3), np.uint8)
     np.random.seed(0)
-    assert {min(resize.get_transform(image).apply_image(image).shape[:2]) for _ in range(20)} == sides
+    assert {
+        min(resize.get_transform(image).apply_image(image).shape[:2]) for _ in range(20)
+    } == sides
 
 
 @pytest.mark.parametrize("name", [LABELS, "ADE20K/semantic_fpn_e3va_swin_t_80k.py"])

@@ -7,7 +7,7 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes
 from torch import nn
 
-from e3va import UserError, get_preset
+from e3va import UserError, get_preset, highway_config
 from e3va.adapter_files.files import save_adapter
 from e3va.detectron2 import apply_overrides
 from e3va.detectron2.checkpoint import HighwayCheckpointer
@@ -54,7 +54,8 @@ def ours(kind):
     preset = get_preset("swin_nano")
     config = ModelConfig(
         *(kind, ("red", "blue"), preset, "swin.pth"),
-        **{"rank": 4, "heads": "light", "size": HEIGHT, "max_size": WIDTH, "category_ids": (3, 7)},
+        highway=highway_config(rank=4),
+        **{"heads": "light", "size": HEIGHT, "max_size": WIDTH, "category_ids": (3, 7)},
     )
     model = build_model(config).eval()
     for name, value in model.named_parameters():

@@ -120,7 +120,10 @@ def test_voc_trains_on_both_years_and_says_so(voc):
     loader = instantiate(cfg.dataloader.train)
     assert (loader.images, loader.objects) == (6, 6)
     description = describe_config(cfg, loader)
-    assert description["classes"] == CLASS_NAMES and len(description["classes"]) == cfg.model.num_classes
+    assert (
+        description["classes"] == CLASS_NAMES
+        and len(description["classes"]) == cfg.model.num_classes
+    )
     names = "voc_2007_trainval, voc_2012_trainval"
     assert description["trained_on"] == f"6 images with 6 annotated objects ({names})"
     example = next(iter(loader))[0]
