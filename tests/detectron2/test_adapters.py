@@ -134,7 +134,7 @@ def test_no_adapter_of_a_trunk_that_nobody_can_find(small_config):
 
 
 def test_no_adapter_of_a_trunk_that_trained(pretrained_config):
-    pretrained_config.model.backbone.bottom_up.highway.recipe = "full"
+    pretrained_config.model.backbone.bottom_up.highway = "full"
     no_adapter(pretrained_config, "the trunk is trained too")
     assert FULL_KEY not in whole(pretrained_config)
 
