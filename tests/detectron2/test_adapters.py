@@ -85,6 +85,7 @@ def stop_at(trainer, iteration):
         raise UserError("stopped")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_resumed_writes_the_same_files(pretrained_config, tmp_path):
     """Also one that had ended: its files are made again, and stay as they are."""
     cfg = pretrained_config
@@ -204,6 +205,7 @@ def test_the_trunk_is_read_once_where_the_model_has_it(pretrained_config, pretra
     HighwayCheckpointer(resumed).load(str(tmp_path / "output"))
 
 
+@pytest.mark.slow
 def test_trains_and_evaluates_from_an_adapter(pretrained_config, pretrained, tmp_path):
     train(pretrained_config)
     source = pretrained.rename(tmp_path / "elsewhere.pth")

@@ -253,6 +253,7 @@ def benchmark(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_the_table_is_measured_and_put_between_its_marks(benchmark, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("above\n<!-- configs: begin -->\nold\n<!-- configs: end -->\nbelow\n")

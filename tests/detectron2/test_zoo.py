@@ -78,6 +78,7 @@ def test_eval_only_takes_an_address(published, small_overrides, tmp_path, addres
     assert results(published) and results(tmp_path / "output") == results(published)
 
 
+@pytest.mark.slow
 def test_training_starts_from_addresses(published, small_overrides, tmp_path):
     """From an adapter, and from a trunk, whose address the new adapter then names."""
     assert "swin" in model_zoo.list_trunks()
