@@ -64,6 +64,7 @@ class LazyPredictor:
         names: the names of all loaded adapters.
         cfg, model, metadata: config, model in evaluation mode, and class names (in the form of
             Detectron2's ``Visualizer``) of the adapter in use.
+        image_format: the order of channels that its model expects, ``"RGB"`` or ``"BGR"``.
 
     Raises:
         UserError: there is no such config, key, file or device, the weights are of another model,
@@ -109,7 +110,7 @@ class LazyPredictor:
         options |= {"any_trunk": self.any_trunk, "trunk": trunk or options["trunk"]}
         HighwayCheckpointer(model, **options).load(weights)
         self._ready = {FIRST: _make_ready(cfg, model, description)}
-        self.active = FIRST
+        self.use(FIRST)
 
     def add(
         self,
@@ -144,6 +145,7 @@ class LazyPredictor:
             *(model, state, description, source), any_trunk=self.any_trunk, framework=FRAMEWORK
         )
         self._ready[name] = _make_ready(cfg, model, description)
+        self.use(self.active)  # the new adapter may have replaced the one in use
 
     def _config_for(
         self,
@@ -171,33 +173,15 @@ class LazyPredictor:
             raise UserError(
                 f"no adapter {name!r} is loaded: expected one of {', '.join(self._ready)}"
             )
-        self.active = name
+        self.active, ready = name, self._ready[name]
+        self.cfg, self.model, self.metadata = ready.cfg, ready.model, ready.metadata
+        self.image_format, self._augmentations = ready.image_format, ready.augmentations
         return self
 
     @property
     def names(self) -> list[str]:
         """The names of all loaded adapters."""
         return list(self._ready)
-
-    @property
-    def cfg(self) -> DictConfig:
-        """The config of the adapter in use."""
-        return self._ready[self.active].cfg
-
-    @property
-    def model(self) -> nn.Module:
-        """The model of the adapter in use, in evaluation mode."""
-        return self._ready[self.active].model
-
-    @property
-    def metadata(self) -> Metadata:
-        """The class names of the adapter in use."""
-        return self._ready[self.active].metadata
-
-    @property
-    def image_format(self) -> str:
-        """The order of channels that the model in use expects: ``"RGB"`` or ``"BGR"``."""
-        return self._ready[self.active].image_format
 
     @torch.no_grad()
     def __call__(self, original_image: np.ndarray) -> dict:
@@ -221,7 +205,7 @@ class LazyPredictor:
             image = image[:, :, ::-1]
         height, width = image.shape[:2]
         entry = T.AugInput(image)
-        self._ready[self.active].augmentations(entry)
+        self._augmentations(entry)
         image = torch.as_tensor(entry.image.astype("float32").transpose(2, 0, 1))
         return self.model([{"image": image, "height": height, "width": width}])[0]
 

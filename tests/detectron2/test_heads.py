@@ -1,6 +1,6 @@
 """The same weights in both frameworks: same features, proposals, detections and masks, to rounding.
 
-Where the frameworks' arithmetic differs, a test says how: anchors are rounded by torchvision, and its
+Where the arithmetic differs, a test shows how: torchvision rounds the anchors, and its
 Mask R-CNN pools otherwise. All else is compared with those made the same.
 """
 

@@ -15,8 +15,8 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from e3va import UserError
-from e3va.detectron2 import LazyPredictor, add_e3va_config, engine, load_config
 from e3va.backbone import find_backbone
+from e3va.detectron2 import LazyPredictor, add_e3va_config, engine, load_config
 from e3va.detectron2.backbone import model_parts
 from e3va.detectron2.config import CONFIG_ROOT
 from e3va.detectron2.describe import describe_config, make_preset
