@@ -9,8 +9,8 @@ from ..common.train import train
 
 model.num_classes = 20
 
-# The length and steps of Detectron2's own config for VOC 2007+2012
-# (PascalVOC-Detection/faster_rcnn_R_50_FPN.yaml): 17.4 epochs at batch 16.
+# The schedule of Detectron2's own config for VOC 2007+2012
+# (PascalVOC-Detection/faster_rcnn_R_50_FPN.yaml): 17.4 epochs with a batch of 16 images.
 train.max_iter = 18000
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=[12000, 16000, 18000]),

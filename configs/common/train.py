@@ -1,20 +1,20 @@
-# Detectron2's keys of "train", and those that the E³VA trainer adds (marked; others ignore them).
+# Detectron2's keys of "train", and keys of the E³VA trainer, which other training scripts ignore.
 import torch
 
 train = dict(
     output_dir="./output",
-    # A pretrained Swin, a checkpoint of a whole model, or an adapter (its folder); a path, or an
+    # A pretrained Swin, a checkpoint of a whole model, or an adapter (its folder): a path or an
     # address of the model zoo (e3va://...).
     init_checkpoint="",
-    # Added, for an adapter there: the trunk it was trained on, if it is not found where the adapter
-    # says (a path or an address);
+    # E³VA: the trunk of an adapter in init_checkpoint, a path or an address. With "", the adapter's
+    # description says where the trunk is.
     trunk="",
-    # "backbone" to take its highway alone, for another task than its own;
+    # E³VA: parts of an adapter to load. "backbone" loads only the highway, for another task.
     adapter_parts="all",
-    # whether to take it though the trunk is another one.
+    # E³VA: whether to load an adapter on a trunk with other weights than it was trained on.
     any_trunk=False,
     max_iter=90000,
-    # Mixed precision. Added: dtype, "bf16" or "fp16"; on CUDA and on CPU.
+    # Mixed precision, on CUDA and on CPU. E³VA: dtype is "bf16" or "fp16".
     amp=dict(enabled=False, dtype="bf16"),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     checkpointer=dict(period=5000, max_to_keep=5),
@@ -25,10 +25,10 @@ train = dict(
     cudnn_benchmark=False,
     # "high" lets float32 products run in TF32.
     float32_precision="",
-    # Added: parts that each batch is divided into, to fit a smaller card; the batch stays the same.
+    # E³VA: number of parts of a batch; one is in memory at a time, and the batch stays the same.
     accumulate=1,
-    # Added: largest 2-norm of the gradient; 0 for no limit.
+    # E³VA: largest 2-norm of the gradient; 0 for no limit.
     clip_norm=0.0,
-    # Added: which of the project's configs this is; filled in when it is loaded.
+    # E³VA: name of this config in the project; load_config fills it in.
     config_name="",
 )

@@ -10,7 +10,7 @@ from ..common.train import train
 
 model.roi_heads.num_classes = L(count_classes)(json_file="${data.train.json}")
 
-# A few hundred images: short, with a look at the result now and then.
+# A short training for a few hundred images, with two evaluations.
 train.max_iter = 1000
 train.checkpointer.period = 200
 train.eval_period = 500

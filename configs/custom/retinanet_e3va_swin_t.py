@@ -8,14 +8,14 @@ from ..common.optim import optimizer
 from ..common.schedule import lr_multiplier_cosine as lr_multiplier
 from ..common.train import train
 
-# Boxes alone: segmentations in the annotations are not read.
+# Boxes only: segmentations in the annotations are not read.
 for _node in (dataloader.train.dataset, dataloader.test.dataset, dataloader.evaluator):
     _node.masks = False
 dataloader.train.mapper.use_instance_mask = False
 
 model.num_classes = L(count_classes)(json_file="${data.train.json}")
 
-# A few hundred images: short, with a look at the result now and then.
+# A short training for a few hundred images, with two evaluations.
 train.max_iter = 1000
 train.checkpointer.period = 200
 train.eval_period = 500

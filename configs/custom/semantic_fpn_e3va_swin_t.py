@@ -12,7 +12,7 @@ model.sem_seg_head.num_classes = L(count_label_classes)(
     images="${data.train.images}", labels="${data.train.labels}", classes="${data.classes}"
 )
 
-# A few hundred images: short, with a look at the result now and then.
+# A short training for a few hundred images, with two evaluations.
 train.max_iter = 1000
 train.checkpointer.period = 200
 train.eval_period = 500

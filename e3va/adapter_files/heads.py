@@ -32,6 +32,7 @@ from ..utils.errors import UserError
 
 FRAMEWORKS = ("torchvision", "detectron2")
 BACKBONE = "backbone.bottom_up."  # trunk and highway, named alike in both frameworks
+_SMALL_IMAGES = 400  # pixels of the shorter side
 
 _BOTH = ("weight", "bias")
 _MOST_MASK_LAYERS = 16
@@ -75,6 +76,15 @@ def _table() -> dict[str, str]:
 
 _TO_TORCHVISION = _table()
 _TO_DETECTRON2 = {theirs: own for own, theirs in _TO_TORCHVISION.items()}
+
+
+def smallest_anchor(size: int) -> int:
+    """Return the side in pixels of the smallest anchors in a detector of the torchvision framework.
+
+    Args:
+        size: shorter side of the images in pixels. Small images have smaller objects.
+    """
+    return 32 if size >= _SMALL_IMAGES else 16
 
 
 def framework_of(state: Mapping[str, Tensor]) -> str | None:

@@ -1,9 +1,9 @@
-"""The Detectron2 framework: E³VA backbones in its registry, and training and inference over its parts.
+"""E³VA for Detectron2: backbones, data, training and inference.
 
-Importing it registers ``build_e3va_swin_backbone``, ``build_e3va_swin_fpn_backbone`` and
-``build_retinanet_e3va_swin_fpn_backbone`` in Detectron2's ``BACKBONE_REGISTRY`` and
-``ade_challenge_2016_{train,val}`` in its ``DatasetCatalog``, and teaches its
-``PathManager`` the addresses of the model zoo (``e3va://...``).
+Importing this package registers the backbones ``build_e3va_swin_backbone``,
+``build_e3va_swin_fpn_backbone`` and ``build_retinanet_e3va_swin_fpn_backbone``, the data sets
+``ade_challenge_2016_train`` and ``ade_challenge_2016_val``, and the addresses of the model zoo
+(``e3va://...``) in Detectron2.
 
 Raises:
     UserError: Detectron2 is not installed.
@@ -17,7 +17,7 @@ from ..utils.optional import require
 require("detectron2", "e3va.detectron2")
 
 with warnings.catch_warnings():
-    # torch's, about what Detectron2 does while it is imported; no user of ours can act on them.
+    # Detectron2 uses deprecated parts of torch while it is imported; users cannot change that.
     warnings.simplefilter("ignore", FutureWarning)
     from detectron2.utils.file_io import PathManager
 

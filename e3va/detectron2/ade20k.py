@@ -1,13 +1,14 @@
-"""ADE20K's 150 classes as the MIT scene parsing challenge published them.
+"""ADE20K with its 150 classes, in the public layout of the MIT scene parsing challenge.
 
 ``ade_challenge_2016_train`` and ``ade_challenge_2016_val`` are ``ADEChallengeData2016/`` in the
-folder that the environment variable ``DETECTRON2_DATASETS`` names (default: ``datasets``)::
+folder of the environment variable ``DETECTRON2_DATASETS`` (default: ``datasets``)::
 
     images/{training,validation}/*.jpg
     annotations/{training,validation}/*.png    # 0: other, ignored here; 1 to 150: the classes
 
-Detectron2's own ``ade20k_sem_seg_train`` and ``…_val`` are the same pictures with labels that its
-``prepare_ade20k_sem_seg.py`` has shifted by one; where these alone are there, they are taken.
+Detectron2's own ``ade20k_sem_seg_train`` and ``…_val`` are the same images; its
+``prepare_ade20k_sem_seg.py`` writes their labels, shifted by one, into ``annotations_detectron2``.
+That folder is read if ``annotations`` does not exist.
 """
 
 import os
@@ -19,22 +20,22 @@ from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
 from ..data.label_maps import IGNORED, pair_label_maps
 from ..utils.errors import UserError
+from .labels import dicts_of_pairs
 
 SPLITS = {"ade_challenge_2016_train": "training", "ade_challenge_2016_val": "validation"}
-# Folders of label maps, with the label that class 0 has there.
+# Folders of label maps, with the label of class 0 in them.
 _PUBLIC, _SHIFTED = ("annotations", 1), ("annotations_detectron2", 0)
 
 
 def ade20k_dicts(root: str | os.PathLike, split: str) -> list[dict[str, Any]]:
-    """Dataset dicts with ``first_label``, see :mod:`e3va.detectron2.labels`.
+    """Return dataset dicts with ``first_label``, see :mod:`e3va.detectron2.labels`.
 
     Args:
         root: the folder ``ADEChallengeData2016``.
         split: ``"training"`` or ``"validation"``.
 
     Raises:
-        UserError: a folder, a label map or all images are missing; see
-            :func:`e3va.data.label_maps.pair_label_maps`.
+        UserError: a folder or a label map is missing, or there are no images.
     """
     root = Path(root)
     images = root / "images" / split
@@ -44,19 +45,10 @@ def ade20k_dicts(root: str | os.PathLike, split: str) -> list[dict[str, Any]]:
         if not folder.is_dir():
             raise UserError(
                 f"ADE20K: no folder {folder}; set the environment variable DETECTRON2_DATASETS to "
-                "the folder that holds ADEChallengeData2016 with images/ and annotations/, as "
-                "the scene parsing challenge's archive is laid out"
+                "the folder that holds ADEChallengeData2016 with images/ and annotations/, in the "
+                "layout of the scene parsing challenge's archive"
             )
-    return [
-        {
-            "file_name": str(pair.image),
-            "sem_seg_file_name": str(pair.labels),
-            "height": pair.height,
-            "width": pair.width,
-            "first_label": first,
-        }
-        for pair in pair_label_maps(images, labels)
-    ]
+    return dicts_of_pairs(pair_label_maps(images, labels), first_label=first)
 
 
 def _folder() -> Path:
@@ -65,7 +57,7 @@ def _folder() -> Path:
 
 
 def register_ade20k() -> None:
-    """Make the two data sets known to Detectron2; again changes nothing."""
+    """Register the two data sets in Detectron2's catalogs; a second call changes nothing."""
     for name, split in SPLITS.items():
         if name not in DatasetCatalog:
             DatasetCatalog.register(name, lambda split=split: ade20k_dicts(_folder(), split))

@@ -1,4 +1,4 @@
-"""E³VA-wrapped Swin backbones as Detectron2 knows backbones."""
+"""The E³VA backbones in Detectron2's form, and in its registry."""
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
@@ -14,14 +14,14 @@ from .pyramid import LeanPyramid
 
 
 class E3VASwin(E3VABackbone, Backbone):
-    """:class:`e3va.E3VABackbone` with Detectron2's backbone contract; the arguments are the same.
+    """:class:`e3va.E3VABackbone`, with the same arguments, as a Detectron2 backbone.
 
-    For LazyConfig, ``L(E3VASwin)(preset="swin_t")``. Its trunk is frozen when it is built, so any
-    training loop can train it.
+    For LazyConfig, ``L(E3VASwin)(preset="swin_t")``. The trunk is frozen from the start, so any
+    training loop can train the model.
     """
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each pyramid level."""
+        """Return channels and stride of each pyramid level."""
         dims = self.trunk.preset.dims
         return {
             name: ShapeSpec(channels=dims[level], stride=PATCH * 2**level)
@@ -31,65 +31,66 @@ class E3VASwin(E3VABackbone, Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The largest stride: at such sizes every level is exactly the image's size / stride.
+        """The largest stride.
 
-        Other sizes work too (levels are then rounded up); what joins levels, as FPN does, needs it.
+        The backbone takes images of any size and rounds the size of each level up; an FPN, which
+        adds levels, needs multiples of this number.
         """
         return max(shape.stride for shape in self.output_shape().values())
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """See :class:`detectron2.modeling.Backbone`; there is no need of square images."""
+        """The constraints on padded images, see :class:`detectron2.modeling.Backbone`."""
         return {"size_divisibility": self.size_divisibility}
 
 
 def model_parts(model: nn.Module) -> dict[str, nn.Module | None]:
-    """The parts of a Detectron2 model by which parameters and memory are reported.
+    """Return the parts of a Detectron2 model by which parameters and memory are reported.
 
-    ``neck`` is None if the backbone has none.
+    ``neck`` is None for a model without one.
 
     Raises:
-        UserError: the model has no backbone with a trunk.
+        UserError: the model has no E³VA backbone.
     """
-    _, trunk = find_backbone(model)
-    neck = [m for m in model.backbone.children() if m is not trunk]
-    if isinstance(model.backbone.forward, LeanPyramid):  # then that is what runs
+    _, bottom_up = find_backbone(model)
+    neck = [m for m in model.backbone.children() if m is not bottom_up]
+    if isinstance(model.backbone.forward, LeanPyramid):  # it runs in place of the FPN's forward
         neck.append(model.backbone.forward.top_down)
     heads = [m for name, m in model.named_children() if name != "backbone"]
     return {
-        "trunk": trunk.trunk,
-        "highway": trunk.highway,
-        "neck": nn.ModuleList(neck) if neck and model.backbone is not trunk else None,
+        "trunk": bottom_up.trunk,
+        "highway": bottom_up.highway,
+        "neck": nn.ModuleList(neck) if neck and model.backbone is not bottom_up else None,
         "heads": nn.ModuleList(heads),
     }
 
 
 def find_trunk_module(model: nn.Module) -> SwinTrunk:
-    """The trunk inside a model; see :func:`e3va.backbone.find_backbone`."""
+    """Return the trunk inside a model, see :func:`e3va.backbone.find_backbone`."""
     return find_backbone(model)[1].trunk
 
 
 @BACKBONE_REGISTRY.register()
 def build_e3va_swin_backbone(cfg, input_shape: ShapeSpec) -> E3VASwin:
-    """Build the bare backbone from ``cfg.MODEL.E3VA``, see :func:`add_e3va_config`."""
+    """Build the backbone without an FPN from ``cfg.MODEL.E3VA``, see :func:`add_e3va_config`."""
     return _build_bottom_up(cfg, input_shape, cfg.MODEL.E3VA.OUT_FEATURES)
 
 
 def _build_bottom_up(cfg, input_shape: ShapeSpec, out_features: list[str]) -> E3VASwin:
     if input_shape.channels != 3:
         raise UserError(f"{input_shape.channels} image channels: a Swin trunk expects 3")
-    settings = cfg.MODEL.E3VA
+    node = cfg.MODEL.E3VA
     return E3VASwin(
-        settings.PRESET,
-        {name.lower(): value for name, value in settings.HIGHWAY.items()},
-        memory=settings.MEMORY,
-        trunk_precision=settings.TRUNK_PRECISION,
+        node.PRESET,
+        {name.lower(): value for name, value in node.HIGHWAY.items() if value is not None},
+        memory=node.MEMORY,
+        trunk_precision=node.TRUNK_PRECISION,
         out_features=out_features,
     )
 
 
 def _build_fpn(cfg, input_shape: ShapeSpec, make_top_block) -> FPN:
-    # The levels that FPN does not read would have norms that never get a gradient.
+    # Only the levels that the FPN reads: the norms of other levels would get no gradient.
     bottom_up = _build_bottom_up(cfg, input_shape, cfg.MODEL.FPN.IN_FEATURES)
     return FPN(
         bottom_up=bottom_up,
@@ -103,12 +104,12 @@ def _build_fpn(cfg, input_shape: ShapeSpec, make_top_block) -> FPN:
 
 @BACKBONE_REGISTRY.register()
 def build_e3va_swin_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """With FPN and a pooled p6, as Mask R-CNN and Cascade R-CNN take it."""
+    """Build the backbone with an FPN and a pooled p6, for Mask R-CNN and Cascade R-CNN."""
     return _build_fpn(cfg, input_shape, lambda bottom_up: LastLevelMaxPool())
 
 
 def p6_and_p7(preset: str | SwinPreset, out_channels: int) -> LastLevelP6P7:
-    """FPN's top block on the backbone's own p3, of stride 32, as RetinaNet takes it.
+    """Build RetinaNet's top block for an FPN, which reads the backbone's p3 of stride 32.
 
     Raises:
         UserError: no preset has that name.
@@ -118,8 +119,7 @@ def p6_and_p7(preset: str | SwinPreset, out_channels: int) -> LastLevelP6P7:
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_e3va_swin_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """With FPN and convolutional p6 and p7 on top of the backbone's p3, as RetinaNet takes it."""
-
+    """Build the backbone with an FPN and convolutional p6 and p7, for RetinaNet."""
     return _build_fpn(
         cfg,
         input_shape,

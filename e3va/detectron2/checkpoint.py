@@ -1,7 +1,9 @@
-"""Detectron2's checkpointer, with files that a crash cannot break and clear errors."""
+"""Detectron2's checkpointer, with files that a crash cannot damage and clear errors."""
 
+import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +12,33 @@ from torch import nn
 
 from ..adapter_files.description import AdapterConfig, describe_model
 from ..adapter_files.files import FULL_KEY, apply_adapter, is_adapter, read_adapter, recorded_origin
-from ..backbone import find_backbone
+from ..adapter_files.trunk import build_trunk
+from ..backbone import find_backbone, trunk_prefix
 from ..model_zoo.resolve import SCHEME, local_path
+from ..model_zoo.trunks import find_trunk_of
+from ..swin.trunk import SwinTrunk
 from ..utils.atomic import atomic_open, remove_leftovers, save_atomically
 from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
 from ..weights.loading import check_trunk, find_trunk, load_trunk, missing_trunk, trunk_state
 from ..weights.origin import TrunkOrigin, fingerprint
-from .adapter_trunk import trunk_of
 from .backbone import find_trunk_module
 from .describe import FRAMEWORK
 from .foreign import check_surroundings
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("all", "backbone")
 
 
 def local_weights(path: str | os.PathLike) -> str:
-    """``path`` itself; of an address of the model zoo the local file or folder, downloaded if need
-    be. A query of Detectron2's (``?matching_heuristics=True``) stays at its end.
+    """Return the local file or folder of weights; an address of the model zoo is downloaded.
+
+    Any other path stays the same. A query of Detectron2 (``?matching_heuristics=True``) stays at
+    the end.
 
     Raises:
-        UserError: the zoo has nothing of that name, or it cannot be downloaded.
+        UserError: the zoo has nothing of that name, or the download fails.
     """
     path = str(path)
     if not path.startswith(SCHEME):
@@ -40,26 +48,28 @@ def local_weights(path: str | os.PathLike) -> str:
 
 
 class HighwayCheckpointer(DetectionCheckpointer):
-    """Loads whole models, pretrained Swin weights into the trunk, or adapters; saves atomically.
+    """Checkpointer for whole models, pretrained Swin weights and adapters; it saves atomically.
 
-    The files are Detectron2's own: ``DefaultPredictor`` and the unchanged training script read
-    them. They are read without executing code from them.
+    The files have Detectron2's own format: ``DefaultPredictor`` and Detectron2's training script
+    read them. Reading them executes no code from them.
 
     Args:
-        about: what checkpoints say of the model beside its backbone's settings, see
+        model: a Detectron2 model with an E³VA backbone.
+        save_dir: folder of the checkpoints.
+        about: description of the model for its checkpoints, see
             :func:`e3va.detectron2.describe.describe_config`.
-        trunk: of an adapter that is loaded: a file or ``e3va://`` address; ``""`` to look for it
-            where the adapter says.
-        adapter_parts: of an adapter, ``"all"``, or ``"backbone"`` to leave neck and heads as they
-            are.
-        any_trunk: load an adapter though the trunk's weights are not those it was trained on.
-        checkpointables: as Detectron2 has it.
+        trunk: file or ``e3va://`` address of an adapter's trunk; ``""`` to look for it where the
+            adapter says.
+        adapter_parts: parts of an adapter to load: ``"all"``, or ``"backbone"`` for its highway
+            without neck and heads.
+        any_trunk: whether to load an adapter on a trunk with other weights than it was trained on.
+        checkpointables: further objects to save, see Detectron2's class.
 
     Attributes:
-        adapter: the description of the adapter that was loaded last; None if none was.
+        adapter: the description of the adapter that was loaded last, or None.
 
     Raises:
-        UserError: another value of ``adapter_parts``; a model without an E³VA backbone.
+        UserError: another value of ``adapter_parts``, or a model without an E³VA backbone.
     """
 
     def __init__(
@@ -82,19 +92,16 @@ class HighwayCheckpointer(DetectionCheckpointer):
         self._backbone_only = adapter_parts == "backbone"
         self._any_trunk = any_trunk
         self._source = ""
-        self._trunk_name = next(
-            name for name, module in self.model.named_modules() if module is self._trunk
-        )
+        self._prefix = trunk_prefix(self.model)
 
     @property
-    def _trunk(self):
+    def _trunk(self) -> SwinTrunk:
         return find_trunk_module(self.model)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``save_dir/name.pth`` and then name it in ``last_checkpoint``, both atomically.
+        """Write ``save_dir/name.pth``, then name it in ``last_checkpoint``, both atomically.
 
-        Beside Detectron2's own entries it has ``e3va``, the description of the adapter that is in
-        it, unless the trunk trains too.
+        If the trunk is frozen, the entry ``e3va`` holds the description of the adapter.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -104,8 +111,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         data.update(kwargs)
         if self._trunk.frozen:
             steps = kwargs["iteration"] + 1 if "iteration" in kwargs else None
-            told = describe_model(self.model, **{"steps": steps, **self._about})
-            data[FULL_KEY] = told.to_dict()
+            data[FULL_KEY] = describe_model(self.model, **{"steps": steps, **self._about}).to_dict()
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         save_atomically(data, path)
@@ -117,18 +123,17 @@ class HighwayCheckpointer(DetectionCheckpointer):
             file.write(last_filename_basename)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
-        """Load a checkpoint of the whole model, a pretrained Swin into the trunk alone, or an
-        adapter and the trunk that it was trained on.
+        """Load a whole model, a pretrained Swin into the trunk, or an adapter with its trunk.
 
         Args:
-            path: a file, an adapter's folder, an ``e3va://`` address, or what else Detectron2's
-                path manager knows.
-            checkpointables: as Detectron2 has it.
+            path: a file, an adapter's folder, an ``e3va://`` address, or another path that
+                Detectron2's path manager reads.
+            checkpointables: names of further objects to load, see Detectron2's class.
 
         Raises:
-            UserError: the file is missing or damaged, lacks the trunk, or has one of another size;
-                an adapter of another model or trunk, or whose trunk is not found. The model is
-                then as it was.
+            UserError: the file is missing or damaged, has no trunk or a trunk of another size, or
+                is an adapter of another model or another trunk, or its trunk is not found. The
+                model does not change then.
         """
         self._source = str(path)
         local = local_weights(path)
@@ -143,58 +148,87 @@ class HighwayCheckpointer(DetectionCheckpointer):
         return super().load(local, checkpointables)
 
     def _load_adapter(self, path: Path) -> None:
-        state, told = read_adapter(path)
-        folder = path if path.is_dir() else path.parent
-        told.check_backbone(find_backbone(self.model)[1], self._source)
+        state, description = read_adapter(path)
+        description.check_backbone(find_backbone(self.model)[1], self._source)
         if not self._backbone_only:
-            check_surroundings(self.model, told, self._source)
-        trunk = trunk_of(
-            *(self._trunk, told, self._source),
-            given=self._given_trunk,
-            near=folder,
-            any_trunk=self._any_trunk,
-            rounded=not self.checkpointables,  # with them, it is a training that begins
-        )
+            check_surroundings(self.model, description, self._source)
+        trunk = self._trunk_of(description, path if path.is_dir() else path.parent)
         try:
             apply_adapter(
-                *(self.model, state, told, self._source),
+                *(self.model, state, description, self._source),
                 backbone_only=self._backbone_only,
-                any_trunk=True,  # checked above
+                any_trunk=True,  # _trunk_of has checked it
                 framework=FRAMEWORK,
             )
         except UserError as error:
-            classes = f" (classes: {', '.join(told.classes)})" if told.classes else ""
+            names = description.classes
+            classes = f" (classes: {', '.join(names)})" if names else ""
             raise UserError(f"{error.line} with train.adapter_parts=backbone{classes}") from None
         if trunk is not self._trunk:
             self._trunk.load_state_dict(trunk.state_dict())
             self._trunk.origin = trunk.origin
-        self.adapter = told
-        self._report(told)
+        self.adapter = description
+        self._report(description)
 
-    def _report(self, told: AdapterConfig) -> None:
+    def _trunk_of(self, description: AdapterConfig, folder: Path) -> SwinTrunk:
+        """Return the trunk of an adapter: the model's own, or a new one if weights differ."""
+        wanted, own = description.trunk, self._trunk
+        # A training that starts from an adapter rounds the weights itself.
+        stored = "fp32" if self.checkpointables else wanted.stored
+        known = own.origin is not None and own.origin.fingerprint == wanted.fingerprint
+        if known and (own.origin.stored != "fp32" or stored == "fp32"):
+            warn_of_rounding(own, description, self._source)
+            return own
+        if known:
+            state, source = own.state_dict(), wanted.source
+        else:
+            state, source = find_trunk_of(description, self._given_trunk or None, folder)
+        trunk = build_trunk(
+            *(description, state, source),
+            adapter=self._source,
+            any_trunk=self._any_trunk,
+            stored=stored,
+        )
+        if trunk.origin.fingerprint == wanted.fingerprint:
+            trunk.origin = replace(wanted, stored=stored)
+        else:
+            self.logger.warning(
+                "%s was trained on the trunk %s (fingerprint %s), not on %s (fingerprint %s)",
+                *(self._source, wanted.source, wanted.short),
+                *(trunk.origin.source, trunk.origin.short),
+            )
+        return trunk
+
+    def _report(self, description: AdapterConfig) -> None:
         what = "the highway" if self._backbone_only else "highway, neck and heads"
         self.logger.info(
-            "Loaded %s of the adapter %s, on the trunk %s", what, self._source, told.trunk.source
+            "Loaded %s of the adapter %s, on the trunk %s",
+            *(what, self._source, description.trunk.source),
         )
-        ours = self._about.get("classes")
-        if ours and told.classes and not self._backbone_only and (*ours,) != told.classes:
+        ours, theirs = self._about.get("classes"), description.classes
+        if ours and theirs and not self._backbone_only and (*ours,) != theirs:
             self.logger.warning(
-                "%s has the classes %s, but here they are %s: their outputs are taken over in this "
-                "order",
-                *(self._source, ", ".join(told.classes), ", ".join(ours)),
+                "%s has the classes %s, but this config has %s: output k of the adapter becomes "
+                "class k of this config",
+                *(self._source, ", ".join(theirs), ", ".join(ours)),
             )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
-        """As Detectron2's; a named but missing last checkpoint is an error, not a fresh start."""
+        """Resume from the last checkpoint, or load ``path``, as Detectron2's class.
+
+        Raises:
+            UserError: ``last_checkpoint`` names a file that does not exist.
+        """
         if resume and self.has_checkpoint() and not os.path.isfile(self.get_checkpoint_file()):
             raise UserError(
-                f"{self.save_dir}/last_checkpoint names {self.get_checkpoint_file()}, which is not "
-                "there: put the file back, or delete last_checkpoint to start anew"
+                f"{self.save_dir}/last_checkpoint names {self.get_checkpoint_file()}, which does "
+                "not exist: put the file back, or delete last_checkpoint to start from the "
+                "beginning"
             )
         return super().resume_or_load(path, resume=resume)
 
     def _load_file(self, filename: str) -> dict:
-        # Detectron2 unpickles .pkl and .pyth files, which can run code.
+        # Detectron2 unpickles .pkl and .pyth files, which can execute code.
         if filename.endswith((".pkl", ".pyth")):
             return load_file(filename)
         return super()._load_file(filename)
@@ -209,7 +243,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         prefix = find_trunk(state, self._source)
         if prefix is None:
             raise missing_trunk(state, self._source)
-        if prefix == f"{self._trunk_name}.":
+        if prefix == self._prefix:
             check_trunk(self._trunk, trunk_state(state, prefix), self._source)
             origin = recorded_origin(checkpoint)
             incompatible = super()._load_model({**checkpoint, "model": state})
@@ -227,14 +261,14 @@ class HighwayCheckpointer(DetectionCheckpointer):
     def _load_by_heuristics(self, checkpoint: dict) -> Any:
         origin = recorded_origin(checkpoint)
         incompatible = super()._load_model(checkpoint)
-        trunk, own = self._trunk, f"{self._trunk_name}."
-        if not any(key.startswith(own) for key in incompatible.missing_keys):
+        trunk = self._trunk
+        if not any(key.startswith(self._prefix) for key in incompatible.missing_keys):
             name = Path(self._source.partition("?")[0]).name
             trunk.origin = origin or TrunkOrigin(name, fingerprint(trunk.state_dict()))
         return incompatible
 
     def _load_rest(self, state: Mapping[str, Any], prefix: str) -> None:
-        """Of another Swin detector, what follows the backbone may fit too."""
+        """Load neck and heads of another Swin detector where their names fit."""
         rest = {k: v for k, v in state.items() if not k.startswith(prefix)} if prefix else {}
         rest = {k: v for k, v in rest.items() if k in self.model.state_dict()}
         if rest:
@@ -242,3 +276,13 @@ class HighwayCheckpointer(DetectionCheckpointer):
             self.logger.info("Loaded %d further tensors by name", len(rest))
             for key, there, here in incompatible.incorrect_shapes:
                 self.logger.warning("Left out %s: %s in the file, %s here", key, there, here)
+
+
+def warn_of_rounding(trunk: SwinTrunk, description: AdapterConfig, source: str) -> None:
+    """Log a warning if the trunk's weights are rounded in another way than in the training."""
+    if trunk.origin is not None and trunk.origin.stored != description.trunk.stored:
+        logger.warning(
+            "%s was trained with its trunk kept as %s; this trunk is kept as %s: predictions "
+            "differ by that rounding",
+            *(source, description.trunk.stored, trunk.origin.stored),
+        )

@@ -1,45 +1,55 @@
-"""Configs: the keys for yacs; LazyConfig files found by name, overridden with checked keys."""
+"""Configs: keys for yacs; LazyConfig files by name, with overrides whose keys are checked."""
 
 import ast
 import difflib
 import inspect
 import os
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, LazyConfig
-from detectron2.utils.registry import locate
+from detectron2.config import CfgNode, LazyCall, LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..highway.config import DEFAULT_RECIPE
+from ..highway.config import DEFAULT_RECIPE, HighwayConfig, from_version_1, highway_config
+from ..highway.registry import adapter_kinds, get_adapter_kind
 from ..utils.errors import UserError
 from ..utils.paths import CONFIG_ROOT
+from .checks import RULES, callable_of, check_values
+
+_SETTINGS = ("recipe", *(f.name for f in fields(HighwayConfig) if f.name != "options"))
+# Overrides of these keys come first, because they replace what other overrides change.
+_FIRST = ("highway", "recipe", "adapter")
+_VERSION_1 = ("method", "rank", "reduction", "taps", "downsample")
 
 
 def add_e3va_config(cfg: CfgNode) -> None:
     """Add the keys of the E³VA backbones to a yacs config, with their defaults.
 
     ``MODEL.E3VA`` has PRESET, HIGHWAY, MEMORY, TRUNK_PRECISION and OUT_FEATURES, the arguments of
-    :class:`e3va.E3VABackbone`. HIGHWAY holds RECIPE and any setting of
-    :func:`e3va.highway.config.highway_config` in capitals, such as RANK or TAPS. OUT_FEATURES is
-    for the bare backbone; with an FPN, ``MODEL.FPN.IN_FEATURES`` selects the levels.
+    :class:`e3va.E3VABackbone`. HIGHWAY holds the arguments of
+    :func:`e3va.highway.config.highway_config` in capitals, such as RECIPE, RANK or TAPS; None
+    stands for the recipe's own value. OUT_FEATURES is for the bare backbone; with an FPN,
+    ``MODEL.FPN.IN_FEATURES`` selects the levels.
     """
+    options = [option for kind in adapter_kinds().values() for option in kind.defaults]
+    highway = {name.upper(): None for name in (*_SETTINGS, *options)}
     cfg.MODEL.E3VA = CfgNode()
     cfg.MODEL.E3VA.PRESET = "swin_t"
-    cfg.MODEL.E3VA.HIGHWAY = CfgNode({"RECIPE": DEFAULT_RECIPE}, new_allowed=True)
+    cfg.MODEL.E3VA.HIGHWAY = CfgNode({**highway, "RECIPE": DEFAULT_RECIPE}, new_allowed=True)
     cfg.MODEL.E3VA.MEMORY = "standard"
     cfg.MODEL.E3VA.TRUNK_PRECISION = "auto"
     cfg.MODEL.E3VA.OUT_FEATURES = ["p0", "p1", "p2", "p3"]
 
 
 def find_config(name: str | os.PathLike) -> Path:
-    """Find a config file: a path, or a name below the project's ``configs`` folder.
+    """Find a config file by its path, or by its name below the project's ``configs`` folder.
 
     Raises:
-        UserError: there is no such file; the text names the nearest ones.
+        UserError: there is no such file; the message names the nearest ones.
     """
     for path in (Path(name), CONFIG_ROOT / name):
         if path.is_file():
@@ -56,15 +66,16 @@ def find_config(name: str | os.PathLike) -> Path:
 def load_config(
     config: str | os.PathLike | DictConfig, overrides: Iterable[str] = ()
 ) -> DictConfig:
-    """Load a LazyConfig and apply ``key=value`` overrides.
+    """Load a LazyConfig, apply ``key=value`` overrides, and check the values of known keys.
 
     Args:
-        config: a path, a name below the project's ``configs`` folder, or a config object, which is
-            left as it is.
+        config: a path, a name below the project's ``configs`` folder, or a config object, which
+            does not change.
         overrides: see :func:`apply_overrides`.
 
     Raises:
-        UserError: no such file, a file that cannot be read as a config, or a wrong override.
+        UserError: there is no such file, it cannot be read as a config, an override is wrong, or a
+            value has the wrong type or is out of range.
     """
     if isinstance(config, DictConfig):
         cfg = config.copy()
@@ -80,41 +91,73 @@ def load_config(
                 f"{path} is a yacs config: use it with get_cfg(), add_e3va_config() and "
                 "DefaultPredictor; here a LazyConfig file is expected"
             )
-        _keep_name(cfg, path)
+        _set_name(cfg, path)
+        _convert_version_1(cfg)
     return apply_overrides(cfg, overrides)
 
 
-def _keep_name(cfg: DictConfig, path: Path) -> None:
-    """Note in a config which of the project's it is, for those who get what is trained with it."""
+def _set_name(cfg: DictConfig, path: Path) -> None:
+    """Set ``train.config_name``, which adapter files repeat, for a config of the project."""
     path, root = path.resolve(), CONFIG_ROOT.resolve()
     if path.is_relative_to(root) and isinstance(cfg.get("train"), DictConfig):
         cfg.train.config_name = path.relative_to(root).as_posix()
 
 
-def apply_overrides(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
-    """Set ``key=value`` overrides in place.
+def bottom_up_node(cfg: DictConfig) -> DictConfig:
+    """Return the node of the backbone below the FPN, or of the backbone without an FPN."""
+    backbone = OmegaConf.select(cfg, "model.backbone")
+    if not isinstance(backbone, DictConfig):
+        return OmegaConf.create({})
+    return backbone.get("bottom_up", backbone)
 
-    A value is read as a Python or YAML literal (``1e-4``, ``[320, 400]``, ``true``, ``null``), else
-    as text. A key must exist, or name an argument of the callable that its config node calls.
+
+def _convert_version_1(cfg: DictConfig) -> None:
+    """Convert the backbone's arguments of a ``config.yaml`` that an earlier version wrote."""
+    node = bottom_up_node(cfg)
+    if "method" in node and "highway" not in node:
+        old = {name: node.pop(name) for name in _VERSION_1 if name in node}
+        try:
+            node.highway = LazyCall(highway_config)(**from_version_1(old))
+        except ValueError as error:
+            raise UserError(f"the backbone has an unknown {error}") from None
+
+
+def apply_overrides(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """Set ``key=value`` overrides in place and check the values of known keys.
+
+    A value is read as a Python or YAML literal (``1e-4``, ``[320, 400]``, ``true``, ``null``), or
+    else as text. A key must exist, or name an argument of the callable of its config node. A new
+    ``recipe`` replaces all settings of a highway, and a new ``adapter`` replaces the options of the
+    previous adapter kind, in whatever order the overrides come.
 
     Raises:
-        UserError: an override without ``=``, or a key that does not exist; the text names the
-            nearest key.
+        UserError: an override has no ``=``, its key does not exist (the message names the nearest
+            key), or a value has the wrong type or is out of range.
     """
-    for override in overrides:
+    overrides = list(overrides)
+    for override in sorted(overrides, key=_rank):
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise UserError(f"override {override!r}: expected key=value, e.g. train.max_iter=500")
         _check_key(cfg, key)
+        value = parse_value(text)
+        _check_type(cfg, key, value)
+        _drop_replaced(cfg, key)
         try:
-            OmegaConf.update(cfg, key, parse_value(text), merge=True)
+            OmegaConf.update(cfg, key, value, merge=True)
         except OmegaConfBaseException as error:
             raise UserError(f"override {override!r}: {str(error).splitlines()[0]}") from None
+    check_values(cfg, bottom_up_node(cfg))
     return cfg
 
 
+def _rank(override: str) -> int:
+    name = override.partition("=")[0].rpartition(".")[2]
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
+
+
 def parse_value(text: str) -> Any:
-    """Read an override's value; what is no literal is text."""
+    """Read the value of an override; text that is no literal stays text."""
     for read in (ast.literal_eval, yaml.safe_load):
         try:
             value = read(text)
@@ -123,6 +166,28 @@ def parse_value(text: str) -> Any:
         if isinstance(value, (bool, int, float, list, tuple, dict, str, type(None))):
             return list(value) if isinstance(value, tuple) else value
     return text
+
+
+def _check_type(cfg: DictConfig, key: str, value: Any) -> None:
+    """Check that a number stays a number (or a list, a mapping, null), and a switch a switch."""
+    old = None if key in RULES else OmegaConf.select(cfg, key)
+    if isinstance(old, bool) and not isinstance(value, bool):
+        raise UserError(f"{key}={value}: expected true or false")
+    number = isinstance(old, int | float) and not isinstance(old, bool)
+    if number and isinstance(value, str | bool):
+        raise UserError(f"{key}={value}: expected a number such as {old}")
+
+
+def _drop_replaced(cfg: DictConfig, key: str) -> None:
+    """Drop what a new recipe or a new adapter kind replaces in the node of a highway."""
+    parent, _, name = key.rpartition(".")
+    if name not in ("recipe", "adapter"):
+        return
+    node = OmegaConf.select(cfg, parent)
+    if callable_of(node) is highway_config:
+        kept = ("_target_",) if name == "recipe" else ("_target_", *_SETTINGS)
+        for other in [other for other in node if other not in kept]:
+            del node[other]
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
@@ -154,10 +219,12 @@ def _child(node: DictConfig | ListConfig, part: str) -> Any:
 
 
 def _arguments(node: DictConfig) -> list[str]:
-    """Names of the keyword arguments that a LazyCall node's callable takes."""
-    target = node.get("_target_")
-    if isinstance(target, str):
-        target = locate(target)
+    """Return the names of the keyword arguments that a LazyCall node's callable takes."""
+    target = callable_of(node)
+    if target is highway_config:
+        changes = {"adapter": node.adapter} if "adapter" in node else {}
+        adapter = highway_config(node.get("recipe", DEFAULT_RECIPE), **changes).adapter
+        return [*_SETTINGS, *(get_adapter_kind(adapter).defaults if adapter else ())]
     if not callable(target):
         return []
     try:

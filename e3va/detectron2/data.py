@@ -1,4 +1,4 @@
-"""COCO-format data of a user's own for Detectron2: dataset dicts, mapper, evaluator."""
+"""Data sets in COCO format for Detectron2: dataset dicts, mapper and evaluator."""
 
 import logging
 import os
@@ -15,36 +15,40 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
 from ..data.coco import CocoData, read_categories, read_coco
-from ..utils.errors import UserError
+from ..utils.errors import UserError, brief, unreadable_image
 
 logger = logging.getLogger(__name__)
 
 
 def class_names(json_file: str) -> list[str]:
-    """Class names of an annotation file, by class index (categories in the order of their ids)."""
-    return [category["name"] for category in read_categories(_given(json_file, "data.train.json"))]
+    """Return the class names of an annotation file, in the order of the category ids."""
+    file = given_path(json_file, "data.train.json")
+    return [category["name"] for category in read_categories(file)]
 
 
 def count_classes(json_file: str) -> int:
-    """Number of classes of an annotation file, for ``model.roi_heads.num_classes``."""
+    """Return the number of classes of an annotation file, for ``model.roi_heads.num_classes``."""
     return len(class_names(json_file))
 
 
 def coco_dicts(
     json_file: str, image_root: str, *, training: bool, masks: bool = True
 ) -> list[dict]:
-    """Dataset dicts in Detectron2's format.
+    """Return dataset dicts in Detectron2's format.
 
     Args:
-        json_file, image_root, training, masks: see :func:`e3va.data.coco.read_coco`.
+        json_file: annotation file.
+        image_root: folder of the images.
+        training: whether to leave out images without objects.
+        masks: whether every annotation must have a ``segmentation``.
 
     Raises:
-        UserError: as :func:`e3va.data.coco.read_coco`, or if a path was not given.
+        UserError: a path is not given, or :func:`e3va.data.coco.read_coco` finds a mistake.
     """
     key = "data.train" if training else "data.val"
     data = read_coco(
-        _given(json_file, f"{key}.json"),
-        _given(image_root, f"{key}.images"),
+        given_path(json_file, f"{key}.json"),
+        given_path(image_root, f"{key}.images"),
         masks=masks,
         training=training,
     )
@@ -53,11 +57,14 @@ def coco_dicts(
 
 
 def registered_dicts(names: str | Sequence[str], filter_empty: bool = True) -> list[dict]:
-    """Dataset dicts of a data set that Detectron2 knows by name, such as ``coco_2017_train``, or of
-    several together.
+    """Return the dataset dicts of one or several data sets in Detectron2's catalog.
+
+    Args:
+        names: a name such as ``coco_2017_train``, or several.
+        filter_empty: whether to leave out images without objects.
 
     Raises:
-        UserError: its annotation file is not there.
+        UserError: an annotation file does not exist.
     """
     try:
         return get_detection_dataset_dicts(names, filter_empty=filter_empty)
@@ -65,17 +72,17 @@ def registered_dicts(names: str | Sequence[str], filter_empty: bool = True) -> l
         named = names if isinstance(names, str) else " + ".join(names)
         raise UserError(
             f"data set {named}: no annotation file {error.filename}; set the environment variable "
-            "DETECTRON2_DATASETS to the folder that holds it, laid out as Detectron2's datasets "
-            "page says"
+            "DETECTRON2_DATASETS to the folder that holds it, in the layout of Detectron2's "
+            "datasets page"
         ) from None
 
 
 def coco_evaluator(
     json_file: str, image_root: str, *, output_dir: str, masks: bool = True
 ) -> COCOEvaluator:
-    """COCO's box and mask AP by pycocotools, on the usable part of an annotation file.
+    """Build an evaluator of COCO's box and mask AP on the usable part of an annotation file.
 
-    Writes ``output_dir/ground_truth.json`` (what is evaluated against) and, when it evaluates,
+    It writes ``output_dir/ground_truth.json`` (the annotations that count) and, when it evaluates,
     ``coco_instances_results.json``.
     """
     data = read_coco(json_file, image_root, masks=masks)
@@ -95,9 +102,14 @@ def coco_evaluator(
     return COCOEvaluator(name, tasks=tasks, output_dir=str(output_dir), use_fast_impl=False)
 
 
-def _given(path: str, key: str) -> str:
+def given_path(path: str, key: str, kind: str = "PATH") -> str:
+    """Return a path of a config, with ``~`` expanded.
+
+    Raises:
+        UserError: the path is empty; the message names its config key.
+    """
     if not path:
-        raise UserError(f"{key} is not given: add {key}=PATH to the command line")
+        raise UserError(f"{key} is not given: add {key}={kind} to the command line")
     return os.path.expanduser(path)
 
 
@@ -129,37 +141,30 @@ def _instance(annotation: dict, class_index: dict[int, int]) -> dict:
 
 
 class ImageMapper(DatasetMapper):
-    """Detectron2's mapper, with one clear line for an image that cannot be used.
+    """Detectron2's mapper, with a one-line error for an image that cannot be used.
 
     The mask format follows the data: polygons stay polygons, and an image with an RLE among its
     annotations gets bitmasks.
 
     Raises:
-        UserError: the image is missing, does not decode, or is not of the size that the annotation
+        UserError: the image is missing, does not decode, or has another size than its annotation
             file states.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
+        """Map a dataset dict to an example, see :class:`detectron2.data.DatasetMapper`."""
         path = dataset_dict["file_name"]
         try:
             return super().__call__(dataset_dict)
         except SizeMismatchError as error:
             raise UserError(
-                f"image {path} is not of the size that its annotation file states "
-                f"({' '.join(str(error).split())}): correct the file's height and width"
+                f"image {path} has another size than its annotation file states ({brief(error)}): "
+                "correct height and width in the file"
             ) from None
         except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
-            reason = "it is not there" if isinstance(error, FileNotFoundError) else _brief(error)
-            raise UserError(
-                f"image {path} cannot be read: {reason}; expected an image file that Pillow "
-                "decodes; replace it or take it out of the annotations"
-            ) from None
+            raise unreadable_image(path, error) from None
 
     def _transform_annotations(self, dataset_dict: dict, transforms: Any, image_shape) -> None:
         kinds = {type(a.get("segmentation")) for a in dataset_dict["annotations"]}
         self.instance_mask_format = "bitmask" if kinds & {dict, np.ndarray} else "polygon"
         super()._transform_annotations(dataset_dict, transforms, image_shape)
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]

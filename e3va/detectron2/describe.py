@@ -1,4 +1,4 @@
-"""What an adapter says of a LazyConfig, and a LazyConfig built from what an adapter says.
+"""The description of a LazyConfig in adapter files, and the LazyConfig of such a description.
 
 An adapter names a config of this project and carries plain data; nothing in it is ever called.
 """
@@ -18,17 +18,17 @@ from ..highway.config import highway_config
 from ..model_zoo import get_config_file
 from ..swin.presets import PRESETS, SwinPreset, preset_name, same_geometry
 from ..utils.errors import UserError
-from .config import load_config
+from .config import bottom_up_node, load_config
 
 FRAMEWORK = "detectron2"
 
 
 def describe_config(cfg: DictConfig, loader: Any = None) -> dict[str, Any]:
-    """What :func:`e3va.adapter_files.description.describe_model` is told of a training.
+    """Return the keyword arguments of :func:`e3va.adapter_files.description.describe_model`.
 
     Args:
-        cfg: of the training.
-        loader: its training data loader, for the counts.
+        cfg: config of a training.
+        loader: training data loader, which counts images and objects.
     """
     return {
         "framework": FRAMEWORK,
@@ -40,14 +40,14 @@ def describe_config(cfg: DictConfig, loader: Any = None) -> dict[str, Any]:
 
 
 def output_classes(cfg: DictConfig) -> tuple[str, ...]:
-    """Names of the classes of a config's model in the order of its outputs; () if nobody says."""
+    """Return the class names in the order of the model's outputs; () if they are unknown."""
     metadata = find_metadata(cfg)
     kinds = ("stuff_classes",) if labels_pixels(cfg) else ("thing_classes", "stuff_classes")
     return tuple(next((metadata.get(kind) for kind in kinds if metadata.get(kind)), ()))
 
 
 def find_metadata(cfg: DictConfig) -> Metadata:
-    """The class names, as Detectron2's ``Visualizer`` takes them."""
+    """Return the class names in the form of Detectron2's ``Visualizer``."""
     if "data" in cfg and cfg.data.classes is not None:
         return class_metadata(cfg, cfg.data.classes)
     names = _dataset_names(cfg, "test")
@@ -55,12 +55,12 @@ def find_metadata(cfg: DictConfig) -> Metadata:
 
 
 def labels_pixels(cfg: DictConfig) -> bool:
-    """Whether a config's model labels pixels alone, and finds no instances."""
+    """Return whether the model only labels pixels, and finds no instances."""
     return "sem_seg_head" in cfg.model and "roi_heads" not in cfg.model
 
 
 def class_metadata(cfg: DictConfig, names: Sequence[str]) -> Metadata:
-    """Class names of a config's model as Detectron2's ``Visualizer`` takes them."""
+    """Return given class names in the form of Detectron2's ``Visualizer``."""
     kind = "stuff_classes" if labels_pixels(cfg) else "thing_classes"
     return Metadata(**{kind: list(names)})
 
@@ -75,7 +75,7 @@ def _describe_data(cfg: DictConfig, loader: Any) -> str:
     source = ", ".join(_dataset_names(cfg, "train"))
     if not source and "data" in cfg:
         given = cfg.data.train.get("json") or cfg.data.train.get("labels") or ""
-        source = Path(given).name  # a folder is nobody else's business
+        source = Path(given).name  # the folder is private
     images, objects = (getattr(loader, key, None) for key in ("images", "objects"))
     if images is None:
         return source
@@ -84,61 +84,58 @@ def _describe_data(cfg: DictConfig, loader: Any) -> str:
     return f"{counts} ({source})" if source else counts
 
 
-def config_of_adapter(told: AdapterConfig, source: str) -> DictConfig:
-    """The config of this project that an adapter names, with the adapter's settings and classes.
+def config_of_adapter(description: AdapterConfig, source: str) -> DictConfig:
+    """Build the config of an adapter: the project's config that it names, with its own settings.
+
+    Args:
+        description: description of the adapter.
+        source: name of the adapter, for messages.
 
     Raises:
-        UserError: it names none, or none of this project; ``source`` names the adapter.
+        UserError: the adapter names no config, or a config that is not in this project.
     """
-    name = told.model.get("config") if told.framework == FRAMEWORK else None
+    name = description.model.get("config") if description.framework == FRAMEWORK else None
     if not name:
         raise UserError(
             f"{source} names no config of this project (its model was built elsewhere): give the "
             "config it was trained with"
         )
-    return adopt(load_config(_packaged_file(name, source)), told)
+    return adopt(load_config(_packaged_file(name, source)), description)
 
 
-def adopt(cfg: DictConfig, told: AdapterConfig) -> DictConfig:
-    """Give a config's model, in place, the backbone settings and the classes of an adapter."""
-    backbone = cfg.model.backbone
-    backbone.get("bottom_up", backbone).update(_backbone_settings(told))
-    set_classes(cfg, told.classes)
+def adopt(cfg: DictConfig, description: AdapterConfig) -> DictConfig:
+    """Set the backbone settings and the classes of an adapter in a config, in place."""
+    config = description.backbone
+    preset = preset_name(config.preset)
+    if preset is None or not same_geometry(PRESETS[preset], config.preset):
+        preset = LazyCall(make_preset)(**asdict(config.preset))
+    node = bottom_up_node(cfg)
+    node.preset = preset
+    node.highway = LazyCall(highway_config)(**config.highway.to_dict())
+    node.out_features = list(config.out_features)
+    set_classes(cfg, description.classes)
     return cfg
 
 
 def _packaged_file(name: Any, source: str) -> str:
-    # A config file is Python: one from outside this package must never be run on a file's word.
+    # A config file is Python code: an adapter file must never choose code from elsewhere.
     if isinstance(name, str) and name.endswith(".py") and PurePath(name).parts[0] != "common":
         with suppress(UserError):
             return get_config_file(name)
     raise UserError(
-        f"{source} names the config {str(name)[:120]!r}, which is none of this project's: give the "
+        f"{source} names the config {str(name)[:120]!r}, which is not in this project: give the "
         "config it was trained with"
     )
 
 
-def _backbone_settings(told: AdapterConfig) -> dict[str, Any]:
-    own = told.backbone
-    name = preset_name(own.preset)
-    if name is None or not same_geometry(PRESETS[name], own.preset):
-        name = LazyCall(make_preset)(**asdict(own.preset))
-    return {
-        "preset": name,
-        "highway": LazyCall(highway_config)(**own.highway.to_dict()),
-        "out_features": list(own.out_features),
-    }
-
-
 def make_preset(**geometry: Any) -> SwinPreset:
-    """A geometry from what a config holds, which has lists for tuples."""
+    """Build a geometry from the values in a config, which has lists in place of tuples."""
     lists = {k: tuple(geometry[k]) for k in ("depths", "num_heads")}
     return SwinPreset(**{**geometry, **lists})
 
 
 def set_classes(cfg: DictConfig, classes: Sequence[str]) -> None:
-    """Give a config's model as many classes as there are names, and the names where it has a place
-    for them; without names it stays as it is."""
+    """Set the class names of a config and their number in its model; no names change nothing."""
     if not classes:
         return
     if "data" in cfg:

@@ -1,12 +1,11 @@
-"""Label maps for Detectron2's ``SemanticSegmentor``: dataset dicts, mapper, evaluator.
+"""Label maps for Detectron2's ``SemanticSegmentor``: dataset dicts, mapper and evaluator.
 
-A record may have ``first_label``, the label that class 0 has in its file (0 if it is absent): what
-is below is ignored. Detectron2's own mapper does not know it.
+A dataset dict may have ``first_label``, the label of class 0 in its file (0 if it is absent); lower
+labels are ignored. Detectron2's own mapper does not read this entry.
 """
 
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,27 @@ from omegaconf import ListConfig
 from ..data.label_maps import (
     IGNORED,
     MOST_CLASSES,
+    LabelledImage,
     check_labels,
     numbered_classes,
     pair_label_maps,
     read_label_map,
 )
-from ..utils.errors import UserError
+from ..utils.errors import UserError, unreadable_image
+from .data import given_path
 
 logger = logging.getLogger(__name__)
 
 
 def label_classes(images: str, labels: str, classes: Sequence[str] | None) -> list[str]:
-    """The class names that are given, else ``class 0`` … up to the largest label of the maps.
+    """Return the given class names, or ``class 0`` … up to the largest label of the maps.
 
     Raises:
-        UserError: the names are not a list of different ones, or there are too many; without names,
-            as :func:`e3va.data.label_maps.pair_label_maps` and ``read_label_map``.
+        UserError: the names are not a list of different names, or there are too many; without
+            names, a folder or a label map cannot be read.
     """
     if classes is None:
-        return numbered_classes(pair_label_maps(*_given(images, labels, "data.train")))
+        return numbered_classes(_find_pairs(images, labels, "data.train"))
     if not isinstance(classes, list | tuple | ListConfig) or not classes:
         raise UserError(f"data.classes={classes}: expected a list of names, as [background,date]")
     names = [str(name) for name in classes]
@@ -54,36 +55,43 @@ def label_classes(images: str, labels: str, classes: Sequence[str] | None) -> li
 
 
 def count_label_classes(images: str, labels: str, classes: Sequence[str] | None) -> int:
-    """The number of :func:`label_classes`, for ``model.sem_seg_head.num_classes``."""
+    """Return the number of :func:`label_classes`, for ``model.sem_seg_head.num_classes``."""
     return len(label_classes(images, labels, classes))
 
 
 def label_dicts(
     images: str, labels: str, *, training: bool, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Dataset dicts in Detectron2's format for two folders; every label map is read and checked.
+    """Return dataset dicts in Detectron2's format for two folders; every label map is checked.
 
     Args:
-        images, labels: see :func:`e3va.data.label_maps.pair_label_maps`.
-        training: which of the config's keys an error names.
-        classes: names; that of label 0 first.
+        images: folder of images.
+        labels: folder of label maps, see :func:`e3va.data.label_maps.pair_label_maps`.
+        training: whether these are the training data, for the config keys in messages.
+        classes: class names; the first one is the name of label 0.
 
     Raises:
-        UserError: a path was not given; as :func:`e3va.data.label_maps.pair_label_maps`; a label without
-            a class.
+        UserError: a path is not given, a folder or a file cannot be read, sizes differ, or a label
+            has no class.
     """
-    pairs = pair_label_maps(*_given(images, labels, "data.train" if training else "data.val"))
+    pairs = _find_pairs(images, labels, "data.train" if training else "data.val")
     check_labels(pairs, classes)
     logger.info(
         "%s: %d images with label maps, %d classes (%s)",
         *(images, len(pairs), len(classes), ", ".join(classes)),
     )
+    return dicts_of_pairs(pairs)
+
+
+def dicts_of_pairs(pairs: Iterable[LabelledImage], **entries: Any) -> list[dict[str, Any]]:
+    """Return the dataset dicts of images with label maps, each with further ``entries``."""
     return [
         {
             "file_name": str(pair.image),
             "sem_seg_file_name": str(pair.labels),
             "height": pair.height,
             "width": pair.width,
+            **entries,
         }
         for pair in pairs
     ]
@@ -92,10 +100,10 @@ def label_dicts(
 def label_evaluator(
     images: str, labels: str, *, classes: Sequence[str], output_dir: str
 ) -> SemSegEvaluator:
-    """Detectron2's mIoU and pixel accuracy on two folders; :func:`label_dicts` says of what.
+    """Build Detectron2's evaluator of mIoU and pixel accuracy on two folders.
 
-    Writes ``sem_seg_predictions.json`` and ``sem_seg_evaluation.pth`` into ``output_dir`` when it
-    evaluates.
+    When it evaluates, it writes ``sem_seg_predictions.json`` and ``sem_seg_evaluation.pth`` into
+    ``output_dir``. For the arguments see :func:`label_dicts`.
     """
     name = f"e3va:{Path(labels).expanduser().resolve()}"
     for catalog in (DatasetCatalog, MetadataCatalog):
@@ -107,10 +115,10 @@ def label_evaluator(
 
 
 def registered_label_evaluator(dataset_name: str, output_dir: str) -> SemSegEvaluator:
-    """Detectron2's mIoU and pixel accuracy on a data set that it knows by name.
+    """Build Detectron2's evaluator of mIoU and pixel accuracy on a data set in its catalog.
 
-    Label maps are read as :class:`LabelMapper` reads them. Detectron2's class leaves out classes
-    that no label map has, and adds the IoU of boundaries where OpenCV is installed.
+    Label maps are read as in :class:`LabelMapper`. Detectron2's class leaves out classes that occur
+    in no label map, and adds the IoU of boundaries where OpenCV is installed.
     """
     records = DatasetCatalog.get(dataset_name)
     classes = len(MetadataCatalog.get(dataset_name).stuff_classes)
@@ -122,30 +130,27 @@ def registered_label_evaluator(dataset_name: str, output_dir: str) -> SemSegEval
     return SemSegEvaluator(dataset_name, output_dir=str(output_dir), sem_seg_loading_fn=read)
 
 
-def _given(images: str, labels: str, key: str) -> tuple[str, str]:
-    for path, name in ((images, "images"), (labels, "labels")):
-        if not path:
-            raise UserError(
-                f"{key}.{name} is not given: add {key}.{name}=FOLDER to the command line"
-            )
-    return os.path.expanduser(images), os.path.expanduser(labels)
+def _find_pairs(images: str, labels: str, key: str) -> list[LabelledImage]:
+    return pair_label_maps(
+        given_path(images, f"{key}.images", "FOLDER"),
+        given_path(labels, f"{key}.labels", "FOLDER"),
+    )
 
 
 class LabelMapper:
-    """Record → example with ``image`` [3, H, W] uint8 and, for training, ``sem_seg`` [H, W] int64.
+    """Mapper to examples with ``image`` [3, H, W] uint8 and ``sem_seg`` [H, W] int64.
 
-    Detectron2's own mapper takes the colours of palette images for labels, and knows no
-    ``first_label``.
+    Detectron2's own mapper reads the colors of palette images as labels, and no ``first_label``.
 
     Args:
         is_train: whether to read label maps.
-        augmentations: of Detectron2; they get ``image`` and ``sem_seg``.
+        augmentations: Detectron2's augmentations of ``image`` and ``sem_seg``.
         image_format: ``"RGB"`` or ``"BGR"``.
-        classes: how many there are; larger labels are mistakes.
+        classes: number of classes; larger labels are mistakes.
 
     Raises:
-        UserError: an image or a label map cannot be read, they are not of one size, or a label is
-            of no class.
+        UserError: an image or a label map cannot be read, their sizes differ, or a label has no
+            class.
     """
 
     def __init__(
@@ -161,8 +166,12 @@ class LabelMapper:
         self.classes = classes
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        example = dict(record)
-        image = self._read_image(record["file_name"])
+        """Map a dataset dict to an example."""
+        example, path = dict(record), record["file_name"]
+        try:
+            image = read_image(path, format=self.image_format)
+        except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
+            raise unreadable_image(path, error) from None
         example["height"], example["width"] = image.shape[:2]
         labels = self._read_labels(example) if self.is_train else None
         entry = T.AugInput(image, sem_seg=labels)
@@ -171,17 +180,6 @@ class LabelMapper:
         if labels is not None:
             example["sem_seg"] = _to_tensor(entry.sem_seg).long()
         return example
-
-    def _read_image(self, path: str) -> np.ndarray:
-        try:
-            return read_image(path, format=self.image_format)
-        except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
-            missing = isinstance(error, FileNotFoundError)
-            reason = "it is not there" if missing else " ".join(str(error).split())[:160]
-            raise UserError(
-                f"image {path} cannot be read: {reason}; expected an image file that Pillow "
-                "decodes; replace it or take it out, with its label map"
-            ) from None
 
     def _read_labels(self, record: dict[str, Any]) -> np.ndarray:
         path, first = record["sem_seg_file_name"], record.get("first_label", 0)

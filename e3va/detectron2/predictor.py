@@ -1,4 +1,4 @@
-"""Inference with a LazyConfig: ``DefaultPredictor``'s call, which takes yacs configs alone."""
+"""Inference with a LazyConfig, in the form of Detectron2's ``DefaultPredictor``."""
 
 import os
 from collections.abc import Iterable
@@ -17,10 +17,9 @@ from ..adapter_files.description import AdapterConfig
 from ..adapter_files.files import apply_adapter, is_adapter, read_adapter, read_config
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
-from .adapter_trunk import warn_of_rounding
 from .backbone import find_trunk_module
-from .checkpoint import HighwayCheckpointer, local_weights
-from .config import apply_overrides, load_config
+from .checkpoint import HighwayCheckpointer, local_weights, warn_of_rounding
+from .config import apply_overrides, bottom_up_node, load_config
 from .describe import (
     FRAMEWORK,
     adopt,
@@ -31,12 +30,13 @@ from .describe import (
 )
 from .engine import adapter_options, check_device
 
-FIRST = "default"  # the name of what a predictor begins with
+FIRST = "default"  # name of the weights that the constructor loads
+Config = str | os.PathLike | DictConfig
 
 
 @dataclass
 class _Ready:
-    """All that a prediction needs, of one adapter."""
+    """Everything that a prediction with one adapter needs."""
 
     cfg: DictConfig
     model: nn.Module
@@ -46,29 +46,29 @@ class _Ready:
 
 
 class LazyPredictor:
-    """One image in, one prediction out, on one device; of one or more adapters over one trunk.
+    """Predictor for one image at a time on one device, with one or more adapters over one trunk.
 
     Args:
         config: a LazyConfig object, its file, a name below the project's ``configs`` folder, or the
-            ``config.yaml`` of an output folder. None with an adapter that names one of this
-            project's: it is that config then, with the adapter's settings and classes.
-        weights: a checkpoint of the whole model, an adapter (its folder or a file of it), or an
+            ``config.yaml`` of an output folder. With None, the adapter in ``weights`` names a
+            config of this project, and its own settings and classes apply.
+        weights: a checkpoint of a whole model, an adapter (its folder or a file of it), or an
             ``e3va://`` address of either; the config's ``train.init_checkpoint`` by default.
-        overrides: ``key=value``, see :func:`e3va.detectron2.apply_overrides`.
-        device: the config's ``train.device`` by default.
-        trunk: what the adapter was trained on, a file or address; by default looked for where the
-            adapter says.
-        any_trunk: take an adapter though its trunk is another one.
+        overrides: ``key=value`` texts, see :func:`e3va.detectron2.apply_overrides`.
+        device: device of the model; the config's ``train.device`` by default.
+        trunk: file or address of the adapter's trunk; by default the adapter says where it is.
+        any_trunk: whether to load adapters on a trunk with other weights than they were trained on.
 
     Attributes:
-        active: the name of the adapter in use; ``"default"`` for what the predictor began with.
-        names: of all that are loaded.
-        cfg, model, metadata: of the adapter in use: its config, its model in evaluation mode, its
-            class names as Detectron2's ``Visualizer`` takes them.
+        active: the name of the adapter in use; ``"default"`` at first.
+        names: the names of all loaded adapters.
+        cfg, model, metadata: config, model in evaluation mode, and class names (in the form of
+            Detectron2's ``Visualizer``) of the adapter in use.
+        image_format: the order of channels that its model expects, ``"RGB"`` or ``"BGR"``.
 
     Raises:
-        UserError: no such config, key, weights or device; weights of another model; an adapter
-            whose trunk is not found or another one.
+        UserError: there is no such config, key, file or device, the weights are of another model,
+            or the adapter's trunk is not found or has other weights.
 
     Example::
 
@@ -76,13 +76,13 @@ class LazyPredictor:
         instances = predictor(cv2.imread("image.jpg"))["instances"]
 
         predictor = LazyPredictor(weights="output/fruit")  # an adapter
-        predictor.add("leaves", "output/leaves")  # the trunk stays in memory once
+        predictor.add("leaves", "output/leaves")  # both share one trunk in memory
         predictor.use("leaves")
     """
 
     def __init__(
         self,
-        config: str | os.PathLike | DictConfig | None = None,
+        config: Config | None = None,
         weights: str | os.PathLike | None = None,
         overrides: Iterable[str] = (),
         device: str | None = None,
@@ -96,11 +96,12 @@ class LazyPredictor:
             raise UserError(
                 "no weights: give a checkpoint or an adapter, or set train.init_checkpoint"
             )
-        told = _read_told(weights)
+        path = local_weights(weights)
+        description = read_config(path) if is_adapter(path) else None
         if cfg is None:
-            cfg = _own_config(told, weights, overrides)
-        elif told is not None:
-            set_classes(cfg, told.classes)
+            cfg = _own_config(description, weights, overrides)
+        elif description is not None:
+            set_classes(cfg, description.classes)
         self.device = device or cfg.train.device
         check_device(self.device)
         model = instantiate(cfg.model).to(self.device).eval()
@@ -108,166 +109,140 @@ class LazyPredictor:
         self.any_trunk = any_trunk or options["any_trunk"]
         options |= {"any_trunk": self.any_trunk, "trunk": trunk or options["trunk"]}
         HighwayCheckpointer(model, **options).load(weights)
-        self._ready = {FIRST: _make_ready(cfg, model, told)}
-        self.active = FIRST
+        self._ready = {FIRST: _make_ready(cfg, model, description)}
+        self.use(FIRST)
 
     def add(
         self,
         name: str,
         weights: str | os.PathLike,
-        config: str | os.PathLike | DictConfig | None = None,
+        config: Config | None = None,
         overrides: Iterable[str] = (),
     ) -> None:
-        """Load a further adapter over the trunk that is in memory; :meth:`use` switches to it.
+        """Load a further adapter over the trunk in memory; :meth:`use` switches to it.
 
         Args:
-            name: one of that name is replaced.
+            name: name of the adapter; it replaces an adapter with the same name.
             weights: an adapter, or its ``e3va://`` address.
-            config: of its model. None: the predictor's first, if the adapter names that one or
-                none; else that of this project which it names.
-            overrides: ``key=value`` for the config.
+            config: config of its model. With None, the config that the adapter names, or the
+                predictor's first config if the adapter names the same or none.
+            overrides: ``key=value`` texts for the config.
 
         Raises:
-            UserError: as the constructor; what is loaded already stays as it is.
+            UserError: as for the constructor; loaded adapters do not change then.
         """
         path, source = Path(local_weights(weights)), str(weights)
         if not is_adapter(path):
             raise UserError(f"{source} is no adapter: expected its folder, or its e3va:// address")
-        state, told = read_adapter(path)
+        state, description = read_adapter(path)
         trunk = find_trunk_module(self.model)
         if not self.any_trunk:
-            told.check_origin(trunk, source)
-        warn_of_rounding(trunk, told, source)
-        cfg = self._config_for(told, source, config, overrides)
+            description.check_origin(trunk, source)
+        warn_of_rounding(trunk, description, source)
+        cfg = self._config_for(description, source, config, overrides)
         model = _build_around(trunk, cfg).to(self.device).eval()
-        apply_adapter(model, state, told, source, any_trunk=self.any_trunk, framework=FRAMEWORK)
-        self._ready[name] = _make_ready(cfg, model, told)
+        apply_adapter(
+            *(model, state, description, source), any_trunk=self.any_trunk, framework=FRAMEWORK
+        )
+        self._ready[name] = _make_ready(cfg, model, description)
+        self.use(self.active)  # the new adapter may have replaced the one in use
 
     def _config_for(
         self,
-        told: AdapterConfig,
+        description: AdapterConfig,
         source: str,
-        config: str | os.PathLike | DictConfig | None,
+        config: Config | None,
         overrides: Iterable[str],
     ) -> DictConfig:
         if config is not None:
             cfg = load_config(config, overrides)
-            set_classes(cfg, told.classes)
+            set_classes(cfg, description.classes)
             return cfg
         first = self._ready[FIRST].cfg
-        if told.model.get("config", "") in ("", first.train.get("config_name")):
-            return apply_overrides(adopt(load_config(first), told), overrides)
-        return _own_config(told, source, overrides)
+        if description.model.get("config", "") in ("", first.train.get("config_name")):
+            return apply_overrides(adopt(load_config(first), description), overrides)
+        return _own_config(description, source, overrides)
 
     def use(self, name: str) -> "LazyPredictor":
-        """Switch to a loaded adapter: predictions and class names are its own from now on.
+        """Switch to a loaded adapter, with its predictions and class names.
 
         Raises:
-            UserError: none of that name is loaded.
+            UserError: no adapter of that name is loaded.
         """
         if name not in self._ready:
             raise UserError(
                 f"no adapter {name!r} is loaded: expected one of {', '.join(self._ready)}"
             )
-        self.active = name
+        self.active, ready = name, self._ready[name]
+        self.cfg, self.model, self.metadata = ready.cfg, ready.model, ready.metadata
+        self.image_format, self._augmentations = ready.image_format, ready.augmentations
         return self
 
     @property
     def names(self) -> list[str]:
-        """Of all that are loaded."""
+        """The names of all loaded adapters."""
         return list(self._ready)
-
-    @property
-    def cfg(self) -> DictConfig:
-        """Of the adapter in use."""
-        return self._ready[self.active].cfg
-
-    @property
-    def model(self) -> nn.Module:
-        """Of the adapter in use, in evaluation mode."""
-        return self._ready[self.active].model
-
-    @property
-    def metadata(self) -> Metadata:
-        """The class names of the adapter in use."""
-        return self._ready[self.active].metadata
-
-    @property
-    def image_format(self) -> str:
-        """The order of channels that the model in use takes: ``"RGB"`` or ``"BGR"``."""
-        return self._ready[self.active].image_format
 
     @torch.no_grad()
     def __call__(self, original_image: np.ndarray) -> dict:
         """Predict one image.
 
         Args:
-            original_image: [H, W, 3] uint8 in BGR order, as ``cv2.imread`` gives it.
+            original_image: [H, W, 3] uint8 in BGR order, as ``cv2.imread`` returns it.
 
         Returns:
-            the model's output for the image, in its own coordinates; for detection
+            the model's output for the image, in the image's coordinates; for detection
             ``{"instances": Instances}``.
 
         Raises:
-            UserError: an array of another shape or type.
+            UserError: the array has another shape or type.
         """
-        if (
-            not isinstance(original_image, np.ndarray)
-            or original_image.dtype != np.uint8
-            or original_image.ndim != 3
-            or original_image.shape[2] != 3
-            or 0 in original_image.shape
-        ):
-            what = getattr(original_image, "shape", type(original_image).__name__)
-            kind = getattr(original_image, "dtype", "")
-            raise UserError(f"image {what} {kind}: expected a uint8 array [H, W, 3] in BGR order")
         image = original_image
+        shape, kind = getattr(image, "shape", ()), getattr(image, "dtype", type(image).__name__)
+        if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+            raise UserError(f"image {shape} {kind}: expected a uint8 array [H, W, 3] in BGR order")
         if self.image_format == "RGB":
             image = image[:, :, ::-1]
         height, width = image.shape[:2]
         entry = T.AugInput(image)
-        self._ready[self.active].augmentations(entry)
+        self._augmentations(entry)
         image = torch.as_tensor(entry.image.astype("float32").transpose(2, 0, 1))
         return self.model([{"image": image, "height": height, "width": width}])[0]
 
 
-def _read_told(weights: str | os.PathLike) -> AdapterConfig | None:
-    """An adapter's description; None for other weights."""
-    path = local_weights(weights)
-    return read_config(path) if is_adapter(path) else None
-
-
-def _own_config(told: AdapterConfig | None, source: str, overrides: Iterable[str]) -> DictConfig:
-    """The config of this project that an adapter names."""
-    if told is None:
+def _own_config(
+    description: AdapterConfig | None, source: str, overrides: Iterable[str]
+) -> DictConfig:
+    """Build the config of this project that an adapter names."""
+    if description is None:
         raise UserError(
-            f"no config given for {source}: expected one, or an adapter, which names its own"
+            f"{source} is not an adapter, so it names no config: give the config of its model"
         )
-    return apply_overrides(config_of_adapter(told, source), overrides)
+    return apply_overrides(config_of_adapter(description, source), overrides)
 
 
 def _build_around(trunk: SwinTrunk, cfg: DictConfig) -> nn.Module:
-    """A config's model with a trunk that others have too."""
-    node = cfg.model.backbone.get("bottom_up", cfg.model.backbone)
+    """Build a config's model with a trunk that other models share."""
+    node = bottom_up_node(cfg)
     node._set_flag("allow_objects", True)
     node.trunk = trunk
     try:
         return instantiate(cfg.model)
     finally:
-        del node.trunk  # a config is data: it can be copied and saved
+        del node.trunk  # so that the config can be copied and saved
 
 
-def _make_ready(cfg: DictConfig, model: nn.Module, told: AdapterConfig | None) -> _Ready:
+def _make_ready(cfg: DictConfig, model: nn.Module, description: AdapterConfig | None) -> _Ready:
     mapper = cfg.dataloader.test.mapper
     if mapper.image_format not in ("RGB", "BGR"):
         raise UserError(
             f"dataloader.test.mapper.image_format={mapper.image_format}: expected RGB or BGR"
         )
-    own = told is not None and told.classes
+    names = description.classes if description is not None else ()
     return _Ready(
         cfg,
         model,
-        class_metadata(cfg, told.classes) if own else find_metadata(cfg),
+        class_metadata(cfg, names) if names else find_metadata(cfg),
         mapper.image_format,
         T.AugmentationList([instantiate(a) for a in mapper.augmentations]),
     )

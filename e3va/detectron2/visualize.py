@@ -11,15 +11,15 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import ColorMode, Visualizer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from ..utils.atomic import atomic_open
-from ..utils.errors import UserError
+from ..utils.errors import UserError, unreadable_image
 from ..utils.paths import find_images, free_name
 from .predictor import LazyPredictor
 
-READABLE = 480  # pixels of the shorter side from which labels can be read beside what they name
+READABLE = 480  # pixels of the shorter side from which labels are readable
 
 
 def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
@@ -28,31 +28,32 @@ def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndar
     Args:
         image: [H, W, 3] uint8, BGR.
         instances: predictions in the image's coordinates.
-        metadata: has ``thing_classes``, else class numbers are drawn.
+        metadata: class names in ``thing_classes``; without them, class numbers are drawn.
 
     Returns:
-        [H', W', 3] uint8, RGB; small images are enlarged, or labels would cover them.
+        [H', W', 3] uint8, RGB; small images are enlarged, so that labels do not cover them.
     """
     visualizer = _visualizer(image, metadata)
     return visualizer.draw_instance_predictions(instances.to("cpu")).get_image()
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata) -> np.ndarray:
-    """Draw a label map: every class in a colour of its own, the same in all pictures, and its name.
+    """Draw a label map with class names; a class has the same color in all pictures.
 
     Args:
-        image: as in :func:`draw`.
-        labels: [H, W], a class in every pixel; what is none of the classes is left as it is.
-        metadata: has ``stuff_classes``, else class numbers are drawn; perhaps ``stuff_colors``.
+        image: [H, W, 3] uint8, BGR.
+        labels: [H, W], a class number in every pixel; pixels with other numbers are not colored.
+        metadata: class names in ``stuff_classes``; without them, class numbers are drawn. Colors in
+            ``stuff_colors``, if it has any.
 
     Returns:
-        as :func:`draw`.
+        a picture as from :func:`draw`.
     """
     names = metadata.get("stuff_classes") or [str(k) for k in range(int(labels.max()) + 1)]
     palette = colormap(rgb=True, maximum=255)
-    colours = [palette[k % len(palette)].tolist() for k in range(len(names))]
+    colors = [palette[k % len(palette)].tolist() for k in range(len(names))]
     metadata = Metadata(
-        stuff_classes=list(names), stuff_colors=metadata.get("stuff_colors") or colours
+        stuff_classes=list(names), stuff_colors=metadata.get("stuff_colors") or colors
     )
     return _visualizer(image, metadata).draw_sem_seg(labels, alpha=0.5).get_image()
 
@@ -65,15 +66,16 @@ def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
 def draw_output(
     image: np.ndarray, output: dict, metadata: Metadata, threshold: float
 ) -> tuple[np.ndarray, str]:
-    """Draw what a model gives for an image: its instances, else its label map.
+    """Draw a model's output for an image: its instances, or its label map.
 
     Args:
-        image, metadata: as in :func:`draw`.
-        output: has ``instances``, or ``sem_seg`` [classes, H, W].
-        threshold: least score of the instances that are drawn.
+        image: [H, W, 3] uint8, BGR.
+        output: output of the model, with ``instances`` or ``sem_seg`` [classes, H, W].
+        metadata: class names, see :func:`draw` and :func:`draw_labels`.
+        threshold: lowest score of the instances to draw.
 
     Returns:
-        the picture, and what is in it in a few words.
+        the picture, and a short text about its contents.
     """
     if "instances" in output:
         kept = output["instances"][output["instances"].scores >= threshold]
@@ -83,7 +85,7 @@ def draw_output(
 
 
 def _shares(labels: torch.Tensor, metadata: Metadata) -> str:
-    """The classes of a label map with their shares of the pixels, the largest first."""
+    """Return the classes of a label map with their shares of the pixels, the largest first."""
     names = metadata.get("stuff_classes") or []
     classes, counts = labels.unique(return_counts=True)
     shares = sorted(zip(counts.tolist(), classes.tolist(), strict=True), reverse=True)
@@ -95,19 +97,18 @@ def _shares(labels: torch.Tensor, metadata: Metadata) -> str:
 def predict_folder(
     predictor: LazyPredictor, images: list[Path], output: Path, threshold: float
 ) -> int:
-    """Predict and draw each image into ``output`` as PNG; show progress.
+    """Predict each image, draw it into ``output`` as PNG, and show progress.
 
     Returns:
-        how many images could not be read; a line on stderr names each.
+        the number of images that could not be read; a line on stderr names each.
     """
     output.mkdir(parents=True, exist_ok=True)
     failed, taken = 0, set()
     for path in tqdm(images, unit="image", disable=None):
         try:
             image = read_image(str(path), format="BGR")
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            reason = " ".join(str(error).split())[:160]
-            tqdm.write(f"error: image {path} cannot be read: {reason}", file=sys.stderr)
+        except (OSError, SyntaxError) as error:
+            tqdm.write(f"error: {unreadable_image(path, error).line}", file=sys.stderr)
             failed += 1
             continue
         found = predictor(np.ascontiguousarray(image))
@@ -120,13 +121,14 @@ def predict_folder(
 
 
 def main(description: str) -> None:
-    """The command line of ``projects/E3VA/demo.py``."""
+    """Run the command line of ``projects/E3VA/demo.py``."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--config-file",
-        help="config.yaml of an output folder, ... (default: the config that an adapter names)",
+        help="a config file, a config's name, or config.yaml of an output folder (default: the "
+        "config that the adapter names)",
     )
     parser.add_argument(
         "--weights",
@@ -135,17 +137,17 @@ def main(description: str) -> None:
     )
     parser.add_argument(
         "--trunk",
-        help="the trunk that an adapter was trained on: a file or an e3va:// address (default: "
-        "looked for where the adapter says)",
+        help="the adapter's trunk: a file or an e3va:// address (default: the adapter says where "
+        "it is)",
     )
     parser.add_argument(
-        "--any-trunk", action="store_true", help="take an adapter though the trunk is another one"
+        "--any-trunk", action="store_true", help="load an adapter on a trunk with other weights"
     )
     parser.add_argument("--input", nargs="+", required=True, help="images, folders, globs")
-    parser.add_argument("--output", required=True, help="folder for the pictures")
+    parser.add_argument("--output", required=True, help="folder of the drawn images")
     parser.add_argument("--confidence-threshold", type=float, default=0.5, help="default: 0.5")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the config's)")
-    parser.add_argument("--opts", nargs="*", default=[], help="key=value of the config")
+    parser.add_argument("--opts", nargs="*", default=[], help="key=value overrides of the config")
     args = parser.parse_args()
     try:
         images = find_images(args.input)

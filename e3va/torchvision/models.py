@@ -15,6 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
+from ..adapter_files.heads import smallest_anchor
 from ..backbone import E3VABackbone
 from ..highway.config import (
     DEFAULT_RECIPE,
@@ -239,8 +240,7 @@ def _transform(config: ModelConfig) -> GeneralizedRCNNTransform:
 
 
 def _rpn(config: ModelConfig, channels: int) -> RegionProposalNetwork:
-    # Anchors of 32 to 512 pixels are meant for images of 800; small images have smaller objects.
-    least = 32 if config.size >= 400 else 16
+    least = smallest_anchor(config.size)
     sizes = tuple((least * 2**level,) for level in range(5))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     return RegionProposalNetwork(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg, instantiate
+from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from detectron2.structures import Boxes, ImageList, Instances
@@ -10,8 +10,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from e3va import UserError
+from e3va.backbone import find_backbone
 from e3va.detectron2 import E3VASwin, add_e3va_config
-from e3va.detectron2.backbone import find_backbone
 
 
 def yacs(name="build_e3va_swin_backbone", preset="swin_nano"):
@@ -70,19 +70,27 @@ def test_fpn_gives_p2_to_p6():
     assert strides == [4, 8, 16, 32, 64] and backbone.size_divisibility == 32
 
 
-def test_yacs_keys_reach_the_backbone():
+def test_yacs_keys_reach_the_backbone(tmp_path):
     cfg = yacs("build_e3va_swin_fpn_backbone")
-    cfg.MODEL.E3VA.RANK, cfg.MODEL.E3VA.REDUCTION = 3, 2
-    cfg.MODEL.E3VA.TAPS, cfg.MODEL.E3VA.DOWNSAMPLE = "sublayer", "direct"
+    cfg.MODEL.E3VA.HIGHWAY.RANK = 3  # by attribute, from a list and from YAML
+    cfg.merge_from_list(["MODEL.E3VA.HIGHWAY.KERNEL", 3])
+    (tmp_path / "mine.yaml").write_text(
+        "MODEL: {E3VA: {HIGHWAY: {TAPS: sublayer, DOWNSAMPLE: direct}}}\n"
+    )
+    cfg.merge_from_file(str(tmp_path / "mine.yaml"))
     built = build_backbone(cfg).bottom_up
     for parameter in built.highway.parameters():
         nn.init.normal_(parameter, std=0.1)  # new adapters would hide what they read
-    same = E3VASwin("swin_nano", rank=3, reduction=2, taps="sublayer", downsample="direct")
+    settings = {"rank": 3, "kernel": 3, "taps": "sublayer", "downsample": "direct"}
+    same = E3VASwin("swin_nano", settings)
     same.load_state_dict(built.state_dict())
     images = torch.rand(1, 3, 64, 64)
     for name, feature in built(images).items():
         assert torch.equal(feature, same(images)[name])
-    cfg.MODEL.E3VA.METHOD = "full"
+    cfg.MODEL.E3VA.HIGHWAY.RNAK = 3
+    with pytest.raises(UserError, match="'rnak'.*'rank'"):
+        build_backbone(cfg)
+    cfg.MODEL.E3VA.HIGHWAY = CfgNode({"RECIPE": "full"})
     assert all(p.requires_grad for p in build_backbone(cfg).parameters())
 
 
@@ -104,7 +112,7 @@ def test_retinanet_trains_every_parameter_that_it_says_it_trains():
     sum(losses.values()).backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
-    assert not any(p.requires_grad for p in find_backbone(model).trunk.parameters())
+    assert not any(p.requires_grad for p in find_backbone(model)[1].trunk.parameters())
 
 
 def test_registry_refuses_what_a_swin_cannot_take():

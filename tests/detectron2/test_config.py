@@ -1,5 +1,7 @@
 """Config files are found by name, and overrides are checked."""
 
+import detectron2.data.transforms as T
+import numpy as np
 import pytest
 from detectron2.config import LazyCall, LazyConfig, instantiate
 from omegaconf import OmegaConf
@@ -9,8 +11,12 @@ from e3va import UserError
 from e3va.detectron2 import apply_overrides, load_config
 from e3va.detectron2.config import CONFIG_ROOT, find_config, parse_value
 from e3va.detectron2.describe import describe_config
+from e3va.highway import highway_config
+from e3va.swin.presets import PRESETS
 
 NAME = "custom/cascade_mask_rcnn_e3va_swin_t.py"
+LABELS = "custom/semantic_fpn_e3va_swin_t.py"
+HIGHWAY = "model.backbone.bottom_up.highway"
 
 
 def test_found_by_name_and_by_path(tmp_path, monkeypatch):
@@ -112,7 +118,8 @@ def test_overrides_reach_leaves_lists_and_unlisted_arguments():
     [
         ("train.max_itr=5", "no config key 'train.max_itr': nearest: 'train.max_iter'"),
         ("trian.max_iter=5", "nearest: 'train'"),
-        ("model.backbone.bottom_up.rnak=5", "nearest: 'model.backbone.bottom_up.rank'"),
+        (f"{HIGHWAY}.rnak=5", f"nearest: '{HIGHWAY}.rank'"),
+        (f"{HIGHWAY}.reduction=5", f"no config key '{HIGHWAY}.reduction'"),  # of another kind
         ("train.max_iter.x=5", "no config key 'train.max_iter.x'"),
         ("model.roi_heads.box_heads.7.fc_dims=[1]", "no config key"),
         ("train.max_iter", "expected key=value"),
@@ -184,3 +191,135 @@ def test_lazy_call_arguments_are_seen_through_text_targets():
     lazy = OmegaConf.create({"layer": LazyCall(nn.Linear)(in_features=2)})
     with pytest.raises(UserError, match="nearest: 'layer.out_features'"):
         apply_overrides(lazy, ["layer.out_featurs=3"])
+
+
+def built_highway(cfg):
+    cfg = cfg.copy()
+    cfg.model.backbone.bottom_up.preset = "swin_nano"
+    return instantiate(cfg.model.backbone.bottom_up).config.highway
+
+
+@pytest.mark.parametrize(
+    ("overrides", "config"),
+    [
+        ([], highway_config()),
+        (["rank=24"], highway_config(rank=24)),
+        (["rank=6", "recipe=e3va", "reduction=2"], highway_config("e3va", rank=6, reduction=2)),
+        (["adapter=dual_low_rank"], highway_config(adapter="dual_low_rank")),
+        (["recipe=full"], highway_config("full")),
+    ],
+)
+def test_overrides_of_the_highway(overrides, config, tmp_path):
+    """Also over all settings of another recipe, and once the config is saved."""
+    overrides = [f"{HIGHWAY}.{override}" for override in overrides]
+    cfg = load_config(NAME, overrides)
+    assert built_highway(cfg) == config.complete(PRESETS["swin_nano"].embed_dim)
+    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    assert built_highway(load_config(tmp_path / "config.yaml")) == built_highway(cfg)
+    cfg = load_config(NAME, [f"{HIGHWAY}.kernel=3"])
+    settings = highway_config(kernel=3, rank=7).to_dict()  # as an adapter brings them
+    cfg.model.backbone.bottom_up.highway.update(settings)
+    if any(override.rpartition("=")[0].endswith(("recipe", "adapter")) for override in overrides):
+        cfg = load_config(cfg, overrides)
+        assert built_highway(cfg) == config.complete(PRESETS["swin_nano"].embed_dim)
+
+
+def test_a_highway_as_the_name_of_its_recipe():
+    assert built_highway(load_config(NAME, [f"{HIGHWAY}=e3va"])).recipe == "e3va"
+
+
+def test_a_config_of_version_1_still_builds(tmp_path):
+    """The arguments of its backbone are converted."""
+    cfg = load_config(NAME)
+    node = cfg.model.backbone.bottom_up
+    del node.highway
+    node.update({"method": "paper", "rank": 5, "reduction": 2, "taps": None, "downsample": None})
+    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    expected = highway_config("e3va", rank=5, reduction=2).complete(PRESETS["swin_nano"].embed_dim)
+    assert built_highway(load_config(tmp_path / "config.yaml")) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "values"),
+    [
+        (NAME, "train.max_iter=abc", "abc whole"),
+        (NAME, "train.max_iter=0", "0 1"),
+        (NAME, "train.max_iter=1.5", "1.5 whole"),
+        (NAME, "train.eval_period=-1", "-1 0"),
+        (NAME, "train.accumulate=0", "0 1"),
+        (NAME, "train.clip_norm=-1", "-1 0"),
+        (NAME, "train.amp.enabled=1", "1 true false"),
+        (NAME, "train.amp.dtype=fp8", "fp8 bf16 fp16"),
+        (NAME, "train.device=xpuu", "xpuu cpu cuda"),
+        (NAME, "train.device=5", "5 cpu cuda"),
+        (NAME, "train.adapter_parts=head", "head all backbone"),
+        (NAME, "train.output_dir=", "folder"),
+        (NAME, "data.train.json=5", "5 path"),
+        (NAME, "data.train.short_edge=[]", "[] list"),
+        (NAME, "data.train.short_edge=[64,0]", "[64, 0] list"),
+        (NAME, "data.train.short_edge=wide", "wide list"),
+        (LABELS, "data.train.short_edge=[]", "[] list"),
+        (LABELS, "data.train.crop=[512]", "[512] height width"),
+        (LABELS, "data.train.crop=512", "512 height width"),
+        (LABELS, "data.class_area=75", "75 0 1"),
+        (LABELS, "data.val.short_edge=[512]", "[512] whole"),
+        (NAME, "data.max_size=0", "0 1"),
+        (NAME, "data.classes=[]", "[] names"),
+        (NAME, "data.classes=fig", "fig names"),
+        (NAME, "dataloader.train.total_batch_size=0", "0 1"),
+        (NAME, "dataloader.train.num_workers=-1", "-1 0"),
+        (NAME, "optimizer.lr=-1", "-1 0"),
+        (NAME, "optimizer.lr=fast", "fast number"),
+        (NAME, "optimizer.weight_decay=nan", "nan 0"),
+        (NAME, "lr_multiplier.warmup_length=500", "500 0 1"),
+        (NAME, "model.backbone.bottom_up.memory=small", "small standard lean plain"),
+        (NAME, "model.backbone.bottom_up.trunk_precision=fp8", "fp8 auto fp32 bf16 fp16"),
+        (NAME, "model.backbone.bottom_up.preset=swin_x", "swin_x swin_t swin_l"),
+        (NAME, "model.backbone.bottom_up.preset=[1]", "[1] swin_t"),
+        (NAME, "model.backbone.bottom_up.out_features=[p9]", "p9 p0 p3"),
+        (NAME, f"{HIGHWAY}.recipe=e3v", "e3v e3va_chain frozen full"),
+        (NAME, f"{HIGHWAY}.rank=0", "rank=0 1"),
+        (NAME, f"{HIGHWAY}.rank=wide", "rank= wide whole"),
+        (NAME, f"{HIGHWAY}.kernel=4", "kernel 4 odd"),
+        (NAME, f"{HIGHWAY}.taps=all", "taps all block residual sublayer"),
+        (NAME, f"{HIGHWAY}.adapter=lora", "lora conv dual_low_rank"),
+        (NAME, "model.roi_heads.batch_size_per_image=many", "many 512"),
+    ],
+)
+def test_values_are_checked_when_the_config_is_loaded(config, override, values):
+    """One line names the key, the value and what is expected."""
+    with pytest.raises(UserError) as caught:
+        load_config(config, [override])
+    line = caught.value.line
+    assert "\n" not in str(caught.value)
+    key = override.partition("=")[0]
+    backbone = key.startswith((HIGHWAY, "model.backbone.bottom_up.preset"))
+    assert line.startswith("model.backbone.bottom_up: " if backbone else key)
+    assert all(value in line for value in values.split()), line
+
+
+@pytest.mark.parametrize("name", [NAME, LABELS, "custom/retinanet_e3va_swin_t.py"])
+@pytest.mark.parametrize(
+    ("given", "sides"),
+    [("[128]", {128}), ("128", {128}), ("[128,160]", {128, 160})],
+)
+def test_short_edge_is_a_list_of_choices_everywhere(name, given, sides):
+    cfg = load_config(name, [f"data.train.short_edge={given}"])
+    resize = instantiate(cfg.dataloader.train.mapper.augmentations[0])
+    image = np.zeros((200, 300, 3), np.uint8)
+    np.random.seed(0)
+    assert {
+        min(resize.get_transform(image).apply_image(image).shape[:2]) for _ in range(20)
+    } == sides
+
+
+@pytest.mark.parametrize("name", [LABELS, "ADE20K/semantic_fpn_e3va_swin_t_80k.py"])
+def test_semantic_fpn_draws_every_size_from_256_to_1024(name):
+    """The draws are those of Detectron2's range, number by number."""
+    node = load_config(name).dataloader.train.mapper.augmentations[0]
+    image = np.zeros((512, 600, 3), np.uint8)
+    drawn = []
+    for resize in (instantiate(node), T.ResizeShortestEdge([256, 1024], 4096, "range")):
+        np.random.seed(1)
+        drawn.append([resize.get_transform(image).new_h for _ in range(200)])
+    assert drawn[0] == drawn[1] and 256 <= min(drawn[0]) < 300 and 980 < max(drawn[0]) <= 1024

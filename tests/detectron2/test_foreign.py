@@ -7,7 +7,7 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes
 from torch import nn
 
-from e3va import UserError, get_preset
+from e3va import UserError, get_preset, highway_config
 from e3va.adapter_files.files import save_adapter
 from e3va.detectron2 import apply_overrides
 from e3va.detectron2.checkpoint import HighwayCheckpointer
@@ -54,7 +54,8 @@ def ours(kind):
     preset = get_preset("swin_nano")
     config = ModelConfig(
         *(kind, ("red", "blue"), preset, "swin.pth"),
-        **{"rank": 4, "heads": "light", "size": HEIGHT, "max_size": WIDTH, "category_ids": (3, 7)},
+        highway=highway_config(rank=4),
+        **{"heads": "light", "size": HEIGHT, "max_size": WIDTH, "category_ids": (3, 7)},
     )
     model = build_model(config).eval()
     for name, value in model.named_parameters():
@@ -69,7 +70,7 @@ def picture():
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn"])
-def test_what_differs_is_said_with_the_overrides_by_which_it_does_not(small_config, tmp_path, kind):
+def test_an_error_has_the_overrides_that_set_anchors_and_pooling(small_config, tmp_path, kind):
     model, config = ours(kind)
     folder, trunk = tmp_path / "adapter", tmp_path / "swin.pth"
     save_adapter(
@@ -78,7 +79,7 @@ def test_what_differs_is_said_with_the_overrides_by_which_it_does_not(small_conf
     torch.save(model.backbone.bottom_up.trunk.state_dict(), trunk)
     cfg = light(small_config, kind)
     wanted = [ANCHORS, *(POOLERS if kind == "mask_rcnn" else [])]
-    with pytest.raises(UserError, match="differs here") as caught:
+    with pytest.raises(UserError, match="anchors or pooling") as caught:
         HighwayCheckpointer(instantiate(cfg.model), trunk=trunk).load(str(folder))
     assert caught.value.line.endswith(f"add {' '.join(wanted)}")
 

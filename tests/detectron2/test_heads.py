@@ -1,6 +1,6 @@
 """The same weights in both frameworks: same features, proposals, detections and masks, to rounding.
 
-Where the frameworks' arithmetic differs, a test says how: anchors are rounded by torchvision, and its
+Where the arithmetic differs, a test shows how: torchvision rounds the anchors, and its
 Mask R-CNN pools otherwise. All else is compared with those made the same.
 """
 
@@ -16,7 +16,7 @@ from detectron2.structures import Boxes
 from torch import nn
 from torchvision.ops import box_iou
 
-from e3va import get_preset
+from e3va import get_preset, highway_config
 from e3va.adapter_files.heads import framework_of, to_framework
 from e3va.torchvision import ModelConfig, build_model
 from e3va.torchvision.models import HEADS, HeadSizes
@@ -38,7 +38,7 @@ def frameworks_of(small_config, monkeypatch):
             ("red", "blue"),
             get_preset("swin_nano"),
             "random",
-            rank=4,
+            highway=highway_config(rank=4),
             heads="small",
             size=HEIGHT,
             max_size=WIDTH,

@@ -1,6 +1,7 @@
 """LazyPredictor with adapters: one, built by what it says of itself, or several over one trunk."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,11 +91,11 @@ def same(one, other):
 @pytest.mark.parametrize("mixed", [False, True])
 def test_an_adapter_alone_answers_as_the_whole_model(pretrained, tmp_path, image, mixed):
     """Config, preset, rank and classes are what it says; the trunk is found beside it."""
-    rank = "model.backbone.bottom_up.rank=5"
+    rank = "model.backbone.bottom_up.highway.rank=5"
     folder = make_adapter(tmp_path / "fruit", pretrained, ("fig", "date"), 1, rank, mixed=mixed)
     alone = LazyPredictor(weights=folder, overrides=SMALL)
     assert alone.metadata.thing_classes == ["fig", "date"]
-    assert alone.model.backbone.bottom_up.settings.rank == 5
+    assert alone.model.backbone.bottom_up.config.highway.options["rank"] == 5
     given = ["model.backbone.bottom_up.preset=swin_nano", "model.roi_heads.num_classes=2", rank]
     expected = LazyPredictor(CONFIG, folder / "model.pth", [*SMALL, *given])
     assert same(alone(image), expected(image))
@@ -104,32 +105,32 @@ def test_an_adapter_alone_answers_as_the_whole_model(pretrained, tmp_path, image
 
 
 def test_no_other_config_is_run_than_the_projects(folders, tmp_path):
-    state, told = read_adapter(folders["fruit"])
+    state, description = read_adapter(folders["fruit"])
     trace = tmp_path / "executed"
     (tmp_path / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nmodel = train = dict()\n")
     escapes = [str(tmp_path / "evil.py"), "../../../.." + str(tmp_path / "evil.py"), "evil.py"]
     for name in (*escapes, "common/train.py", "COCO", "", ".py", "a\0b.py", 7, None, ["x.py"]):
-        said = vars(told) | {"model": {"config": name}}
-        write_adapter(state, type(told)(**said), tmp_path / "evil")
-        with pytest.raises(UserError, match="give the config it was trained with") as caught:
+        renamed = replace(description, model={"config": name})
+        write_adapter(state, renamed, tmp_path / "evil")
+        with pytest.raises(UserError, match="config") as caught:
             LazyPredictor(weights=tmp_path / "evil")
         assert "\n" not in str(caught.value) and str(tmp_path / "evil") in caught.value.line
     assert not trace.exists()
 
 
 def test_what_cannot_be_had_is_one_line(folders, pretrained, tmp_path):
-    with pytest.raises(UserError, match="no config given for .*model.pth"):
+    with pytest.raises(UserError, match="model.pth .*config"):
         LazyPredictor(weights=folders["one"] / "model.pth")
-    with pytest.raises(UserError, match="no weights: give a checkpoint or an adapter"):
+    with pytest.raises(UserError, match="no weights"):
         LazyPredictor()
     with pytest.raises(UserError, match=r"swin_nano, not swin_t"):
         LazyPredictor(CONFIG, folders["one"], SMALL)
-    said = json.loads((folders["one"] / CONFIG_FILE).read_text())
-    (folders["one"] / CONFIG_FILE).write_text(json.dumps({**said, "classes": ["a", "b"]}))
-    with pytest.raises(UserError, match=r"\(classes differ\)"):
+    entries = json.loads((folders["one"] / CONFIG_FILE).read_text())
+    (folders["one"] / CONFIG_FILE).write_text(json.dumps({**entries, "classes": ["a", "b"]}))
+    with pytest.raises(UserError, match="classes"):
         LazyPredictor(weights=folders["one"], overrides=SMALL)
     pretrained.rename(tmp_path / "moved.pth")
-    with pytest.raises(UserError, match="trunk swin.pth .* is not to be found"):
+    with pytest.raises(UserError, match="trunk swin.pth"):
         LazyPredictor(weights=folders["fruit"], overrides=SMALL)
     LazyPredictor(weights=folders["fruit"], overrides=SMALL, trunk=tmp_path / "moved.pth")
 
@@ -184,7 +185,7 @@ def test_adapters_that_do_not_fit_leave_what_is_loaded(folders, pretrained, tmp_
     stranger = make_adapter(tmp_path / "stranger", tmp_path / "other.pth", ("x", "y"), 9)
     with pytest.raises(UserError, match=r"other.pth .fingerprint \w+.*swin.pth .fingerprint \w+"):
         predictor.add("stranger", stranger)
-    with pytest.raises(UserError, match="is no adapter: expected its folder"):
+    with pytest.raises(UserError, match="no adapter"):
         predictor.add("whole", folders["one"] / "model.pth")
     with pytest.raises(UserError, match="roi_heads.* does not|does not fit this model"):
         predictor.add("leaves", folders["leaves"], overrides=["model.roi_heads.num_classes=8"])
@@ -220,13 +221,11 @@ def test_the_demo_draws_with_an_adapter(folders, pretrained, drawn, tmp_path, mo
 
 def test_a_geometry_without_a_name_is_built(pretrained, folders):
     """What an adapter says of its Swin is enough, also for sizes that have no preset."""
-    _, told = read_adapter(folders["one"])
-    odd = {**told.to_dict()["backbone"]["geometry"], "depths": [1, 1, 2, 1], "window": 3}
-    data = told.to_dict()
-    data["backbone"]["geometry"] = odd
-    cfg = describe.config_of_adapter(type(told).from_dict(data, "x"), "x")
-    backbone = instantiate(cfg.model.backbone.bottom_up)
-    assert backbone.settings.preset.depths == (1, 1, 2, 1)
-    assert backbone.settings.preset.window == 3
-    assert backbone.settings.rank == told.backbone.rank
+    _, description = read_adapter(folders["one"])
+    data = description.to_dict()
+    data["backbone"]["geometry"] |= {"depths": [1, 1, 2, 1], "window": 3}
+    cfg = describe.config_of_adapter(type(description).from_dict(data, "x"), "x")
+    config = instantiate(cfg.model.backbone.bottom_up).config
+    assert (config.preset.depths, config.preset.window) == ((1, 1, 2, 1), 3)
+    assert config.highway == description.backbone.highway
     LazyConfig.to_py(cfg)

@@ -27,7 +27,7 @@ CONFIG = "custom/semantic_fpn_e3va_swin_t.py"
 ADE = "ADE20K/semantic_fpn_e3va_swin_t_80k.py"
 HEAD = [
     "model.backbone.bottom_up.preset=swin_nano",
-    "model.backbone.bottom_up.rank=4",
+    "model.backbone.bottom_up.highway.rank=4",
     "model.backbone.out_channels=16",
     "model.sem_seg_head.conv_dims=32",
     "train.device=cpu",
@@ -36,7 +36,7 @@ HEAD = [
     "dataloader.train.num_workers=0",
     "dataloader.test.num_workers=0",
 ]
-COLOURS = {0: (110, 110, 110), 1: (220, 40, 40), 2: (40, 60, 220)}  # about, of the drawn pictures
+COLORS = {0: (110, 110, 110), 1: (220, 40, 40), 2: (40, 60, 220)}  # about, of the drawn pictures
 NAMES = ("ground", "red", "blue")
 
 
@@ -87,9 +87,9 @@ def test_a_few_steps_lower_the_loss_and_what_is_saved_draws(
     losses = [record["total_loss"] for record in records if "total_loss" in record]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) / 2
     assert 50 < records[-1]["sem_seg/mIoU"] <= 100
-    told = json.loads((output / "adapter_config.json").read_text())
-    assert told["classes"] == list(NAMES)
-    assert told["trained_on"] == "6 images with label maps (labels)"
+    description = json.loads((output / "adapter_config.json").read_text())
+    assert description["classes"] == list(NAMES)
+    assert description["trained_on"] == "6 images with label maps (labels)"
 
     config = output / "config.yaml"
     predictors = [
@@ -105,8 +105,8 @@ def test_a_few_steps_lower_the_loss_and_what_is_saved_draws(
     failed = predict_folder(predictors[0], [drawn.images / "2.png"], tmp_path / "drawn", 0.5)
     assert failed == 0
     assert np.array(Image.open(tmp_path / "drawn" / "2.png")).shape == (576, 480, 3)
-    said = capsys.readouterr().out
-    assert all(f"{name} {share:.0%}" in said for name, share in shares_of(scores[0]).items())
+    printed = capsys.readouterr().out
+    assert all(f"{name} {share:.0%}" in printed for name, share in shares_of(scores[0]).items())
 
 
 def shares_of(scores: torch.Tensor) -> dict[str, float]:
@@ -175,7 +175,7 @@ def test_classes_without_names_come_from_the_maps(overrides):
 def spoil(kind: str, maps: Path, images: Path) -> None:
     if kind == "no map":
         (maps / "2.png").unlink()
-    elif kind == "colours":
+    elif kind == "colors":
         Image.new("RGB", (80, 96)).save(maps / "2.png")
     elif kind == "other size":
         Image.new("L", (81, 96)).save(maps / "2.png")
@@ -189,7 +189,7 @@ def spoil(kind: str, maps: Path, images: Path) -> None:
     ("kind", "change", "message"),
     [
         ("no map", (), "2.png has no label map"),
-        ("colours", (), "2.png has Pillow's mode RGB"),
+        ("colors", (), "2.png has Pillow's mode RGB"),
         ("other size", (), "2.png is 81×96, its image"),
         ("label", (), "2.png has the label 3, but the classes are 0 to 2 (ground, red, blue)"),
         ("image", (), "2.png cannot be read"),
@@ -213,12 +213,12 @@ def test_image_and_labels_are_changed_alike(overrides):
     """Resized, cropped, flipped: the label of a pixel is still that of its colour."""
     cfg = load_config(CONFIG, overrides)
     loader = iter(instantiate(cfg.dataloader.train))
-    colours = torch.tensor([COLOURS[k] for k in range(3)]).float()
+    colors = torch.tensor([COLORS[k] for k in range(3)]).float()
     for _ in range(8):
         for example in next(loader):
             assert example["image"].shape == (3, 64, 64) and example["image"].dtype == torch.uint8
             assert example["sem_seg"].shape == (64, 64) and example["sem_seg"].dtype == torch.int64
-            distance = (example["image"].float()[None] - colours[:, :, None, None]).norm(dim=1)
+            distance = (example["image"].float()[None] - colors[:, :, None, None]).norm(dim=1)
             known = example["sem_seg"] != 255
             agree = (distance.argmin(dim=0) == example["sem_seg"])[known]
             assert agree.float().mean() > 0.95  # edges are blurred
@@ -284,9 +284,9 @@ def test_ade20ks_config_trains_and_evaluates(ade, tmp_path):
     model = engine.train(cfg).model
     results = engine.evaluate(cfg, model)["sem_seg"]
     assert 0 <= results["mIoU"] <= 100 and 0 <= results["pACC"] <= 100
-    told = describe_config(cfg)
-    assert told["classes"][:2] == ("wall", "building") and len(told["classes"]) == 150
-    assert told["trained_on"] == "ade_challenge_2016_train"
+    description = describe_config(cfg)
+    assert description["classes"][:2] == ("wall", "building") and len(description["classes"]) == 150
+    assert description["trained_on"] == "ade_challenge_2016_train"
 
 
 @pytest.mark.parametrize("iterations", [80000, 160000])
@@ -390,6 +390,6 @@ def test_every_class_is_drawn_in_a_colour_of_its_own():
     metadata = class_metadata(load_config(CONFIG), NAMES)
     pictures = [draw_labels(grey, labels, metadata) for _ in range(2)]
     assert np.array_equal(*pictures)
-    colours = [pictures[0][60, x].astype(int) for x in (60, 240, 420)]
+    colors = [pictures[0][60, x].astype(int) for x in (60, 240, 420)]
     for first, second in ((0, 1), (1, 2), (0, 2)):
-        assert np.abs(colours[first] - colours[second]).max() > 30
+        assert np.abs(colors[first] - colors[second]).max() > 30

@@ -15,8 +15,9 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from e3va import UserError
+from e3va.backbone import find_backbone
 from e3va.detectron2 import LazyPredictor, add_e3va_config, engine, load_config
-from e3va.detectron2.backbone import find_backbone, model_parts
+from e3va.detectron2.backbone import model_parts
 from e3va.detectron2.config import CONFIG_ROOT
 from e3va.detectron2.describe import describe_config, make_preset
 from e3va.detectron2.lean import prepare_model
@@ -118,10 +119,13 @@ def test_voc_trains_on_both_years_and_says_so(voc):
     cfg = load_config(VOC, ["dataloader.train.num_workers=0"])
     loader = instantiate(cfg.dataloader.train)
     assert (loader.images, loader.objects) == (6, 6)
-    told = describe_config(cfg, loader)
-    assert told["classes"] == CLASS_NAMES and len(told["classes"]) == cfg.model.num_classes
+    description = describe_config(cfg, loader)
+    assert (
+        description["classes"] == CLASS_NAMES
+        and len(description["classes"]) == cfg.model.num_classes
+    )
     names = "voc_2007_trainval, voc_2012_trainval"
-    assert told["trained_on"] == f"6 images with 6 annotated objects ({names})"
+    assert description["trained_on"] == f"6 images with 6 annotated objects ({names})"
     example = next(iter(loader))[0]
     box, image = example["instances"].gt_boxes.tensor[0], example["image"]
     scale = image.shape[2] / 96
@@ -143,7 +147,7 @@ def test_voc_that_is_not_there_is_one_clear_line(voc):
 
 def test_retinanet_reads_three_levels_and_makes_five():
     model = instantiate(load_config(VOC, NARROW).model)
-    bottom_up, image = find_backbone(model), torch.rand(1, 3, 128, 160)
+    bottom_up, image = find_backbone(model)[1], torch.rand(1, 3, 128, 160)
     assert [stage.out_norm is not None for stage in bottom_up.highway.stages] == [0, 1, 1, 1]
     below, above = bottom_up(image), model.backbone(image)
     assert {name: tuple(level.shape[2:]) for name, level in above.items()} == {
@@ -208,7 +212,7 @@ def test_fcos_lean_computes_the_same_and_keeps_less():
     for memory in ("standard", "lean"):
         torch.manual_seed(0)
         model = instantiate(cfg).train()
-        backbone = find_backbone(model)
+        backbone = find_backbone(model)[1]
         backbone.prepare = lambda mixed: None  # neck and heads alone differ
         backbone.memory = memory
         for _ in range(3):  # the scripted loss rounds otherwise once it has been compiled

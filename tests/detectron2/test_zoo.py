@@ -78,6 +78,7 @@ def test_eval_only_takes_an_address(published, small_overrides, tmp_path, addres
     assert results(published) and results(tmp_path / "output") == results(published)
 
 
+@pytest.mark.slow
 def test_training_starts_from_addresses(published, small_overrides, tmp_path):
     """From an adapter, and from a trunk, whose address the new adapter then names."""
     assert "swin" in model_zoo.list_trunks()
@@ -85,9 +86,9 @@ def test_training_starts_from_addresses(published, small_overrides, tmp_path):
         output = tmp_path / str(number)
         given = (f"train.init_checkpoint={start}", f"train.output_dir={output}")
         run(small_overrides, "train.max_iter=1", *given)
-        told = read_config(output)
-        assert told.trunk.fingerprint == read_config(published).trunk.fingerprint
-    assert told.trunk.source == "e3va://swin"
+        description = read_config(output)
+        assert description.trunk.fingerprint == read_config(published).trunk.fingerprint
+    assert description.trunk.source == "e3va://swin"
     (tmp_path / "1").rename(tmp_path / "moved")
     cfg = load_config(CUSTOM, small_overrides)
     engine.resolve_classes(cfg)

@@ -9,16 +9,16 @@ from e3va.detectron2.loader import TrainLoader
 
 dataloader = OmegaConf.create()
 
-# As ADE20K is trained on in mmsegmentation (configs/_base_/datasets/ade20k.py) and with Swin: the
-# shorter side half to twice 512, crops of 512 of which no class fills more than 75%. Of its colour
-# changes the three that Detectron2 has; there is no shift of the hue.
+# Augmentation as in mmsegmentation (configs/_base_/datasets/ade20k.py) and in Swin's training: a
+# shorter side from half to twice 512, and crops of 512 in which no class fills more than 75%.
+# Detectron2 has three of the four color changes there; a shift of the hue is missing.
 dataloader.train = L(TrainLoader)(
     dataset=L(registered_dicts)(names="ade_challenge_2016_train", filter_empty=False),
     mapper=L(LabelMapper)(
         is_train=True,
         augmentations=[
             L(T.ResizeShortestEdge)(
-                short_edge_length=[256, 1024], sample_style="range", max_size=4096
+                short_edge_length=list(range(256, 1025)), sample_style="choice", max_size=4096
             ),
             L(T.RandomCrop_CategoryAreaConstraint)(
                 crop_type="absolute",

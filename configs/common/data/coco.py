@@ -9,7 +9,7 @@ from e3va.detectron2.loader import TrainLoader
 
 dataloader = OmegaConf.create()
 
-# Multi-scale training as in Swin's detection papers: shorter side 480 to 800.
+# Multi-scale training as in Swin's detection experiments: a shorter side of 480 to 800.
 dataloader.train = L(TrainLoader)(
     dataset=L(registered_dicts)(names="coco_2017_train"),
     mapper=L(ImageMapper)(

@@ -1,4 +1,4 @@
-# COCO-format data of your own, given on the command line:
+# Your own data in COCO format, given on the command line:
 #   data.train.json=… data.train.images=… data.val.json=… data.val.images=…
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
@@ -9,11 +9,12 @@ from e3va.detectron2.data import ImageMapper, coco_dicts, coco_evaluator
 from e3va.detectron2.loader import TrainLoader
 
 data = dict(
+    # short_edge: the shorter side in pixels, chosen at random from this list.
     train=dict(json="", images="", short_edge=list(range(480, 801, 32))),
-    # Without validation data, nothing is evaluated.
+    # Without validation data, there is no evaluation.
     val=dict(json="", images="", short_edge=800),
     max_size=1333,
-    # Read from the training annotations; the training script writes them here.
+    # Class names; the training script fills them in from the training annotations.
     classes=None,
 )
 

@@ -1,4 +1,4 @@
-# Images with label maps of your own, given on the command line (for a.jpg there is a.png):
+# Your own images with label maps, given on the command line (a.jpg has the label map a.png):
 #   data.train.images=… data.train.labels=… data.val.images=… data.val.labels=…
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
@@ -9,15 +9,16 @@ from e3va.detectron2.labels import LabelMapper, label_classes, label_dicts, labe
 from e3va.detectron2.loader import TrainLoader
 
 data = dict(
-    # The shorter side is drawn from this range; then a crop of this height and width is taken.
-    train=dict(images="", labels="", short_edge=[256, 1024], crop=[512, 512]),
-    # Without validation data, nothing is evaluated.
+    # short_edge: the shorter side in pixels, chosen at random from this list (here every number
+    # from 256 to 1024, as for ADE20K). crop: height and width of the crop that follows.
+    train=dict(images="", labels="", short_edge=list(range(256, 1025)), crop=[512, 512]),
+    # Without validation data, there is no evaluation.
     val=dict(images="", labels="", short_edge=512),
     max_size=2048,
-    # Of a crop, the most that one class may fill (it is looked for ten times).
+    # The largest share of a crop that one class may fill; after ten tries any crop is used.
     class_area=0.75,
-    # Names, that of label 0 first: [background,date,…]. None: "class 0" … up to the largest label
-    # of the training maps. The training script writes them here.
+    # Class names; the first one is the name of label 0: [background,date,…]. With None the training
+    # script fills in "class 0", "class 1", … up to the largest label of the training maps.
     classes=None,
 )
 
@@ -39,7 +40,7 @@ dataloader.train = L(TrainLoader)(
         augmentations=[
             L(T.ResizeShortestEdge)(
                 short_edge_length="${data.train.short_edge}",
-                sample_style="range",
+                sample_style="choice",
                 max_size=4096,
             ),
             L(T.RandomCrop_CategoryAreaConstraint)(

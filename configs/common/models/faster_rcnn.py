@@ -1,5 +1,5 @@
 from .mask_rcnn import model
 
-# Boxes alone: StandardROIHeads without what its masks need.
+# Boxes only: StandardROIHeads without its mask head.
 for _key in ("mask_in_features", "mask_pooler", "mask_head"):
     del model.roi_heads[_key]

@@ -5,8 +5,8 @@ from e3va.detectron2.backbone import p6_and_p7
 
 from .e3va_swin import bottom_up, pixel_mean, pixel_std
 
-# Detectron2's RetinaNet: p3 to p5 from the strides 8 to 32 of the backbone, p6 and p7 on top of its
-# last level.
+# Detectron2's RetinaNet: p3 to p5 are computed from the backbone's levels of stride 8 to 32, p6 and
+# p7 from its last level.
 model = model_zoo.get_config("common/models/retinanet.py").model
 model.backbone.bottom_up = bottom_up
 model.backbone.bottom_up.out_features = ["p1", "p2", "p3"]

@@ -4,7 +4,7 @@ from detectron2.modeling import SemanticSegmentor
 
 from .e3va_swin import bottom_up, pixel_mean, pixel_std
 
-# Detectron2's panoptic FPN without its instances: FPN and the semantic head over p2 to p5.
+# Detectron2's panoptic FPN without instances: an FPN and the semantic head on p2 to p5.
 _panoptic = model_zoo.get_config("common/models/panoptic_fpn.py").model
 model = L(SemanticSegmentor)(
     backbone=_panoptic.backbone,
@@ -13,6 +13,6 @@ model = L(SemanticSegmentor)(
     pixel_std=pixel_std,
 )
 model.backbone.bottom_up = bottom_up
-model.backbone.top_block = None  # p6 is for proposals
+model.backbone.top_block = None  # only proposals need p6
 model.sem_seg_head.num_classes = 150
 model.sem_seg_head.loss_weight = 1.0
