@@ -288,7 +288,7 @@ def test_taps_are_the_residual_stream_or_what_is_added_to_it():
 def test_taps_that_nobody_keeps_are_freed():
     """They are gone before the next stage is computed, whoever consumes the stages."""
     trunk = SwinTrunk(NANO)
-    highway = Highway(NANO.dims, NANO.depths, make_adapter=None)
+    highway = Highway(NANO.dims, NANO.depths, "frozen")
     alive, checked = [], []
 
     def watch(taps):
