@@ -23,7 +23,7 @@ def build(kind, classes=2):
         tuple("abcde"[:classes]),
         get_preset("swin_nano"),
         "random",
-        rank=4,
+        highway={"rank": 4},
         heads="light",
         size=64,
         category_ids=tuple(range(1, 1 + classes)),
