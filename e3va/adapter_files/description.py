@@ -138,7 +138,7 @@ class AdapterConfig:
         own = {k[len(highway) :]: v for k, v in state.items() if k.startswith(highway)}
         levels = [LEVELS[s] for s in range(4) if f"stages.{s}.out_norm.weight" in own]
         preset = read_geometry(trunk, source)
-        config = read_highway(own).complete(preset.embed_dim)
+        config = read_highway(own, preset.embed_dim)
         backbone = BackboneConfig(preset, config, tuple(levels))
         return cls(backbone, TrunkOrigin(UNKNOWN, fingerprint(trunk)), prefix)
 

@@ -187,7 +187,12 @@ def test_whole_to_adapter_and_back_is_exact(pretrained, memory, mixed):
     for name, value in whole.items():
         assert torch.equal(back[name], value) and back[name].dtype == value.dtype, name
     with pytest.raises(UserError, match=config.trunk.short):
-        merge(adapter, description, {**pretrained, "patch_embed.proj.bias": torch.ones(16)}, "swin.pth")
+        merge(
+            adapter,
+            description,
+            {**pretrained, "patch_embed.proj.bias": torch.ones(16)},
+            "swin.pth",
+        )
 
 
 @pytest.mark.parametrize(

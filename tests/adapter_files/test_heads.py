@@ -1,6 +1,6 @@
-"""Neck and heads under the other framework's names: what changes, what stays, what has no name there.
+"""Neck and heads under the other framework's names: what changes, stays, or has no counterpart.
 
-Against Detectron2 itself: tests/detectron2/test_heads.py.
+The comparison with Detectron2 itself is in tests/detectron2/test_heads.py.
 """
 
 import pytest

@@ -113,7 +113,9 @@ def test_values_and_gradients_are_those_of_the_equations(keep, form, downsample,
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("make_adapter", [small_adapter, partial(DepthwiseConvAdapter, rank=2, kernel=3)])
+@pytest.mark.parametrize(
+    "make_adapter", [small_adapter, partial(DepthwiseConvAdapter, rank=2, kernel=3)]
+)
 @pytest.mark.parametrize(("form", "downsample"), [("chain", "offset"), ("parallel", "direct")])
 @pytest.mark.parametrize("keep", [None, "half"])
 def test_gradcheck(keep, form, downsample, make_adapter):
