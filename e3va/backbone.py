@@ -119,20 +119,17 @@ class E3VABackbone(nn.Module):
         if memory == "plain" and trunk_precision not in ("auto", "fp32"):
             raise UserError(
                 f"trunk_precision {trunk_precision!r} with memory 'plain': autocast sets the "
-                "precision of a plain trunk; set trunk_precision to 'auto', or choose another memory"
+                "precision of a plain trunk; set trunk_precision to 'auto' or choose another memory"
             )
         if not out_features or any(name not in LEVELS for name in out_features):
             raise UserError(f"out_features {list(out_features)}: expected some of {LEVELS}")
         self.memory = memory
         self.trunk_precision = trunk_precision
         self.out_features = tuple(sorted(set(out_features), key=LEVELS.index))
-        if isinstance(highway, nn.Module):
-            config = highway.config
-        else:
-            config = as_highway_config(highway)
+        config = highway.config if isinstance(highway, nn.Module) else as_highway_config(highway)
         if trunk is not None:
             _check_shared(trunk, preset, config)
-        # The trunk is built before the highway, so that a seed gives the same trunk for every recipe.
+        # The trunk comes before the highway, so that a seed gives the same trunk for every recipe.
         self.trunk = trunk or SwinTrunk(
             preset,
             frozen=not config.train_trunk,
@@ -156,9 +153,9 @@ class E3VABackbone(nn.Module):
 
         In mixed precision this is a half-precision type, see
         :func:`e3va.swin.precision.storage_dtype`; with ``memory="lean"`` the matrices of the blocks
-        are stored in 8 bits. The weights are rounded and take less memory. Call this method when the
-        weights are loaded and the model is on its device. A plain trunk does not change, nor does a
-        trunk that trains.
+        are stored in 8 bits. The weights are rounded and take less memory. Call this method when
+        the weights are loaded and the model is on its device. A plain trunk does not change, nor
+        does a trunk that trains.
 
         Args:
             mixed: whether training runs in mixed precision.
