@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as arrays
 
 from e3va import UserError
 from e3va.weights.checkpoint import load_file, model_state
-from e3va.weights.pickles import _MAKERS
+from e3va.weights.restricted_pickle import _MAKERS
 
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")
 
