@@ -135,7 +135,7 @@ def test_the_backbone_part_fits_another_task(saved, pretrained):
     bare.trunk.load_state_dict(pretrained)
     other = Segmenter(classes=5)
     other.backbone.bottom_up.trunk.load_state_dict(pretrained)
-    with pytest.raises(UserError, match=r"2 of another .*head.bias: \[2\] in the file, \[5\]"):
+    with pytest.raises(UserError, match=r"2 of another .*head.bias: \[2\].*\[5\]"):
         load_adapter(other, folder)
     head = other.head.weight.clone()
     for module, target in ((bare, bare), (other, other.backbone.bottom_up)):
@@ -253,7 +253,7 @@ def damage_no_config(folder):
         (damage_truncate, "cannot be read as safetensors"),
         (damage_one_bit, "was altered after it was written"),
         (damage_renamed, "cannot be read as safetensors"),
-        (damage_config, r"\(trunk differ\): the two files are of different trainings"),
+        (damage_config, "trunk: the two files"),
         (damage_half_config, "is not a JSON object"),
         (damage_no_config, "no adapter_config.json in"),
     ],
@@ -325,35 +325,35 @@ def test_several_adapters_share_one_trunk_and_switching_is_a_call(pretrained, tm
         folder = tmp_path / name
         save_adapter(model, folder, classes=tuple("abcd"[: seed + 2]))
         separate[name] = model
-        models.add(name, folder)
+        models.load_adapter(name, folder)
     assert models.names == ["two", "three", "four"] and models.active == "two"
     images = torch.rand(1, 3, 40, 52)
     for name in ("four", "two", "three", "two"):
-        assert models.use(name) is models.model and len(models.config.classes) == len(
+        assert models.set_adapter(name) is models.model and len(models.config.classes) == len(
             models(images)[0]
         )
         assert torch.equal(models(images), separate[name](images))
-    together = storages(models.use(name) for name in models.names)
+    together = storages(models.set_adapter(name) for name in models.names)
     alone = storages(separate.values())
     trunk_bytes = sum(v.numel() * v.element_size() for v in trunk.state_dict().values())
     assert trunk_bytes > alone / 6
     index_bytes = storages([separate["two"].backbone.bottom_up.trunk]) - trunk_bytes
     assert alone - together == 2 * (trunk_bytes + index_bytes)
     with pytest.raises(UserError, match="no adapter 'five' is loaded: expected one of two, three"):
-        models.use("five")
-    models.use("three")
-    models.remove("two")
+        models.set_adapter("five")
+    models.set_adapter("three")
+    models.delete_adapter("two")
     assert models.active == "three"
-    models.remove("three")
+    models.delete_adapter("three")
     assert models.active == "four"
 
 
 def test_an_adapter_of_another_trunk_does_not_join(pretrained, saved):
     models = AdapterSet(SwinTrunk("swin_nano"), lambda config, _, shared: Segmenter(trunk=shared))
     with pytest.raises(UserError, match="fingerprint"):
-        models.add("nuts", saved[1])
+        models.load_adapter("nuts", saved[1])
     assert models.names == [] and models.active is None
-    models.add("nuts", saved[1], any_trunk=True)
+    models.load_adapter("nuts", saved[1], any_trunk=True)
     assert models.active == "nuts"
 
 
