@@ -164,12 +164,6 @@ def _read_grid(trunk: Mapping[str, Tensor], source: str) -> int:
     return position.shape[-1]
 
 
-def _describe(preset: SwinPreset) -> str:
-    ratio = "" if preset.mlp_ratio == 4 else f", mlp_ratio {preset.mlp_ratio:g}"
-    name = preset_name(preset)
-    return f"{name} ({preset})" if name else f"{preset}{ratio}"
-
-
 def check_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> None:
     """Check that tensors fit a trunk.
 
@@ -187,11 +181,11 @@ def check_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> N
     if not wanted.absolute_position:
         wanted = replace(wanted, pretrain_size=0)
     if found != wanted:
-        hint = preset_name(found)
+        name, own = preset_name(found), preset_name(trunk.preset)
         raise UserError(
-            f"{source} holds the Swin {_describe(found)}, but the model's trunk is "
-            f"{_describe(trunk.preset)}: "
-            + (f'use preset="{hint}" or ' if hint else "")
+            f"{source} holds the Swin {f'{name} ({found})' if name else found}, but the model's "
+            f"trunk is {f'{own} ({trunk.preset})' if own else trunk.preset}: "
+            + (f'use preset="{name}" or ' if name else "")
             + "give weights of the model's own size"
         )
     check_same_tensors(trunk.state_dict(), state, source, "expected a whole Swin")
