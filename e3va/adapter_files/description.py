@@ -69,11 +69,7 @@ class AdapterConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str) -> "AdapterConfig":
-        """Read the result of :meth:`to_dict` from an untrusted file.
-
-        Args:
-            data: the contents of the file.
-            source: name of the file, for messages.
+        """Read the result of :meth:`to_dict` from an untrusted file, ``source``.
 
         Raises:
             UserError: the format version is unknown; or an entry is missing, of another type or out
@@ -123,11 +119,7 @@ class AdapterConfig:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], source: str) -> "AdapterConfig":
-        """Read a description off the tensors of a whole model.
-
-        Args:
-            state: state dict of the model.
-            source: name of the file, for messages.
+        """Read a description off the state dict of a whole model in the file ``source``.
 
         Raises:
             UserError: the tensors contain no E³VA backbone.
@@ -147,11 +139,7 @@ class AdapterConfig:
         return cls(backbone, TrunkOrigin(UNKNOWN, fingerprint(trunk)), prefix)
 
     def check_backbone(self, backbone: E3VABackbone, source: str) -> None:
-        """Check that the adapter fits a backbone.
-
-        Args:
-            backbone: the backbone.
-            source: name of the adapter, for the message.
+        """Check that the adapter, named ``source`` in messages, fits a backbone.
 
         Raises:
             UserError: the backbone has another setting; the message names all that differ.
@@ -168,11 +156,7 @@ class AdapterConfig:
             )
 
     def check_origin(self, trunk: SwinTrunk, source: str) -> None:
-        """Check that a trunk holds the weights on which the adapter was trained.
-
-        Args:
-            trunk: the trunk.
-            source: name of the adapter, for the message.
+        """Check that a trunk holds the weights on which the adapter ``source`` was trained.
 
         Raises:
             UserError: the fingerprints differ; the message shows both.
@@ -207,11 +191,7 @@ def _from_version_1(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_model(model: nn.Module, /, **about: Any) -> AdapterConfig:
-    """Describe the adapter in a model.
-
-    Args:
-        model: a model with an E³VA backbone.
-        about: further fields of :class:`AdapterConfig`.
+    """Describe the adapter in a model; ``about`` are further fields of :class:`AdapterConfig`.
 
     Raises:
         UserError: the model has no E³VA backbone, its trunk trains, or its adapters come from

@@ -36,11 +36,11 @@ def without_trunk(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike, /, **about: Any) -> AdapterConfig:
-    """Write a model's adapter files into ``folder``.
+    """Write a model's adapter files into a folder.
 
     Args:
-        model: a model with one E³VA backbone and a frozen trunk.
-        folder: the folder; it is created.
+        model: model with one E³VA backbone and a frozen trunk.
+        folder: path of the folder, which is created.
         about: ``framework``, ``model``, ``classes``, ``trained_on``, ``steps`` and ``scores`` of
             :class:`e3va.adapter_files.description.AdapterConfig`.
 
@@ -55,13 +55,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, /, **about: Any) -
 def write_adapter(
     state: Mapping[str, Tensor], config: AdapterConfig, folder: str | os.PathLike
 ) -> None:
-    """Write the two files of an adapter; each appears whole or not at all.
-
-    Args:
-        state: tensors of the adapter.
-        config: description of the adapter.
-        folder: the folder; it is created.
-    """
+    """Write the two files of an adapter; each appears whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch_file = require("safetensors.torch", "writing adapter files")
@@ -96,10 +90,7 @@ def read_config(path: str | os.PathLike) -> AdapterConfig:
 
 
 def read_adapter(path: str | os.PathLike) -> tuple[dict[str, Tensor], AdapterConfig]:
-    """Read and check an adapter without executing code from its files.
-
-    Args:
-        path: folder of the adapter, or one of its two files.
+    """Read and check an adapter's folder, or the folder of one of its files; execute no code.
 
     Returns:
         the tensors under the model's names, and their description.
@@ -123,8 +114,8 @@ def read_adapter(path: str | os.PathLike) -> tuple[dict[str, Tensor], AdapterCon
         changed = sorted(k for k in {*readable, *described} if readable.get(k) != described.get(k))
         raise UserError(
             f"{folder / CONFIG_FILE} differs from the header of {MODEL_FILE} in "
-            f"{', '.join(changed)}: the two files are from different trainings, or one was altered; "
-            "copy both again"
+            f"{', '.join(changed)}: the two files are from different trainings, or one was "
+            "altered; copy both again"
         )
     if described.get("weights") != fingerprint(state):
         raise UserError(f"{source} was altered after it was written: copy or download it again")
@@ -238,11 +229,7 @@ def apply_adapter(
 def backbone_part(
     state: Mapping[str, Tensor], config: AdapterConfig
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
-    """Return the part of an adapter that belongs to the backbone: the highway, a few megabytes.
-
-    Returns:
-        its tensors, and a description without model and classes.
-    """
+    """Return the highway of an adapter, and a description without model and classes."""
     prefix = _highway_prefix(config.trunk_prefix)
     part = {name: value for name, value in state.items() if name.startswith(prefix)}
     return part, replace(config, framework="", model={}, classes=())
@@ -262,17 +249,8 @@ def merge(
 ) -> dict[str, Tensor]:
     """Return a whole model's state dict from an adapter and its trunk.
 
-    The trunk is rounded as in the training, so the result equals the trained model to the bit.
-
-    Args:
-        adapter: tensors of the adapter.
-        config: description of the adapter.
-        trunk: state dict of a pretrained Swin in any layout that :mod:`e3va.weights.loading` reads.
-        source: name of the trunk's file, for messages.
-        any_trunk: whether to accept a trunk with another fingerprint than the adapter's.
-
-    Raises:
-        UserError: the trunk has another fingerprint, or is another Swin.
+    The trunk is rounded as in the training, so the result equals the trained model to the bit. See
+    :func:`e3va.adapter_files.trunk.build_trunk` for the arguments and errors.
     """
     module = build_trunk(config, trunk, source, any_trunk=any_trunk)
     whole = {config.trunk_prefix + name: value for name, value in module.state_dict().items()}
@@ -282,17 +260,10 @@ def merge(
 def split(
     checkpoint: Mapping[str, Any], state: Mapping[str, Tensor], source: str
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
-    """Return the adapter in a checkpoint of a whole model.
+    """Return the adapter in a checkpoint of a whole model: tensors and description.
 
-    Args:
-        checkpoint: contents of the file. If they include no description, because another trainer
-            wrote the file, the settings are read off the tensors; see
-            :func:`e3va.highway.config.read_highway`.
-        state: state dict of the model in the checkpoint.
-        source: name of the file, for messages.
-
-    Returns:
-        the tensors except the trunk's, and their description.
+    If the checkpoint has no description, because another trainer wrote it, the settings are read
+    off the model's state dict ``state``, see :func:`e3va.highway.config.read_highway`.
 
     Raises:
         UserError: the checkpoint contains no E³VA backbone.

@@ -56,9 +56,7 @@ class HighwayConfig:
                 f"highway with adapter {self.adapter!r} and train_trunk true: expected one of the "
                 "two; set adapter to null, or train_trunk to false"
             )
-        known = {}
-        if self._registered:
-            known = get_adapter_kind(self.adapter).defaults
+        known = get_adapter_kind(self.adapter).defaults if self._registered else {}
         for name in self.options:
             if name not in known:
                 what = f"a highway with adapter {self.adapter!r} has no setting"
@@ -87,10 +85,7 @@ class HighwayConfig:
         return max(fits, key=lambda name: len(RECIPES[name].options), default="custom")
 
     def complete(self, embed_dim: int) -> "HighwayConfig":
-        """Return the config with a value for every option of its adapter kind.
-
-        Args:
-            embed_dim: channels C_0 of the first stage, on which some defaults depend.
+        """Return the config with a value for every option; some defaults depend on C_0.
 
         Raises:
             UserError: an option is of another type than its default, or out of range.
@@ -147,9 +142,9 @@ def highway_config(recipe: str = DEFAULT_RECIPE, **settings: Any) -> HighwayConf
         highway_config("e3va_chain", rank=24, taps="residual")
 
     Args:
-        recipe: a name in :data:`RECIPES`.
-        settings: settings of :class:`HighwayConfig`, and options of its adapter kind. Options of
-            the recipe apply only to the recipe's own adapter kind.
+        recipe: name in :data:`RECIPES`.
+        settings: settings of :class:`HighwayConfig`, and options of its adapter kind. The recipe's
+            options apply only to the recipe's own adapter kind.
 
     Raises:
         UserError: an unknown recipe, setting or option, or a wrong value.
@@ -188,13 +183,9 @@ _VERSION_1 = {
 
 
 def from_version_1(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the settings that files of format version 1 hold.
+    """Convert settings of format version 1 to arguments of :func:`highway_config`.
 
-    Args:
-        settings: ``method``, ``rank``, ``reduction``, ``taps`` and ``downsample``.
-
-    Returns:
-        arguments of :func:`highway_config`.
+    They are ``method``, ``rank``, ``reduction``, ``taps`` and ``downsample``.
 
     Raises:
         ValueError: an unknown method.
@@ -208,14 +199,9 @@ def from_version_1(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig:
-    """Read a complete config off the tensors of a highway.
+    """Read a complete config off the tensors of a highway, its state dict.
 
-    Settings that leave no trace in the tensors are those of the first recipe with the same adapter
-    kind.
-
-    Args:
-        tensors: the highway's state dict.
-        embed_dim: channels C_0 of the first stage.
+    Settings that leave no trace there are those of the first recipe with the same adapter kind.
 
     Raises:
         UserError: the adapters are of no registered kind.

@@ -19,8 +19,7 @@ from ..ops.normalize import EPS
 from ..ops.products import Product
 from ..ops.saved_activation import SavedActivation
 from .adapters.conv import DepthwiseConvAdapter
-from .fast_forms import register_fast_form
-from .token_map import TokenMap
+from .fast_forms import TokenMap, register_fast_form
 
 
 def run_chain(
@@ -31,14 +30,7 @@ def run_chain(
 ) -> Tensor:
     """Compute ``h ← h + A(z + h)`` for one adapter A and tap z after another.
 
-    Args:
-        adapters: the adapters, in order.
-        taps: one tap [B, T, C] for each adapter.
-        size: shape and types of the maps.
-        h: input of the stage [B, T, C]; None for zero.
-
-    Returns:
-        the output of the stage [B, T, C] in the wide type.
+    The result is h [B, T, C] in the wide type.
     """
     parameters = [p for adapter in adapters for p in _parameters(adapter)]
     with torch.autocast(taps[0].device.type, enabled=False):
@@ -105,12 +97,8 @@ class _Block:
     ) -> list[Tensor]:
         """Compute the gradients of the parameters.
 
-        Args:
-            gradient: gradient of the new h [T, C]; becomes that of the old h in place.
-            kept: the normed tap.
-            inverse_std: 1/std of the tap [T, 1].
-            y: the bottleneck [T, r]; None to compute it again.
-            need_input: whether the old h needs a gradient.
+        ``gradient`` is that of the new h [T, C]; with ``need_input`` it becomes that of the old h
+        in place. The other arguments are results of :meth:`forward`; y is recomputed if it is None.
         """
         size = self.size
         if y is None:

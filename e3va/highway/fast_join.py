@@ -11,7 +11,7 @@ from ..ops.normalize import EPS
 from ..ops.products import Product
 from ..ops.saved_activation import SavedActivation
 from ..swin.modules import PatchMerging
-from .token_map import TokenMap
+from .fast_forms import TokenMap
 
 
 def join(
@@ -23,21 +23,15 @@ def join(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Compute ``LN(x + h)`` and ``PM(x + h) − PM(x)``.
 
-    Args:
-        x: output of the trunk's stage [B, T, C].
-        h: output of the highway's stage [B, T, C]; None for zero.
-        norm: LN; None for a stage that is no pyramid level.
-        merging: PM; None after the last stage, or if h is None.
-        size: shape and types of the maps.
+    x is the output of the trunk's stage [B, T, C], h that of the highway's; None stands for zero.
 
     Returns:
         ``LN(x + h)`` [B, C, H, W], contiguous, None without ``norm``; and ``PM(x + h) − PM(x)``
         [B, T', 2C], None without ``merging``.
     """
-    weights = (None, None)
+    weights, eps = (None, None), EPS
     if norm is not None:
-        weights = (norm.weight.to(size.wide), norm.bias.to(size.wide))
-    eps = norm.eps if norm is not None else EPS
+        weights, eps = (norm.weight.to(size.wide), norm.bias.to(size.wide)), norm.eps
     with torch.autocast(x.device.type, enabled=False):
         return _Join.apply(size, merging, eps, x, h, *weights)
 

@@ -18,8 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ..ops.saved_activation import SavedActivation
 from .adapters.dual_low_rank import DualLowRankAdapter
-from .fast_forms import register_fast_form
-from .token_map import TokenMap
+from .fast_forms import TokenMap, register_fast_form
 
 _FACTORS = ("d1.weight", "d2.weight", "d2.bias", "u1.weight", "u2.weight", "u2.bias")
 
@@ -27,17 +26,7 @@ _FACTORS = ("d1.weight", "d2.weight", "d2.bias", "u1.weight", "u2.weight", "u2.b
 def run_parallel(
     adapters: Sequence[DualLowRankAdapter], taps: Sequence[Tensor], size: TokenMap, h: Tensor | None
 ) -> Tensor:
-    """Compute ``h + Σ A_k(z_k)``.
-
-    Args:
-        adapters: the adapters A_k.
-        taps: the taps z_k [B, T, C].
-        size: shape and types of the maps.
-        h: input of the stage [B, T, C]; None for zero.
-
-    Returns:
-        the output of the stage [B, T, C] in the wide type.
-    """
+    """Compute ``h + Σ A_k(z_k)`` [B, T, C] in the wide type, for adapters A_k and taps z_k."""
     # Autograd stacks the factors, and so gives each adapter its part of the stack's gradient.
     factors = [torch.stack([a.get_parameter(name) for a in adapters]) for name in _FACTORS]
     with torch.autocast(taps[0].device.type, enabled=False):

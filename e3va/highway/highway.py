@@ -1,8 +1,4 @@
-"""The highway: the road beside the trunk on which the adapters' outputs add up.
-
-The highway consumes the trunk's stages one after another. Gradients run only along the highway
-(arXiv 2306.09729, figure 2).
-"""
+"""The highway beside the trunk, on which adapters' outputs add up (arXiv 2306.09729, figure 2)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,21 +11,14 @@ from ..swin.modules import PatchMerging
 from ..swin.trunk import StageOutput
 from ..utils.errors import UserError, check_choice
 from .config import DEFAULT_RECIPE, OUTSIDE, HighwayConfig, as_highway_config
-from .fast_forms import find_fast_form
+from .fast_forms import TokenMap, find_fast_form
 from .fast_join import join
-from .token_map import TokenMap, token_map
 
 
 class HighwayStage(nn.Module):
     """The trained modules of one stage: an adapter for each tap, and the pyramid norm.
 
-    Args:
-        dim: channels C_s.
-        depth: blocks L_s.
-        config: the highway's config.
-        make_adapter: function ``dim -> module``, see :class:`Highway`; None for no adapters.
-        out_norm: whether the stage is a pyramid level, which has a norm.
-        keep: see :class:`Highway`.
+    ``dim`` is C_s, ``depth`` is L_s, and ``out_norm`` is true for a pyramid level.
     """
 
     def __init__(
@@ -74,7 +63,7 @@ class HighwayStage(nn.Module):
         return self.keep is not None and not stage.out.requires_grad
 
     def _token_map(self, stage: StageOutput) -> TokenMap:
-        return token_map(stage, next(self.parameters()), self.keep)
+        return TokenMap.of(stage, next(self.parameters()), self.keep)
 
     def join(
         self, stage: StageOutput, h: Tensor | None, patch_merging: PatchMerging | None

@@ -38,11 +38,7 @@ class AdapterKind:
     read_options: Callable[[Mapping[str, Tensor]], dict[str, Any]] | None = None
 
     def complete(self, options: Mapping[str, Any], embed_dim: int) -> dict[str, Any]:
-        """Return a value for every option.
-
-        Args:
-            options: the options that differ from their defaults, by name.
-            embed_dim: channels C_0 of the first stage.
+        """Return a value for every option, with defaults for those that are absent.
 
         Raises:
             UserError: a value is of another type than the default, or out of range.
@@ -81,20 +77,13 @@ def register_adapter_kind(
     defaults: Mapping[str, Any] | None = None,
     read_options: Callable[[Mapping[str, Tensor]], dict[str, Any]] | None = None,
 ) -> None:
-    """Register an adapter kind.
+    """Register an adapter kind; see :class:`AdapterKind` for the arguments.
 
-    The options are the arguments of ``module`` after the first one, with their defaults: whole
-    numbers, numbers, texts or truth values. A file in ``e3va/highway/adapters`` that calls this
-    function needs no change elsewhere::
+    The options are the arguments of ``module`` after the first one. Their defaults are numbers,
+    texts or truth values; ``defaults`` replaces those in the signature. A file in
+    ``e3va/highway/adapters`` that calls this function needs no change elsewhere::
 
         register_adapter_kind("linear", LinearAdapter, source="arXiv 1902.00751")
-
-    Args:
-        name: the name by which configs select the kind.
-        module: the class of the adapter, see :class:`AdapterKind`.
-        source: the paper that describes the adapter.
-        defaults: defaults in place of those in the signature, see :class:`AdapterKind`.
-        read_options: function that reads the options off tensors, see :class:`AdapterKind`.
 
     Raises:
         ValueError: the name is taken; an option has no default, a default of another type, or the

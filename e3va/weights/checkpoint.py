@@ -108,10 +108,6 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[s
 def model_state(data: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     """Return the state dict in a checkpoint: under ``model`` or ``state_dict``, or all of it.
 
-    Args:
-        data: the contents of the checkpoint.
-        name: name of the file, for the message.
-
     Raises:
         UserError: the checkpoint holds no tensors.
     """

@@ -180,11 +180,6 @@ def to_official(state: Mapping[str, Tensor], prefix: str, layout: Layout) -> dic
 
     Other tensors behind ``prefix`` are ignored: heads, classifiers, norms of outputs, mask tokens,
     buffers that follow from the geometry.
-
-    Args:
-        state: a state dict that holds a Swin.
-        prefix: common prefix of the Swin's keys.
-        layout: layout of the keys behind the prefix.
     """
     trunk = {}
     for key, value in state.items():

@@ -83,9 +83,7 @@ def missing_trunk(state: Mapping[str, Tensor], source: str) -> UserError:
 def trunk_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the trunk's tensors in ``state`` with the official names, without derived buffers.
 
-    Args:
-        state: a state dict of any of :data:`e3va.weights.layouts.LAYOUTS`.
-        prefix: result of :func:`find_trunk`.
+    ``prefix`` is the result of :func:`find_trunk`.
     """
     return to_official(state, prefix, _layout(state, prefix))
 
@@ -96,11 +94,7 @@ def _layout(state: Mapping[str, Tensor], prefix: str) -> Layout:
 
 
 def read_geometry(trunk: Mapping[str, Tensor], source: str) -> SwinPreset:
-    """Read a Swin's geometry off its tensors.
-
-    Args:
-        trunk: result of :func:`trunk_state`.
-        source: name of the file, for the message.
+    """Read a Swin's geometry off the result of :func:`trunk_state`.
 
     Raises:
         UserError: the tensors are not those of a Swin with windows of one size.
@@ -165,12 +159,7 @@ def _read_grid(trunk: Mapping[str, Tensor], source: str) -> int:
 
 
 def check_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> None:
-    """Check that tensors fit a trunk.
-
-    Args:
-        trunk: the trunk.
-        state: result of :func:`trunk_state`.
-        source: name of the file, for the message.
+    """Check that a result of :func:`trunk_state` fits a trunk.
 
     Raises:
         UserError: the Swin has another size or window; a tensor is missing, unknown or of another

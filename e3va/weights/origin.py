@@ -40,11 +40,9 @@ class TrunkOrigin:
         return self.fingerprint[:_SHOWN]
 
     def rounded(self, dtype: torch.dtype, int8: bool = False) -> "TrunkOrigin":
-        """Return the origin of the same weights after one more rounding.
+        """Return the origin of the same weights after rounding to ``dtype``.
 
-        Args:
-            dtype: type to which the weights were converted.
-            int8: whether the blocks' matrices were converted to 8 bits.
+        With ``int8`` the blocks' matrices were rounded to 8 bits.
         """
         names = {own: name for name, own in DTYPES.items()}
         now = "int8 " * int8 + names.get(dtype, "fp32")

@@ -24,40 +24,20 @@ from torch import Tensor
 
 # Exceptions that a damaged file can raise here or in torch.load.
 DAMAGE = (
-    pickle.UnpicklingError,
-    EOFError,
-    OSError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
+    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, MemoryError, RuntimeError),
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError),
 )
 # Types by their names in numpy, without the byte order.
 _DTYPES = {
-    "f2": torch.float16,
-    "f4": torch.float32,
-    "f8": torch.float64,
-    "i1": torch.int8,
-    "i2": torch.int16,
-    "i4": torch.int32,
-    "i8": torch.int64,
-    "u1": torch.uint8,
-    "b1": torch.bool,
+    **{"f2": torch.float16, "f4": torch.float32, "f8": torch.float64},
+    **{"i1": torch.int8, "i2": torch.int16, "i4": torch.int32, "i8": torch.int64},
+    **{"u1": torch.uint8, "b1": torch.bool},
 }
 _NATIVE = {"little": "<", "big": ">"}[sys.byteorder]
 
 
 class ForbiddenGlobalError(pickle.UnpicklingError):
-    """A pickle names a function or class that no file of plain tensors needs.
-
-    Attributes:
-        name: name of the function or class, with its module.
-    """
+    """A pickle names a function or class that no file of plain tensors needs."""
 
     def __init__(self, name: str):
         super().__init__(f"it names {name}")
@@ -219,16 +199,12 @@ def _tensor(args: tuple, state: None) -> Tensor:
     return storage.as_strided(_sizes(size), _sizes(stride), *_sizes((offset,)))
 
 
-def _parameter(args: tuple, state: None) -> Tensor:
-    return args[0]
-
-
 _MAKERS: dict[str, Callable[[tuple, Any], Any]] = {
     "_codecs.encode": _encode,
     "__builtin__.bytes": _no_bytes,  # as written for Python 2
     "builtins.bytes": _no_bytes,
     "numpy.dtype": _dtype,
-    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter": lambda args, state: args[0],
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.storage._load_from_bytes": _storage,
 }

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e3va import PRESETS, E3VABackbone, Highway, SwinTrunk, UserError
-from e3va.highway import token_map as maps
+from e3va.highway import fast_forms
 from e3va.ops.saved_activation import FORMS, SavedActivation
 
 NANO = PRESETS["swin_nano"]
@@ -79,7 +79,7 @@ def test_fast_forms_equal_autograd_at_any_size(config, batch, height, width, row
     results = []
     for highway in highways:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(maps.CHUNK_BYTES, "cpu", rows * 4 * 16)
+            patch.setitem(fast_forms.CHUNK_BYTES, "cpu", rows * 4 * 16)
             outputs = highway(stages, trunk.patch_mergings)
             loss = sum((out * (out + 1).cos()).sum() for out in outputs)
             results.append((outputs, torch.autograd.grad(loss, list(highway.parameters()))))
