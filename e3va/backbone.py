@@ -69,14 +69,14 @@ class E3VABackbone(nn.Module):
     Args:
         preset: name in :data:`e3va.swin.presets.PRESETS` (``"swin_t"``, ``"swin_l_384"`` etc.), or
             a geometry.
-        highway: recipe of the training. ``"e3va_chain"`` (the default) and ``"e3va"`` (the paper's
-            form) train adapters and pyramid norms, ``"frozen"`` only the pyramid norms, ``"full"``
-            the trunk and the pyramid norms. Or a mapping of a recipe and changes to it, such as
-            ``{"recipe": "e3va_chain", "rank": 24}``, see
-            :func:`e3va.highway.config.highway_config`; a :class:`e3va.highway.HighwayConfig`; or a
-            module with the attributes and the call of :class:`e3va.highway.Highway`.
+        highway: name of a recipe. ``"e3va_chain"`` (the default) and ``"e3va"`` (the paper's form)
+            train adapters and pyramid norms, ``"frozen"`` only the pyramid norms, ``"full"`` the
+            trunk and the pyramid norms. Or a mapping of a recipe and changes to it, such as
+            ``{"recipe": "e3va_chain", "rank": 24}``, see :func:`e3va.highway_config`; a
+            :class:`e3va.HighwayConfig`; or a module with the attributes and the call of
+            :class:`e3va.Highway`.
         make_adapter: function ``dim -> module`` for adapters from outside the registry, see
-            :class:`e3va.highway.Highway`.
+            :class:`e3va.Highway`.
         memory: memory mode. ``"standard"`` keeps taps in half precision and runs a frozen trunk in
             its fast form (:mod:`e3va.swin.fast_trunk`, :mod:`e3va.highway.fast_chain`). ``"lean"``
             keeps taps in 8 bits, and after :meth:`prepare` the trunk's weights too; the frameworks

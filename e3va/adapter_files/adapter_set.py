@@ -74,16 +74,11 @@ class AdapterSet:
     def load_adapter(
         self, name: str, path: str | os.PathLike, *, any_trunk: bool = False
     ) -> AdapterConfig:
-        """Load an adapter; the first one becomes the adapter in use.
+        """Load an adapter under a name; the first one becomes the adapter in use.
 
-        Args:
-            name: name of the adapter; a loaded adapter with this name is replaced.
-            path: folder of the adapter, or one of its files.
-            any_trunk: whether to accept an adapter that was trained on another trunk.
-
-        Raises:
-            UserError: see :func:`e3va.adapter_files.files.load_adapter`. The adapters that are
-                loaded do not change.
+        A loaded adapter with the same name is replaced. See
+        :func:`e3va.adapter_files.files.load_adapter` for the arguments and errors; after an error
+        the loaded adapters are unchanged.
         """
         state, config = read_adapter(self._find(path))
         if not any_trunk:

@@ -110,8 +110,8 @@ class Highway(nn.Module):
     Args:
         dims: channels C_s of the trunk's stages.
         depths: blocks L_s of the trunk's stages.
-        config: name of a recipe, mapping for :func:`e3va.highway.config.highway_config`, or
-            :class:`e3va.highway.config.HighwayConfig`.
+        config: name of a recipe, mapping for :func:`e3va.highway_config`, or
+            :class:`e3va.HighwayConfig`.
         make_adapter: function ``dim -> module`` for adapters from outside the registry; the module
             maps (tap [B, T, C], H, W) to [B, T, C]. None for the adapter kind of ``config``.
         out_stages: the stages that are pyramid levels, ascending.
@@ -172,8 +172,8 @@ class Highway(nn.Module):
         """
         own = self.stages[stage.index]
         h = own(stage, h_in)
-        goes_on = h is not None and stage.index + 1 < len(self.stages)
-        merging = patch_merging if goes_on else None
+        continues = h is not None and stage.index + 1 < len(self.stages)
+        merging = patch_merging if continues else None
         if self.config.downsample == "offset":
             return own.join(stage, h, merging)
         out, _ = own.join(stage, h, None)
@@ -182,12 +182,7 @@ class Highway(nn.Module):
     def forward(
         self, stages: Iterable[StageOutput], patch_mergings: Sequence[PatchMerging | None]
     ) -> list[Tensor]:
-        """Consume a trunk's stages one after another.
-
-        Args:
-            stages: the outputs of the trunk's stages, see
-                :meth:`e3va.swin.trunk.SwinTrunk.stages`.
-            patch_mergings: PM_s of each stage; None for the last.
+        """Consume the stages and patch mergings of a :class:`e3va.swin.trunk.SwinTrunk`.
 
         Returns:
             ``out_s`` [B, C_s, H_s, W_s] for each s of ``out_stages``, in ascending order.

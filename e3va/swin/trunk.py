@@ -101,7 +101,7 @@ class SwinTrunk(nn.Module):
     """A Swin Transformer that turns images into stages, one after another.
 
     A frozen trunk (the default) runs without autograd, its parameters never require grad, and it
-    stays in evaluation mode whatever ``train()`` says. With ``frozen=False`` it is an ordinary
+    stays in evaluation mode after any call of ``train()``. With ``frozen=False`` it is an ordinary
     trainable Swin, for full fine-tuning. It has neither dropout nor stochastic depth.
 
     Args:
@@ -195,7 +195,7 @@ class SwinTrunk(nn.Module):
             return function(*args)
 
     def _embed(self, images: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """Return tokens [B, H, W, C], by the fast form in ``dtype`` or, if None, by plain modules."""
+        """Return tokens [B, H, W, C]: from the fast form, or from plain modules without ``dtype``."""
         if dtype is None:
             x = self.patch_embed(images)
         else:

@@ -48,7 +48,7 @@ def find_trunk(state: Mapping[str, Tensor], source: str = "the file") -> str | N
     """Return the prefix of the Swin's keys in ``state``, such as ``"backbone."``; None without one.
 
     Raises:
-        UserError: ``state`` holds several different Swins, and no prefix tells which one to take.
+        UserError: ``state`` holds several different Swins, and no prefix is a preferred one.
     """
     found = find_swins(state)
     if len(found) <= 1 or _all_equal(state, found):
@@ -64,10 +64,10 @@ def find_trunk(state: Mapping[str, Tensor], source: str = "the file") -> str | N
 
 def _all_equal(state: Mapping[str, Tensor], found: Mapping[str, Layout]) -> bool:
     first, *others = (to_official(state, prefix, layout) for prefix, layout in found.items())
-    return all(
-        first.keys() == other.keys() and all(torch.equal(first[k], other[k]) for k in first)
-        for other in others
+    same = (
+        first.keys() == o.keys() and all(torch.equal(first[k], o[k]) for k in o) for o in others
     )
+    return all(same)
 
 
 def missing_trunk(state: Mapping[str, Tensor], source: str) -> UserError:

@@ -1,4 +1,4 @@
-"""The default adapter: a bottleneck that mixes each token with its neighbours."""
+"""The default adapter: a bottleneck that mixes each token with its neighbors."""
 
 from collections.abc import Mapping
 
