@@ -92,7 +92,7 @@ def test_presets_have_heads_that_divide_their_channels(name):
     assert (preset.window, preset.pretrain_size) == expected
 
 
-def test_recipes_train_what_they_say():
+def test_recipes_train_the_right_parameters():
     def trained(recipe):
         backbone = E3VABackbone("swin_nano", recipe)
         return {name for name, p in backbone.named_parameters() if p.requires_grad}
@@ -118,7 +118,7 @@ def test_state_names_are_the_official_ones_below_trunk():
     assert {name.split(".")[0] for name in state} == {"trunk", "highway"}
 
 
-def test_training_leaves_the_trunks_bytes_alone():
+def test_training_does_not_change_the_trunks_bytes():
     backbone = E3VABackbone("swin_nano", {"rank": 2}).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     trained = [p for p in backbone.parameters() if p.requires_grad]
@@ -178,7 +178,7 @@ def test_kept_bytes_of_each_memory_mode():
 
 @pytest.mark.parametrize("memory", ["standard", "lean"])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_training_leaves_a_prepared_trunk_alone(memory, mixed):
+def test_training_does_not_change_a_prepared_trunk(memory, mixed):
     backbone = E3VABackbone("swin_nano", {"rank": 2}, memory=memory).train()
     names = set(backbone.state_dict())
     backbone.prepare(mixed)
@@ -207,7 +207,7 @@ def test_training_leaves_a_prepared_trunk_alone(memory, mixed):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_preparing_leaves_alone_what_trains_or_is_plain():
+def test_preparing_changes_no_plain_trunk_and_none_that_trains():
     for settings_ in ({"highway": "full"}, {"memory": "plain"}):
         backbone = E3VABackbone("swin_nano", **settings_)
         backbone.prepare(mixed=True)

@@ -1,4 +1,4 @@
-"""Adapter files: whole or refused, without the trunk, and back to the whole model to the bit."""
+"""Adapter files: read whole or refused, without the trunk; with it, the model to the bit."""
 
 import json
 from dataclasses import replace
@@ -54,7 +54,7 @@ def pretrained():
 
 
 def trained(pretrained, seed=0, **options):
-    """A model as training leaves it: nothing is zero any more."""
+    """A model after training: no parameter is zero."""
     torch.manual_seed(seed)
     model = Segmenter(**options)
     model.backbone.bottom_up.trunk.load_state_dict(pretrained)
@@ -81,7 +81,7 @@ def saved(pretrained, tmp_path):
     return model, tmp_path / "adapter"
 
 
-def test_an_adapter_holds_all_but_the_trunk_and_says_what_it_is(saved, pretrained):
+def test_an_adapter_holds_all_but_the_trunk_and_its_description(saved, pretrained):
     model, folder = saved
     state = load_tensors(folder / MODEL_FILE)
     expected = {k: v for k, v in model.state_dict().items() if ".trunk." not in k}
@@ -208,7 +208,7 @@ def test_whole_to_adapter_and_back_is_exact(pretrained, memory, mixed):
         {"out_features": ["p1", "p2"], "preset": "swin_micro"},
     ],
 )
-def test_a_checkpoint_that_says_nothing_is_read_off_its_tensors(options):
+def test_a_checkpoint_without_description_is_read_off_its_tensors(options):
     model = Segmenter(**options)
     whole = model.state_dict()
     adapter, config = split({"model": whole}, whole, "model.pth")
@@ -261,7 +261,7 @@ def damage_no_config(folder):
         (damage_no_config, "no adapter_config.json in"),
     ],
 )
-def test_a_damaged_adapter_is_found_out(saved, damage, match):
+def test_a_damaged_adapter_is_refused(saved, damage, match):
     model, folder = saved
     damage(folder)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -272,7 +272,7 @@ def test_a_damaged_adapter_is_found_out(saved, damage, match):
 
 
 def hostile(data):
-    """Values that nobody's description has."""
+    """Wrong values for each entry of a description."""
     wrong = [None, -1, 0, 10**12, "x" * 50, [], {}, [10**9] * 4, float("inf"), True]
     places = [(key,) for key in data]
     places += [(key, inner) for key in ("backbone", "trunk") for inner in data[key]]

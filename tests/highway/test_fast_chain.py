@@ -1,4 +1,4 @@
-"""The chain's hand-written passes: values are the plain ones, gradients within what is kept."""
+"""The fast forms: values equal the plain ones, gradients within the error of the stored taps."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_fast_forms_equal_autograd_at_any_size(config, batch, height, width, row
 def test_under_autocast_it_is_as_close_to_float32_as_the_plain_modules(mode):
     plain, fast = backbones(mode, preset=MICRO)
     for backbone in (plain, fast):
-        backbone.trunk.fast, backbone.trunk.precision = True, "fp32"  # the highway alone differs
+        backbone.trunk.fast, backbone.trunk.precision = True, "fp32"  # only the highways differ
     images = torch.rand(1, 3, 96, 80)
     expected, reference = run(plain, images)
     with torch.autocast("cpu", torch.bfloat16):
@@ -144,7 +144,7 @@ def test_unused_levels_get_no_gradient_and_do_no_harm():
 
 
 def test_a_trunk_that_trains_gets_its_gradients():
-    """The hand-written passes know none: such a trunk is left to autograd."""
+    """The fast forms compute no gradient for the trunk, so autograd runs here."""
     trunk = SwinTrunk(NANO, frozen=False)
     highways = [Highway(NANO.dims, NANO.depths, keep=keep) for keep in (None, "half")]
     highways[1].load_state_dict(highways[0].state_dict())
@@ -179,7 +179,7 @@ def test_kept_maps_come_back_within_their_rounding(tokens, channels, form):
         assert (again - values).abs().max() <= values.abs().max() * (0.5 / 127 + 2**-8)
 
 
-def test_eight_bits_of_a_wide_channel_spoil_its_group_alone():
+def test_a_large_channel_only_affects_its_group_in_8_bits():
     values = torch.randn(5, 128)
     values[:, 100] = 50.0
     kept = SavedActivation.empty("int8", values, values.dtype)

@@ -1,4 +1,4 @@
-"""The highway is its equations, and gradients run along it alone."""
+"""The highway computes its equations, and gradients run only along it."""
 
 from functools import partial
 
@@ -191,7 +191,7 @@ def test_several_highways_read_one_pass():
 
 
 class ConvAdapter(nn.Module):
-    """An adapter that needs to know where its tokens lie."""
+    """An adapter that uses the positions of its tokens."""
 
     def __init__(self, dim):
         super().__init__()

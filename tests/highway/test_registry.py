@@ -1,4 +1,4 @@
-"""A new adapter kind is one call, and works wherever a kind that comes with the library does."""
+"""A new adapter kind needs one call, and works wherever the library's own kinds do."""
 
 import json
 

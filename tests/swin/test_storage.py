@@ -1,4 +1,4 @@
-"""Weights in 8 bits: rounded once, under the official names, close to what they were."""
+"""Weights in 8 bits: rounded once, under the official names, close to the original."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_a_trunk_in_8_bits_keeps_its_names_and_computes_nearly_the_same():
     expected = list(trunk.stages(images))
     store_in_8_bits(trunk)
     values = trunk.layers[0].blocks[0].attn.qkv.values
-    store_in_8_bits(trunk)  # twice is once
+    store_in_8_bits(trunk)  # a second call changes nothing
     assert trunk.layers[0].blocks[0].attn.qkv.values is values
     after = trunk.state_dict()
     assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}

@@ -1,4 +1,4 @@
-"""The trunk is a Swin, runs outside autograd, and hands out the taps that it says.
+"""The trunk is a Swin, runs outside autograd, and yields the documented taps.
 
 The reference implementations differ from one another on maps that windows do not tile: Detectron2
 (as the official detection code) pads, then shifts, always; torchvision drops the shift along an

@@ -1,4 +1,4 @@
-"""What a file holds is read off its tensors; what fits is loaded, the rest refused."""
+"""The tensors of a file determine its Swin; a fitting one is loaded, another one refused."""
 
 import math
 from dataclasses import replace
@@ -35,7 +35,7 @@ def test_the_swin_is_found_under_any_prefix(prefix):
     state = {"heads.weight": torch.zeros(1), **random_state(prefix=prefix)}
     assert find_trunk(state) == prefix
     assert find_trunk({"heads.weight": torch.zeros(1)}) is None
-    assert find_trunk({"patch_embed.proj.weight": torch.zeros(1)}) is None  # of another network
+    assert find_trunk({"patch_embed.proj.weight": torch.zeros(1)}) is None  # another network
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -50,7 +50,7 @@ def test_geometry_is_read_off_the_tensors(name):
 
 
 def test_the_official_classification_layout_loads():
-    """With classifier, final norm, derived buffers, and the position embedding as tokens."""
+    """Load a file with classifier, final norm, derived buffers, position embedding as tokens."""
     source = SwinTrunk(replace(NANO, absolute_position=True))
     state = dict(source.state_dict())
     grid = state["absolute_pos_embed"]
@@ -139,7 +139,7 @@ def test_the_grid_of_the_position_embedding_is_interpolated():
 
 
 def test_check_trunk_does_not_interpolate():
-    """Of what is loaded without :func:`load_trunk`, the window must be right."""
+    """Weights that are loaded without :func:`load_trunk` must have the right window."""
     with pytest.raises(UserError, match="window 5.*window 4"):
         check_trunk(SwinTrunk(NANO), random_state(replace(NANO, window=5)), "file.pth")
 
@@ -168,7 +168,7 @@ def test_files_and_trunks_of_other_types(dtype):
             torch.equal(own[name], value.to(own[name].dtype)) for name, value in state.items()
         )
         assert {value.dtype for value in own.values()} == {target.patch_embed.proj.weight.dtype}
-    # Of the weights as they were given, whatever the trunk keeps of them.
+    # The fingerprint is that of the file's weights, whatever the type of the trunk.
     assert trunk.origin == narrow.origin
     assert trunk.origin.fingerprint == fingerprint(trunk.state_dict())
     integers = {name: value.to(torch.int8) for name, value in state.items()}
