@@ -123,6 +123,8 @@ class E3VABackbone(nn.Module):
             )
         if not out_features or any(name not in LEVELS for name in out_features):
             raise UserError(f"out_features {list(out_features)}: expected some of {LEVELS}")
+        if make_adapter is not None and isinstance(highway, nn.Module):
+            raise UserError("make_adapter and a highway module: expected one of the two")
         self.memory = memory
         self.trunk_precision = trunk_precision
         self.out_features = tuple(sorted(set(out_features), key=LEVELS.index))

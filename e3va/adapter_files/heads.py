@@ -8,21 +8,16 @@ the tensors differently and place the background class differently:
   for the classes, torchvision also for background. No loss and no prediction reads the background's
   entries. They are dropped on the way to Detectron2 and are zero on the way back.
 
-So a state of Detectron2 survives the way there and back to the bit, and a state of torchvision in
-all entries that are read.
-
 With the same tensors both frameworks compute the same features, RPN outputs, class scores, boxes
-and masks of an RoI, to rounding. These differences between the frameworks remain:
+and masks of an RoI, to rounding. These differences remain (``tests/detectron2/test_heads.py``):
 
-- Anchors: torchvision rounds their corners to whole pixels. For images below 400 pixels, models of
-  :mod:`e3va.torchvision` start from anchors of 16 pixels, Detectron2's from 32. The rounding hardly
-  matters, the factor of two does.
+- Anchors: torchvision rounds their corners to whole pixels, which hardly matters. For images below
+  400 pixels, models of :mod:`e3va.torchvision` start from anchors of 16 pixels, Detectron2's from
+  32, which does matter.
 - Pooling of a Mask R-CNN: torchvision pools without the half-pixel offset and with 2 x 2 samples
-  for each bin. Detectron2 does the same with ``pooler_type="ROIAlign", sampling_ratio=2``, and
-  loses accuracy with its default. A cascade pools in the same way in both.
+  for each bin. Detectron2 does so with ``pooler_type="ROIAlign", sampling_ratio=2`` and loses
+  accuracy with its default. A cascade pools in the same way in both.
 - The frameworks paste masks into the image differently, which shifts their outlines a little.
-
-``tests/detectron2/test_heads.py`` shows the first two differences, and that all else is equal.
 """
 
 from collections.abc import Mapping
@@ -138,10 +133,7 @@ def to_framework(
 
 
 def _of_other_heads(state: Mapping[str, Tensor]) -> set[str]:
-    """Return the names of tensors in Detectron2 that belong to heads which torchvision lacks.
-
-    These are box heads of one fully connected layer, and class-agnostic masks or boxes.
-    """
+    """Return names of box heads with one layer, and of class-agnostic masks or boxes."""
     modules = []
     for stage, predictor in zip(_BOX_HEADS, _BOX_PREDICTORS, strict=True):
         if f"roi_heads.box_head{stage}.fc2.weight" not in state:
@@ -160,13 +152,7 @@ def _of_other_heads(state: Mapping[str, Tensor]) -> set[str]:
 
 
 def _move_background(detectron2: str, value: Tensor, framework: str) -> Tensor:
-    """Return a tensor with its background entries in the place where a framework has them.
-
-    Args:
-        detectron2: name of the tensor in Detectron2.
-        value: the tensor in the other framework.
-        framework: the framework.
-    """
+    """Return the tensor named ``detectron2`` there with its background entries moved."""
     module = detectron2.rpartition(".")[0]
     predictor, _, what = module.rpartition(".")
     if predictor in _BOX_PREDICTORS and what == "cls_score":

@@ -195,7 +195,7 @@ class SwinTrunk(nn.Module):
             return function(*args)
 
     def _embed(self, images: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """Return tokens [B, H, W, C] from the fast form, or from plain modules if ``dtype`` is None."""
+        """Return tokens [B, H, W, C], by plain modules if ``dtype`` is None."""
         if dtype is None:
             x = self.patch_embed(images)
         else:

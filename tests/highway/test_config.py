@@ -211,6 +211,8 @@ def test_a_highway_module_from_outside_is_the_highway():
     backbone = E3VABackbone(TINY, highway, out_features=("p0", "p1"))
     assert backbone.highway is highway and backbone.config.highway == highway.config
     assert list(backbone(torch.rand(1, 3, 32, 32))) == ["p0", "p1"]
+    with pytest.raises(UserError, match="make_adapter"):
+        E3VABackbone(TINY, highway, make_adapter=Gate)
 
 
 # --- older files, and files without a description
