@@ -99,7 +99,7 @@ def to_framework(
 
     The translation covers the FPN, the RPN, the heads of Mask R-CNN and Cascade Mask R-CNN (box
     heads of two fully connected layers, masks for each class) and the head of semantic FPN with
-    GroupNorm. A state with only names that the framework has is returned unchanged.
+    GroupNorm. A state that has no names of the other framework is returned unchanged.
 
     Args:
         state: state dict of a model of either framework, with or without its trunk. It does not
