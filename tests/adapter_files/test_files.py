@@ -2,18 +2,14 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file as load_tensors
-from torch import nn
 
-import e3va
 from e3va import E3VABackbone, SwinTrunk, UserError
-from e3va.adapter_files.adapter_set import AdapterSet
 from e3va.adapter_files.description import AdapterConfig, describe_model
 from e3va.adapter_files.files import (
     CONFIG_FILE,
@@ -22,7 +18,6 @@ from e3va.adapter_files.files import (
     is_adapter,
     load_adapter,
     merge,
-    read_adapter,
     read_config,
     recorded_origin,
     save_adapter,
@@ -30,55 +25,7 @@ from e3va.adapter_files.files import (
 )
 from e3va.weights.origin import TrunkOrigin, fingerprint, origin_of
 
-CLASSES = ("date", "fig")
-
-
-class Segmenter(nn.Module):
-    """A backbone, a neck with running statistics, and a head as wide as there are classes."""
-
-    def __init__(self, classes=2, preset="swin_nano", **options):
-        super().__init__()
-        self.backbone = nn.Module()
-        self.backbone.bottom_up = E3VABackbone(preset, **options)
-        self.norm = nn.BatchNorm2d(16)
-        self.head = nn.Conv2d(16, classes, 1)
-
-    def forward(self, images):
-        return self.head(self.norm(self.backbone.bottom_up(images)["p0"]))
-
-
-@pytest.fixture(scope="module")
-def pretrained():
-    torch.manual_seed(5)
-    return {k: torch.randn_like(v) / 8 for k, v in SwinTrunk("swin_nano").state_dict().items()}
-
-
-def trained(pretrained, seed=0, **options):
-    """A model after training: no parameter is zero."""
-    torch.manual_seed(seed)
-    model = Segmenter(**options)
-    model.backbone.bottom_up.trunk.load_state_dict(pretrained)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            nn.init.normal_(parameter, std=0.1)
-    model.train()(torch.rand(2, 3, 40, 40))  # running statistics
-    return model.eval()
-
-
-@pytest.fixture
-def saved(pretrained, tmp_path):
-    """A trained model and the folder of its adapter."""
-    model = trained(pretrained)
-    save_adapter(
-        *(model, tmp_path / "adapter"),
-        framework="torchvision",
-        model={"model": "segmenter"},
-        classes=CLASSES,
-        trained_on="8 photographs",
-        steps=120,
-        scores={"mIoU": 61.5},
-    )
-    return model, tmp_path / "adapter"
+from .conftest import CLASSES, Segmenter, trained
 
 
 def test_an_adapter_holds_all_but_the_trunk_and_its_description(saved, pretrained):
@@ -302,153 +249,3 @@ def test_a_hostile_description_is_refused_or_harmless(data):
     own = config.backbone
     assert 0 < own.highway.options["rank"] <= 1024 and 0 < own.preset.embed_dim <= 1024
     assert json.dumps(config.to_dict())
-
-
-def storages(models):
-    """Bytes of all tensors of several models, each storage once."""
-    held = {}
-    for model in models:
-        for value in (*model.parameters(), *model.buffers()):
-            held[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-    return sum(held.values())
-
-
-def test_several_adapters_share_one_trunk_and_switching_is_a_call(pretrained, tmp_path):
-    trunk = SwinTrunk("swin_nano")
-    trunk.load_state_dict(pretrained)
-    models = AdapterSet(
-        trunk,
-        lambda config, _, shared: Segmenter(len(config.classes), trunk=shared),
-        framework="own",
-    )
-    with pytest.raises(UserError, match="no adapter is loaded"):
-        models(torch.rand(1, 3, 40, 40))
-    separate = {}
-    for seed, name in enumerate(("two", "three", "four")):
-        model = trained(pretrained, seed, classes=seed + 2)
-        folder = tmp_path / name
-        save_adapter(model, folder, classes=tuple("abcd"[: seed + 2]))
-        separate[name] = model
-        models.load_adapter(name, folder)
-    assert models.names == ["two", "three", "four"] and models.active == "two"
-    images = torch.rand(1, 3, 40, 52)
-    for name in ("four", "two", "three", "two"):
-        assert models.set_adapter(name) is models.model and len(models.config.classes) == len(
-            models(images)[0]
-        )
-        assert torch.equal(models(images), separate[name](images))
-    together = storages(models.set_adapter(name) for name in models.names)
-    alone = storages(separate.values())
-    trunk_bytes = sum(v.numel() * v.element_size() for v in trunk.state_dict().values())
-    assert trunk_bytes > alone / 6
-    index_bytes = storages([separate["two"].backbone.bottom_up.trunk]) - trunk_bytes
-    assert alone - together == 2 * (trunk_bytes + index_bytes)
-    with pytest.raises(UserError, match="no adapter 'five' is loaded: expected one of two, three"):
-        models.set_adapter("five")
-    models.set_adapter("three")
-    models.delete_adapter("two")
-    assert models.active == "three"
-    models.delete_adapter("three")
-    assert models.active == "four"
-
-
-def test_an_adapter_of_another_trunk_does_not_join(pretrained, saved):
-    models = AdapterSet(SwinTrunk("swin_nano"), lambda config, _, shared: Segmenter(trunk=shared))
-    with pytest.raises(UserError, match="fingerprint"):
-        models.load_adapter("nuts", saved[1])
-    assert models.names == [] and models.active is None
-    models.load_adapter("nuts", saved[1], any_trunk=True)
-    assert models.active == "nuts"
-
-
-def test_what_cannot_be_shared(pretrained):
-    with pytest.raises(UserError, match="'full'"):
-        E3VABackbone("swin_nano", "full", trunk=SwinTrunk("swin_nano"))
-    with pytest.raises(UserError, match="frozen"):
-        E3VABackbone("swin_nano", trunk=SwinTrunk("swin_nano", frozen=False))
-    with pytest.raises(UserError, match="embed_dim 24.*embed_dim 16"):
-        E3VABackbone("swin_nano", trunk=SwinTrunk("swin_micro"))
-
-
-# --- the format
-
-
-def as_version_1(folder, method):
-    """Rewrite adapter files as version 1 wrote them."""
-    torch_file = pytest.importorskip("safetensors.torch")
-    state = load_tensors(folder / MODEL_FILE)
-    new = json.loads((folder / CONFIG_FILE).read_text())
-    highway = new["backbone"]["highway"]
-    old = {
-        "format_version": 1,
-        "backbone": {
-            "preset": new["backbone"]["preset"],
-            "geometry": new["backbone"]["geometry"],
-            "method": method,
-            "rank": highway.get("rank", 16),
-            "bottleneck_reduction": highway.get("reduction", 4),
-            "taps": None if method == "frozen" else highway["taps"],
-            "downsample": highway["downsample"],
-            "out_features": new["backbone"]["out_features"],
-        },
-        "trunk": new["trunk"],
-        "trunk_prefix": new["trunk_prefix"],
-        "host": "torchvision",
-        "model": {"model": "segmenter"},
-        "classes": [*CLASSES],
-        "trained_on": "8 photographs",
-        "steps": 120,
-        "scores": {"mIoU": 61.5},
-        "library_version": "0.1.0",
-        "weights": new["weights"],
-    }
-    text = json.dumps(old, indent=2)
-    torch_file.save_file(state, folder / MODEL_FILE, metadata={"e3va_adapter": text})
-    (folder / CONFIG_FILE).write_text(text + "\n")
-
-
-@pytest.mark.parametrize(
-    ("method", "highway"),
-    [
-        ("e3va", {}),
-        ("e3va", {"taps": "residual", "rank": 3, "downsample": "direct"}),
-        ("paper", {"recipe": "e3va", "rank": 3, "reduction": 2}),
-        ("paper", {"recipe": "e3va", "taps": "residual", "downsample": "offset"}),
-        ("frozen", {"recipe": "frozen"}),
-    ],
-)
-def test_files_of_version_1_are_read(pretrained, tmp_path, method, highway):
-    model = trained(pretrained, highway=highway)
-    save_adapter(model, tmp_path)
-    as_version_1(tmp_path, method)
-    config = read_config(tmp_path)
-    assert config.backbone.highway == model.backbone.bottom_up.config.highway
-    assert (config.framework, config.steps, config.classes) == ("torchvision", 120, CLASSES)
-    other = Segmenter(highway=config.backbone.highway)
-    other.backbone.bottom_up.trunk.load_state_dict(pretrained)
-    load_adapter(other, tmp_path)
-    images = torch.rand(1, 3, 50, 33)
-    assert torch.equal(other.eval()(images), model(images))
-
-
-@pytest.mark.parametrize("version", [None, 0, 3, "2", [2]])
-def test_files_of_another_version_are_refused(saved, version):
-    _, folder = saved
-    data = json.loads((folder / CONFIG_FILE).read_text())
-    (folder / CONFIG_FILE).write_text(json.dumps({**data, "format_version": version}))
-    with pytest.raises(UserError) as caught:
-        read_config(folder)
-    assert repr(version) in caught.value.line and CONFIG_FILE in caught.value.line
-
-
-def test_the_shipped_adapter_is_of_the_current_version():
-    folder = Path(e3va.__file__).parent / "assets/adapters/drawn_things"
-    state, config = read_adapter(folder)
-    assert json.loads((folder / CONFIG_FILE).read_text()) == {
-        **json.loads(json.dumps(config.to_dict())),
-        "weights": "99d24d8aa6ccefc9014456da07b1c666fd4faa2bb918e9c6f444c4c5d560970b",
-    }
-    highway = {k: v for k, v in state.items() if k.startswith("backbone.bottom_up.highway.")}
-    own = E3VABackbone("swin_micro", config.backbone.highway).highway.state_dict()
-    assert [k.removeprefix("backbone.bottom_up.highway.") for k in highway] == sorted(own)
-    assert config.backbone.highway.recipe == "e3va_chain"
