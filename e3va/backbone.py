@@ -12,11 +12,11 @@ from .swin.precision import storage_dtype
 from .swin.presets import SwinPreset, get_preset, preset_name, same_geometry
 from .swin.storage import store_as, store_in_8_bits
 from .swin.trunk import SwinTrunk
-from .utils.errors import UserError
+from .utils.errors import UserError, check_choice
 from .weights.origin import origin_of
 
 LEVELS = ("p0", "p1", "p2", "p3")
-# The form in which each memory mode keeps the highway's taps (e3va.ops.saved_activation); None:
+# Form in which each memory mode keeps the highway's taps, see e3va.ops.saved_activation; None for
 # plain modules and autograd.
 MEMORY = {"standard": "half", "lean": "int8", "plain": None}
 
@@ -36,7 +36,7 @@ class BackboneConfig:
     out_features: tuple[str, ...] = LEVELS
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; ``preset`` is a name or ``""``, ``geometry`` the sizes."""
+        """Return plain values for JSON: the preset's name (or ``""``), and its sizes."""
         sizes = asdict(self.preset).items()
         return {
             "preset": preset_name(self.preset) or "",
@@ -47,7 +47,7 @@ class BackboneConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "BackboneConfig":
-        """Read the result of :meth:`to_dict`, which anybody may have written.
+        """Read the result of :meth:`to_dict` from an untrusted file.
 
         Raises:
             ValueError, KeyError, TypeError, UserError: an entry is missing, of another type or out
@@ -59,6 +59,7 @@ class BackboneConfig:
         if not data["out_features"] or not set(data["out_features"]) <= {*LEVELS}:
             raise ValueError(f"out_features {data['out_features']!r}")
         highway = highway_config(**data["highway"]).complete(preset.embed_dim)
+        highway.adapter_factory(preset.embed_dim)  # refuses adapters from outside the registry
         return cls(preset, highway, tuple(data["out_features"]))
 
 
@@ -66,33 +67,33 @@ class E3VABackbone(nn.Module):
     """A Swin backbone that is tuned along its highway.
 
     Args:
-        preset: a name in :data:`e3va.swin.presets.PRESETS` (``"swin_t"``, ``"swin_l_384"``, …) or
+        preset: name in :data:`e3va.swin.presets.PRESETS` (``"swin_t"``, ``"swin_l_384"`` etc.), or
             a geometry.
-        highway: what trains. A recipe's name: ``"e3va_chain"`` (the default) and ``"e3va"`` (the
-            paper's form) train adapters and pyramid norms, ``"frozen"`` only the pyramid norms,
-            ``"full"`` the trunk and the pyramid norms. Or a mapping of a recipe and changes to it,
-            such as ``{"recipe": "e3va_chain", "rank": 24}``, see
-            :func:`e3va.highway.config.highway_config`; a :class:`e3va.highway.HighwayConfig`; or a
-            module with the attributes and the call of :class:`e3va.highway.Highway`.
+        highway: name of a recipe. ``"e3va_chain"`` (the default) and ``"e3va"`` (the paper's form)
+            train adapters and pyramid norms, ``"frozen"`` only the pyramid norms, ``"full"`` the
+            trunk and the pyramid norms. Or a mapping of a recipe and changes to it, such as
+            ``{"recipe": "e3va_chain", "rank": 24}``, see :func:`e3va.highway_config`; a
+            :class:`e3va.HighwayConfig`; or a module with the attributes and the call of
+            :class:`e3va.Highway`.
         make_adapter: function ``dim -> module`` for adapters from outside the registry, see
-            :class:`e3va.highway.Highway`.
-        memory: ``"standard"``: taps are kept in half precision and a frozen trunk runs in its fast
-            form (:mod:`e3va.swin.fast_trunk`, :mod:`e3va.highway.fast_chain`). ``"lean"``: taps,
-            and after :meth:`prepare` the trunk's weights, are kept in 8 bits; the frameworks also
-            recompute neck and heads in the backward pass. ``"plain"``: the reference, plain modules
-            and autograd.
+            :class:`e3va.Highway`.
+        memory: memory mode. ``"standard"`` keeps taps in half precision and runs a frozen trunk in
+            its fast form (:mod:`e3va.swin.fast_trunk`, :mod:`e3va.highway.fast_chain`). ``"lean"``
+            keeps taps in 8 bits, and after :meth:`prepare` the trunk's weights too; the frameworks
+            also recompute neck and heads in the backward pass. ``"plain"`` is the reference: plain
+            modules and autograd.
         trunk_precision: type in which a frozen trunk computes: ``"auto"`` (float32, and in mixed
             precision the fastest type of the device), ``"fp32"``, ``"bf16"`` or ``"fp16"``. See
             :mod:`e3va.swin.precision`.
-        out_features: the pyramid levels of the output, some of p0..p3 (strides 4, 8, 16, 32).
-        trunk: a frozen trunk of the same preset to share with other backbones; its own precision
-            then applies. None to build one.
+        out_features: pyramid levels of the output, some of p0..p3 (strides 4, 8, 16, 32).
+        trunk: frozen trunk of the same preset to share with other backbones; its own precision then
+            applies. None to build one.
 
     Attributes:
         config: the :class:`BackboneConfig`.
 
     Raises:
-        UserError: a setting that is not one of those above, or a trunk that cannot be shared.
+        UserError: a setting has another value than those above, or the trunk cannot be shared.
 
     Example::
 
@@ -114,25 +115,23 @@ class E3VABackbone(nn.Module):
     ):
         super().__init__()
         preset = get_preset(preset)
-        if memory not in MEMORY:
-            raise UserError(f"memory {memory!r}: expected one of {(*MEMORY,)}")
+        check_choice("memory", memory, MEMORY)
         if memory == "plain" and trunk_precision not in ("auto", "fp32"):
             raise UserError(
                 f"trunk_precision {trunk_precision!r} with memory 'plain': autocast sets the "
-                "precision of a plain trunk; give trunk_precision 'auto', or another memory"
+                "precision of a plain trunk; set trunk_precision to 'auto' or choose another memory"
             )
         if not out_features or any(name not in LEVELS for name in out_features):
             raise UserError(f"out_features {list(out_features)}: expected some of {LEVELS}")
+        if make_adapter is not None and isinstance(highway, nn.Module):
+            raise UserError("make_adapter and a highway module: expected one of the two")
         self.memory = memory
         self.trunk_precision = trunk_precision
         self.out_features = tuple(sorted(set(out_features), key=LEVELS.index))
-        if isinstance(highway, nn.Module):
-            config = highway.config
-        else:
-            config = as_highway_config(highway)
+        config = highway.config if isinstance(highway, nn.Module) else as_highway_config(highway)
         if trunk is not None:
             _check_shared(trunk, preset, config)
-        # The trunk before the highway: seeds then give the same trunk for every recipe.
+        # The trunk comes before the highway, so that a seed gives the same trunk for every recipe.
         self.trunk = trunk or SwinTrunk(
             preset,
             frozen=not config.train_trunk,
@@ -155,9 +154,10 @@ class E3VABackbone(nn.Module):
         """Convert a frozen trunk's weights to the form in which training stores them.
 
         In mixed precision this is a half-precision type, see
-        :func:`e3va.swin.precision.storage_dtype`; with ``memory="lean"`` also 8 bits for the
-        blocks' matrices. The weights are rounded, and take less memory. Call it once the model is
-        on its device with its weights loaded. A plain trunk and one that trains do not change.
+        :func:`e3va.swin.precision.storage_dtype`; with ``memory="lean"`` the matrices of the blocks
+        are stored in 8 bits. The weights are rounded and take less memory. Call this method when
+        the weights are loaded and the model is on its device. A plain trunk does not change, nor
+        does a trunk that trains.
 
         Args:
             mixed: whether training runs in mixed precision.
@@ -180,17 +180,17 @@ class E3VABackbone(nn.Module):
 
 
 def find_backbone(model: nn.Module) -> tuple[str, E3VABackbone]:
-    """Return the E³VA backbone inside a model and its name there (``""`` for the model itself).
+    """Return the name and the module of a model's E³VA backbone (``""`` for the model itself).
 
     Raises:
-        UserError: there is none.
+        UserError: the model has no E³VA backbone.
     """
     for name, module in model.named_modules():
         if isinstance(module, E3VABackbone):
             return name, module
     raise UserError(
         f"the model ({type(model).__name__}) has no E³VA backbone: build it with "
-        "e3va.E3VABackbone, or along Detectron2 with model.backbone.bottom_up=L(E3VASwin)(...)"
+        "e3va.E3VABackbone, or in Detectron2 with model.backbone.bottom_up=L(E3VASwin)(...)"
     )
 
 

@@ -7,23 +7,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e3va import PRESETS, E3VABackbone, UserError
-from e3va.backbone import complete
+from e3va import PRESETS, E3VABackbone, UserError, highway_config
 from e3va.utils.measure import count_parameters, track_saved_bytes
 
 NANO = PRESETS["swin_nano"]
 
 
-def share(preset, **settings) -> float:
+def share(preset, recipe="e3va_chain", **options) -> float:
     with torch.device("meta"):
-        backbone = E3VABackbone(preset, **settings)
+        backbone = E3VABackbone(preset, {"recipe": recipe, **options})
     rows = count_parameters(backbone, {})
     return 100 * rows[0].share
 
 
-def kept(preset, size=64, **settings) -> tuple[int, int]:
+def kept(preset, recipe="e3va_chain", size=64, memory="standard", **options) -> tuple[int, int]:
     """Bytes saved in trunk and highway."""
-    backbone = E3VABackbone(preset, **settings)
+    backbone = E3VABackbone(preset, {"recipe": recipe, **options}, memory=memory)
     images = torch.rand(1, 3, size, size)
     parts = {"trunk": backbone.trunk, "highway": backbone.highway}
     with track_saved_bytes(backbone, parts) as saved:
@@ -56,28 +55,30 @@ def test_trained_share(preset, percent):
     [("swin_t", 1.3), ("swin_s", 1.5), ("swin_b", 1.1), ("swin_l", 0.8), ("swin_b_384", 1.1)],
 )
 def test_trained_share_of_the_papers_form(preset, percent):
-    assert round(share(preset, method="paper"), 1) == percent
+    assert round(share(preset, "e3va"), 1) == percent
 
 
 def test_trained_share_of_the_papers_largest_model():
     """The paper's "less than 1.5%"."""
-    assert round(share("swin_l", method="paper", rank=32), 2) == 1.48
+    assert round(share("swin_l", "e3va", rank=32), 2) == 1.48
 
 
-def test_each_method_has_settings_of_its_own():
-    own = complete("e3va", PRESETS["swin_l"])
-    assert (own.rank, own.taps, own.downsample) == (72, "block", "offset")
-    paper = complete("paper", PRESETS["swin_l"])
-    assert (paper.rank, paper.taps, paper.downsample) == (16, "sublayer", "direct")
-    mixed = complete("paper", PRESETS["swin_t"], rank=8, taps="residual", downsample="offset")
-    assert (mixed.rank, mixed.taps, mixed.downsample) == (8, "residual", "offset")
-    for method in ("frozen", "full"):
-        assert complete(method, PRESETS["swin_t"], taps="residual").taps is None
+def test_each_recipe_has_settings_of_its_own():
+    def complete(preset, *recipe, **changes):
+        config = highway_config(*recipe, **changes).complete(PRESETS[preset].embed_dim)
+        return config.options["rank"], config.taps, config.downsample
+
+    assert complete("swin_l") == (72, "block", "offset")
+    assert complete("swin_l", "e3va") == (16, "sublayer", "direct")
+    changes = {"rank": 8, "taps": "residual", "downsample": "offset"}
+    assert complete("swin_t", "e3va", **changes) == (8, "residual", "offset")
+    for recipe in ("frozen", "full"):
+        assert E3VABackbone(NANO, {"recipe": recipe, "taps": "residual"}).highway.taps is None
 
 
 def test_no_more_is_kept_than_along_the_papers_highway():
     for preset in ("swin_nano", "swin_micro"):
-        plain = kept(preset, method="paper", rank=PRESETS[preset].embed_dim // 6)
+        plain = kept(preset, "e3va", rank=PRESETS[preset].embed_dim // 6)
         assert kept(preset)[1] < plain[1]
 
 
@@ -91,24 +92,24 @@ def test_presets_have_heads_that_divide_their_channels(name):
     assert (preset.window, preset.pretrain_size) == expected
 
 
-def test_methods_train_what_they_say():
-    def trained(method):
-        backbone = E3VABackbone("swin_nano", method=method)
+def test_recipes_train_the_right_parameters():
+    def trained(recipe):
+        backbone = E3VABackbone("swin_nano", recipe)
         return {name for name, p in backbone.named_parameters() if p.requires_grad}
 
     norms = {f"highway.stages.{s}.out_norm.{p}" for s in range(4) for p in ("weight", "bias")}
     assert trained("frozen") == norms
-    everything = dict(E3VABackbone("swin_nano", method="full").named_parameters())
+    everything = dict(E3VABackbone("swin_nano", "full").named_parameters())
     assert trained("full") == set(everything) and norms < set(everything)
-    for method in ("e3va", "paper"):
-        names = trained(method)
+    for recipe in ("e3va_chain", "e3va"):
+        names = trained(recipe)
         assert norms < names and not any(name.startswith("trunk.") for name in names)
 
 
 def test_state_names_are_the_official_ones_below_trunk():
     state = E3VABackbone("swin_nano").state_dict()
     assert "highway.stages.3.mlp.1.mix.weight" in state
-    paper = E3VABackbone("swin_nano", method="paper").state_dict()
+    paper = E3VABackbone("swin_nano", "e3va").state_dict()
     assert "trunk.layers.2.blocks.1.attn.relative_position_bias_table" in state
     assert "trunk.layers.0.downsample.reduction.weight" in state
     assert "trunk.patch_embed.norm.bias" in state
@@ -117,8 +118,8 @@ def test_state_names_are_the_official_ones_below_trunk():
     assert {name.split(".")[0] for name in state} == {"trunk", "highway"}
 
 
-def test_training_leaves_the_trunks_bytes_alone():
-    backbone = E3VABackbone("swin_nano", rank=2).train()
+def test_training_does_not_change_the_trunks_bytes():
+    backbone = E3VABackbone("swin_nano", {"rank": 2}).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     trained = [p for p in backbone.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1)
@@ -138,8 +139,8 @@ def test_kept_bytes_do_not_depend_on_attention_or_mlp():
     assert kept(replace(NANO, mlp_ratio=8.0)) == reference
     assert kept(replace(NANO, num_heads=(2, 4, 8, 16))) == reference
     assert kept(replace(NANO, window=8)) == reference
-    full = kept(NANO, method="full")[0]
-    assert kept(replace(NANO, mlp_ratio=8.0), method="full")[0] > full > 3 * reference[1]
+    full = kept(NANO, "full")[0]
+    assert kept(replace(NANO, mlp_ratio=8.0), "full")[0] > full > 3 * reference[1]
 
 
 def test_kept_bytes_grow_with_the_taps():
@@ -148,9 +149,9 @@ def test_kept_bytes_grow_with_the_taps():
     # D1 keeps z, D2 its input, GELU its input, U1 its input, U2 its input; of two adapters.
     paper = 2 * (dim + rank + hidden + hidden + rank)
     # The norm keeps 1/std and shares its result with D; convolution, GELU and U keep their inputs.
-    e3va = 1 + dim + rank + rank + rank
-    for method, elements in (("paper", paper), ("e3va", e3va)):
-        settings_ = {"method": method, "rank": rank, "memory": "plain"}
+    chain = 1 + dim + rank + rank + rank
+    for recipe, elements in (("e3va", paper), ("e3va_chain", chain)):
+        settings_ = {"recipe": recipe, "rank": rank, "memory": "plain"}
         sizes = [kept(replace(NANO, depths=(2, n, 2, 2)), **settings_)[1] for n in (2, 4, 6)]
         assert sizes[2] - sizes[1] == sizes[1] - sizes[0] == 2 * tokens * elements * 4
 
@@ -172,13 +173,13 @@ def test_kept_bytes_of_each_memory_mode():
         "lean": sum(t * (c + 2 * max(1, c // 64) + 8) for t, c in levels),
     }
     for memory, expected in joints.items():
-        assert kept(NANO, method="frozen", memory=memory) == (0, expected)
+        assert kept(NANO, "frozen", memory=memory) == (0, expected)
 
 
 @pytest.mark.parametrize("memory", ["standard", "lean"])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_training_leaves_a_prepared_trunk_alone(memory, mixed):
-    backbone = E3VABackbone("swin_nano", memory=memory, rank=2).train()
+def test_training_does_not_change_a_prepared_trunk(memory, mixed):
+    backbone = E3VABackbone("swin_nano", {"rank": 2}, memory=memory).train()
     names = set(backbone.state_dict())
     backbone.prepare(mixed)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
@@ -194,30 +195,30 @@ def test_training_leaves_a_prepared_trunk_alone(memory, mixed):
     after = backbone.state_dict()
     changed = {n for n, v in after.items() if not torch.equal(v, before[n])}
     assert changed == {name for name in before if name.startswith("highway.")}
-    again = E3VABackbone("swin_nano", memory=memory, rank=2)
+    again = E3VABackbone("swin_nano", {"rank": 2}, memory=memory)
     again.load_state_dict(after)
     again.prepare(mixed)
     for name, value in again.state_dict().items():
         assert torch.equal(value, after[name])
     images = torch.rand(1, 3, 40, 40)
-    plain = E3VABackbone("swin_nano", memory="plain", rank=2)
+    plain = E3VABackbone("swin_nano", {"rank": 2}, memory="plain")
     plain.load_state_dict(after)
     for ours, theirs in zip(again(images).values(), plain(images).values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_preparing_leaves_alone_what_trains_or_is_plain():
-    for settings_ in ({"method": "full"}, {"memory": "plain"}):
+def test_preparing_changes_no_plain_trunk_and_none_that_trains():
+    for settings_ in ({"highway": "full"}, {"memory": "plain"}):
         backbone = E3VABackbone("swin_nano", **settings_)
         backbone.prepare(mixed=True)
         assert {p.dtype for p in backbone.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("method", ["e3va", "paper"])
+@pytest.mark.parametrize("recipe", ["e3va_chain", "e3va"])
 @pytest.mark.parametrize("downsample", ["offset", "direct"])
-def test_half_precision_is_close_to_float32(downsample, method):
+def test_half_precision_is_close_to_float32(downsample, recipe):
     torch.manual_seed(0)
-    backbone = E3VABackbone("swin_nano", method=method, downsample=downsample)
+    backbone = E3VABackbone("swin_nano", {"recipe": recipe, "downsample": downsample})
     for name, parameter in backbone.highway.named_parameters():
         if name.endswith(("u2.weight", "up.weight", "mix.weight")):
             torch.nn.init.normal_(parameter, std=0.05)
@@ -248,12 +249,13 @@ def test_fewer_levels_run_fewer_stages():
 
 def test_wrong_settings_are_refused():
     for settings_, message in (
-        ({"method": "lora"}, "method 'lora': expected one of"),
-        ({"taps": "all"}, "taps 'all': expected one of"),
+        ({"highway": "lora"}, "recipe 'lora'"),
+        ({"highway": {"taps": "all"}}, "taps 'all'"),
+        ({"highway": {"downsample": "no"}}, "downsample 'no'"),
+        ({"highway": {"rank": 0}}, "rank=0"),
+        ({"highway": 3}, "highway 3"),
         ({"out_features": ["p4"]}, "out_features"),
         ({"out_features": []}, "out_features"),
-        ({"downsample": "no"}, "downsample 'no'"),
-        ({"rank": 0}, "rank 0"),
     ):
         with pytest.raises(UserError, match=message):
             E3VABackbone("swin_nano", **settings_)

@@ -1,1 +1,1 @@
-"""Adapter files: all that was trained, without the trunk."""
+"""Adapter files: everything that was trained, without the trunk."""

@@ -18,21 +18,21 @@ class AdapterSet:
     """Models that differ in their adapters (highway, neck, heads) and share one trunk.
 
     Args:
-        trunk: frozen, its weights loaded; every model reads it.
-        build: makes the model of an adapter, from its description and tensors, around the trunk,
-            see ``E3VABackbone(trunk=…)``.
-        framework: of those models, see :func:`e3va.adapter_files.files.load_adapter`.
-        find: the folder or file that a path given to :meth:`add` means.
+        trunk: frozen trunk with its weights loaded; every model uses it.
+        build: function that builds a model around the trunk from an adapter's description and
+            tensors, see ``E3VABackbone(trunk=...)``.
+        framework: framework of the models, see :func:`e3va.adapter_files.files.load_adapter`.
+        find: function that maps a path given to :meth:`load_adapter` to a folder or file.
 
     Attributes:
-        active: the name of the adapter in use; None before the first.
+        active: name of the adapter in use; None before the first.
 
     Example::
 
         models = AdapterSet(trunk, build)
-        models.add("fruit", "output/fruit")
-        models.add("leaves", "output/leaves")
-        models.use("fruit")
+        models.load_adapter("fruit", "output/fruit")
+        models.load_adapter("leaves", "output/leaves")
+        models.set_adapter("fruit")
         models(images)
     """
 
@@ -52,39 +52,33 @@ class AdapterSet:
 
     @property
     def names(self) -> list[str]:
-        """Of the adapters that are loaded."""
+        """Names of the loaded adapters."""
         return list(self._models)
 
     @property
     def model(self) -> nn.Module:
-        """The model of the adapter in use.
-
-        Raises:
-            UserError: no adapter is loaded.
-        """
+        """Model of the adapter in use; a :class:`UserError` if no adapter is loaded."""
         return self._active[0]
 
     @property
     def config(self) -> AdapterConfig:
-        """The description of the adapter in use; raises as :attr:`model`."""
+        """Description of the adapter in use; a :class:`UserError` if no adapter is loaded."""
         return self._active[1]
 
     @property
     def _active(self) -> tuple[nn.Module, AdapterConfig]:
         if self.active is None:
-            raise UserError("no adapter is loaded: add one first")
+            raise UserError("no adapter is loaded: load one with load_adapter(name, path)")
         return self._models[self.active]
 
-    def add(self, name: str, path: str | os.PathLike, *, any_trunk: bool = False) -> AdapterConfig:
-        """Load an adapter; the first one is in use from then on.
+    def load_adapter(
+        self, name: str, path: str | os.PathLike, *, any_trunk: bool = False
+    ) -> AdapterConfig:
+        """Load an adapter under a name; the first one becomes the adapter in use.
 
-        Args:
-            name: to switch to it by; an adapter of that name is replaced.
-            path: its folder, or one of its files.
-            any_trunk: though it was trained on another trunk.
-
-        Raises:
-            UserError: see :func:`e3va.adapter_files.files.load_adapter`; those loaded before stay as they are.
+        A loaded adapter with the same name is replaced. See
+        :func:`e3va.adapter_files.files.load_adapter` for the arguments and errors; after an error
+        the loaded adapters are unchanged.
         """
         state, config = read_adapter(self._find(path))
         if not any_trunk:
@@ -98,21 +92,21 @@ class AdapterSet:
         self.active = self.active or name
         return config
 
-    def use(self, name: str) -> nn.Module:
-        """Switch to a loaded adapter and give its model.
+    def set_adapter(self, name: str) -> nn.Module:
+        """Switch to a loaded adapter and return its model.
 
         Raises:
-            UserError: none of that name is loaded.
+            UserError: no loaded adapter has this name.
         """
         self._check(name)
         self.active = name
         return self.model
 
-    def remove(self, name: str) -> None:
-        """Forget an adapter; the trunk and the others stay.
+    def delete_adapter(self, name: str) -> None:
+        """Delete a loaded adapter; the trunk and the other adapters stay.
 
         Raises:
-            UserError: none of that name is loaded.
+            UserError: no loaded adapter has this name.
         """
         self._check(name)
         del self._models[name]

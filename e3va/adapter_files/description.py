@@ -1,4 +1,4 @@
-"""The description of an adapter: what it was trained on, and what it fits."""
+"""The description of an adapter: its training, and the models that it fits."""
 
 import math
 import re
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..backbone import LEVELS, BackboneConfig, E3VABackbone, find_backbone, trunk_prefix
 from ..highway.config import OUTSIDE, from_version_1, read_highway
-from ..swin.presets import SwinPreset, preset_name, same_geometry
+from ..swin.presets import preset_name, same_geometry
 from ..swin.trunk import SwinTrunk
-from ..utils.errors import UserError
+from ..utils.errors import UserError, brief
 from ..weights.loading import find_trunk, read_geometry, trunk_state
 from ..weights.origin import UNKNOWN, TrunkOrigin, fingerprint, origin_of
 
@@ -24,19 +24,20 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What ``adapter_config.json`` says.
+    """Contents of ``adapter_config.json``.
 
     Attributes:
-        backbone: the settings of the backbone.
-        trunk: the pretrained weights that it was trained on.
-        trunk_prefix: what the trunk's names begin with in the model's state dict.
+        backbone: config of the backbone.
+        trunk: origin of the pretrained weights on which the adapter was trained.
+        trunk_prefix: prefix of the trunk's names in the model's state dict.
         framework: ``"torchvision"``, ``"detectron2"``, or ``""`` for a model of neither.
-        model: by what the framework builds the model; plain data, never a callable's name.
-        classes: names, in the order of the model's outputs.
-        trained_on: for people.
-        steps: of training; None where it is not known.
-        scores: on validation data, by their names; what is no number is left out.
-        library_version: of e3va, that wrote it.
+        model: settings from which the framework builds the model; plain data, no names of
+            functions.
+        classes: names of the classes, in the order of the model's outputs.
+        trained_on: summary of the training data, for people.
+        steps: number of training steps; None if unknown.
+        scores: scores on validation data by name; those that are not finite are left out.
+        library_version: version of e3va that wrote the description.
     """
 
     backbone: BackboneConfig
@@ -56,11 +57,11 @@ class AdapterConfig:
         object.__setattr__(self, "scores", finite)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; the preset by its name where it has one."""
-        listed = {key: list(v) if isinstance(v, tuple) else v for key, v in vars(self).items()}
+        """Return the description as plain values for JSON."""
         return {
             "format_version": FORMAT_VERSION,
-            **listed,
+            **vars(self),
+            "classes": list(self.classes),
             "library_version": self.library_version or __version__,
             "backbone": self.backbone.to_dict(),
             "trunk": asdict(self.trunk),
@@ -68,11 +69,11 @@ class AdapterConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str) -> "AdapterConfig":
-        """The inverse of :meth:`to_dict`, for data that anybody may have written.
+        """Read the result of :meth:`to_dict` from an untrusted file, ``source``.
 
         Raises:
-            UserError: another format version, an entry that is missing, of another type or out of
-                range; ``source`` names the file.
+            UserError: the format version is unknown; or an entry is missing, of another type or out
+                of range.
         """
         version = data.get("format_version")
         if version not in (1, FORMAT_VERSION):
@@ -92,98 +93,91 @@ class AdapterConfig:
             )
             config._check_types()
             return config
-        except (
-            *(KeyError, TypeError, ValueError, AttributeError, OverflowError, UserError),
-        ) as error:
-            what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise UserError(
-                f"{source}: its description cannot be read ({what}): it was altered, or another "
-                "program wrote it; copy or download it again"
-            ) from None
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else brief(error)
+        except UserError as error:
+            reason = error.line
+        raise UserError(
+            f"{source}: its description cannot be read ({reason}): it was altered, or another "
+            "program wrote it; copy or download it again"
+        )
 
     def _check_types(self) -> None:
-        texts = (
-            self.trunk_prefix,
-            self.framework,
-            self.trained_on,
-            self.trunk.source,
-            *self.classes,
-        )
-        if not all(isinstance(text, str) for text in (*texts, self.library_version)):
-            raise TypeError("a text is expected for names and classes")
+        own = (self.trunk_prefix, self.framework, self.trained_on, self.library_version)
+        if not all(isinstance(text, str) for text in (*own, self.trunk.source, *self.classes)):
+            raise TypeError("names and classes are not all text")
         if not isinstance(self.model, dict):
-            raise TypeError("an object is expected for model")
+            raise TypeError(f"model {self.model!r} is not an object")
         if not (self.steps is None or isinstance(self.steps, int)):
-            raise TypeError(f"steps {self.steps!r}")
-        if not _HEX.fullmatch(self.trunk.fingerprint) or not _STORED.fullmatch(self.trunk.stored):
-            raise ValueError("the trunk's fingerprint or form")
+            raise TypeError(f"steps {self.steps!r} is not a whole number")
+        if not _HEX.fullmatch(self.trunk.fingerprint):
+            raise ValueError(f"fingerprint {self.trunk.fingerprint!r}")
+        if not _STORED.fullmatch(self.trunk.stored):
+            raise ValueError(f"stored {self.trunk.stored!r}")
         if not self.trunk_prefix.endswith("trunk."):
             raise ValueError(f"trunk_prefix {self.trunk_prefix!r}")
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], source: str) -> "AdapterConfig":
-        """Read off the tensors of a whole model what can be read off them.
+        """Read a description off the state dict of a whole model in the file ``source``.
 
         Raises:
-            UserError: there is no E³VA backbone among them.
+            UserError: the tensors contain no E³VA backbone.
         """
         prefix = find_trunk(state)
         if prefix is None or not prefix.endswith("trunk."):
             raise UserError(
                 f"{source} holds no E³VA backbone: expected a checkpoint of a whole model that was "
-                "trained along its highway"
+                "trained with a highway"
             )
         trunk = trunk_state(state, prefix)
         highway = prefix.removesuffix("trunk.") + "highway."
         own = {k[len(highway) :]: v for k, v in state.items() if k.startswith(highway)}
         levels = [LEVELS[s] for s in range(4) if f"stages.{s}.out_norm.weight" in own]
         preset = read_geometry(trunk, source)
-        config = read_highway(own).complete(preset.embed_dim)
-        backbone = BackboneConfig(preset, config, tuple(levels))
+        backbone = BackboneConfig(preset, read_highway(own, preset.embed_dim), tuple(levels))
         return cls(backbone, TrunkOrigin(UNKNOWN, fingerprint(trunk)), prefix)
 
     def check_backbone(self, backbone: E3VABackbone, source: str) -> None:
-        """Check that the adapter is one for ``backbone``.
+        """Check that the adapter, named ``source`` in messages, fits a backbone.
 
         Raises:
-            UserError: they differ in a setting; the text says in which.
+            UserError: the backbone has another setting; the message names all that differ.
         """
         ours, theirs = _flat(backbone.config), _flat(self.backbone)
+        if same_geometry(backbone.config.preset, self.backbone.preset):
+            theirs["preset"] = ours["preset"]
         differ = [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
-        if not same_geometry(backbone.config.preset, self.backbone.preset):
-            differ.insert(0, "preset")
-            ours["preset"], theirs["preset"] = backbone.config.preset, self.backbone.preset
         if differ:
-            text = "; ".join(f"{k} {_say(theirs.get(k))}, not {_say(ours.get(k))}" for k in differ)
+            text = "; ".join(f"{k} {theirs.get(k)}, not {ours.get(k)}" for k in differ)
             raise UserError(
                 f"{source} is for a backbone with other settings ({text}): build the model with "
                 "those, or give another adapter"
             )
 
     def check_origin(self, trunk: SwinTrunk, source: str) -> None:
-        """Check that a trunk holds the weights that the adapter was trained on.
+        """Check that a trunk holds the weights on which the adapter ``source`` was trained.
 
         Raises:
-            UserError: its fingerprint is another; the text has both.
+            UserError: the fingerprints differ; the message shows both.
         """
         found = origin_of(trunk)
         if found.fingerprint != self.trunk.fingerprint:
             raise UserError(
                 f"{source} was trained on the trunk {self.trunk.source} (fingerprint "
                 f"{self.trunk.short}), but this trunk is {found.source} (fingerprint "
-                f"{found.short}): give the trunk that it was trained on, or override with "
-                "any_trunk=True (--any-trunk)"
+                f"{found.short}): give the adapter's trunk, or set any_trunk=True (--any-trunk) to "
+                "use this one"
             )
 
 
-def _say(value: Any) -> str:
-    if isinstance(value, SwinPreset):
-        return preset_name(value) or str(value)
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
-
-
 def _flat(config: BackboneConfig) -> dict[str, Any]:
-    return {**config.highway.to_dict(), "out_features": config.out_features}
+    """Return all settings of a backbone as texts and plain values."""
+    return {
+        "preset": preset_name(config.preset) or str(config.preset),
+        **config.highway.to_dict(),
+        "out_features": ", ".join(config.out_features),
+    }
 
 
 def _from_version_1(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +194,8 @@ def describe_model(model: nn.Module, /, **about: Any) -> AdapterConfig:
     """Describe the adapter in a model; ``about`` are further fields of :class:`AdapterConfig`.
 
     Raises:
-        UserError: the model has no E³VA backbone, or its trunk trains.
+        UserError: the model has no E³VA backbone, its trunk trains, or its adapters come from
+            outside the registry.
     """
     _, backbone = find_backbone(model)
     if not backbone.trunk.frozen:

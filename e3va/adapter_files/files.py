@@ -1,9 +1,9 @@
-"""Adapter files: all that was trained, without the trunk that it was trained on.
+"""Adapter files: everything that was trained, without the trunk.
 
-A folder holds ``adapter_model.safetensors`` (every tensor of the model but the trunk's, under the
-model's own names) and ``adapter_config.json``, which people read too. The tensors' file carries the
-same description, so the two can be told to belong together, as Hugging Face peft's do by name
-alone.
+The folder of an adapter holds two files. ``adapter_model.safetensors`` has every tensor of the
+model except the trunk's, under the model's own names. ``adapter_config.json`` is a description that
+people can read. The header of the tensors' file contains the same description, which shows that the
+two files belong together.
 """
 
 import json
@@ -19,33 +19,33 @@ from ..backbone import find_backbone, trunk_prefix
 from ..utils.atomic import atomic_open, rename_atomically
 from ..utils.errors import UserError
 from ..utils.optional import require
-from ..weights.checkpoint import load_safetensors
+from ..weights.checkpoint import check_same_tensors, load_safetensors
 from ..weights.origin import TrunkOrigin, fingerprint
 from .description import AdapterConfig, describe_model
 from .heads import to_framework
 from .trunk import build_trunk
 
 MODEL_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-FULL_KEY = "e3va"  # of the adapter's description inside a checkpoint of the whole model
-_HEADER = "e3va_adapter"  # its description in the tensors' file
-_HIGHWAY = "highway."
+FULL_KEY = "e3va"  # key of the description in a checkpoint of the whole model
+_HEADER = "e3va_adapter"  # key of the description in the header of the tensors' file
 
 
 def without_trunk(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of a model's state that an adapter file holds."""
+    """Return the tensors of a model that an adapter file holds: all but those with ``prefix``."""
     return {name: value for name, value in state.items() if not name.startswith(prefix)}
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike, /, **about: Any) -> AdapterConfig:
-    """Write a model's adapter files into ``folder``.
+    """Write a model's adapter files into a folder.
 
     Args:
-        model: any that has one E³VA backbone, whose trunk is frozen.
+        model: model with one E³VA backbone and a frozen trunk.
+        folder: path of the folder, which is created.
         about: ``framework``, ``model``, ``classes``, ``trained_on``, ``steps`` and ``scores`` of
             :class:`e3va.adapter_files.description.AdapterConfig`.
 
     Raises:
-        UserError: the trunk trains with the rest, so that an adapter alone is worth nothing.
+        UserError: the trunk trains too, or the adapters come from outside the registry.
     """
     config = describe_model(model, **about)
     write_adapter(without_trunk(model.state_dict(), config.trunk_prefix), config, folder)
@@ -55,16 +55,16 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, /, **about: Any) -
 def write_adapter(
     state: Mapping[str, Tensor], config: AdapterConfig, folder: str | os.PathLike
 ) -> None:
-    """Write tensors and their description; each of the two files appears whole or not at all."""
+    """Write the two files of an adapter; each appears whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch_file = require("safetensors.torch", "writing adapter files")
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     text = json.dumps({**config.to_dict(), "weights": fingerprint(state)}, indent=2)
-    # The tensors first: a description without them would promise what is not there.
+    # The tensors come first, because a description without them would be wrong.
     with rename_atomically(folder / MODEL_FILE) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # the user's own; safetensors would lock others out
+        mode = temporary.stat().st_mode  # the user's default; safetensors would be stricter
         torch_file.save_file(state, temporary, metadata={_HEADER: text})
         temporary.chmod(mode)
     with atomic_open(folder / CONFIG_FILE, "w") as file:
@@ -72,7 +72,7 @@ def write_adapter(
 
 
 def is_adapter(path: str | os.PathLike) -> bool:
-    """Whether ``path`` is an adapter's folder or one of its two files."""
+    """Return whether ``path`` is an adapter's folder or one of its two files."""
     path = Path(path)
     if path.is_dir():
         return (path / MODEL_FILE).is_file() or (path / CONFIG_FILE).is_file()
@@ -80,7 +80,7 @@ def is_adapter(path: str | os.PathLike) -> bool:
 
 
 def read_config(path: str | os.PathLike) -> AdapterConfig:
-    """The description of an adapter, from its readable file alone.
+    """Read the description of an adapter from ``adapter_config.json``.
 
     Raises:
         UserError: see :func:`read_adapter`.
@@ -90,25 +90,22 @@ def read_config(path: str | os.PathLike) -> AdapterConfig:
 
 
 def read_adapter(path: str | os.PathLike) -> tuple[dict[str, Tensor], AdapterConfig]:
-    """Read and check an adapter; no code is executed.
-
-    Args:
-        path: its folder, or one of its two files.
+    """Read and check an adapter's folder, or the folder of one of its files; execute no code.
 
     Returns:
         the tensors under the model's names, and their description.
 
     Raises:
-        UserError: a file is missing, truncated, or altered after it was written; the two do not
-            belong together; or a version of the format that is not known here.
+        UserError: a file is missing, truncated or was altered; the two files do not belong
+            together; or the format version is unknown.
     """
     folder = _folder(path)
     state, metadata = load_safetensors(folder / MODEL_FILE)
     source = str(folder / MODEL_FILE)
     if _HEADER not in metadata:
         raise UserError(
-            f"{source} has no description of an adapter: expected a file that e3va wrote; other "
-            "weights are read by --trunk or train.init_checkpoint"
+            f"{source} has no description of an adapter: expected a file that e3va wrote; give "
+            "other weights with --trunk or train.init_checkpoint"
         )
     described = _parse(metadata[_HEADER], source)
     config = AdapterConfig.from_dict(described, source)
@@ -116,8 +113,8 @@ def read_adapter(path: str | os.PathLike) -> tuple[dict[str, Tensor], AdapterCon
     if readable != described:
         changed = sorted(k for k in {*readable, *described} if readable.get(k) != described.get(k))
         raise UserError(
-            f"{folder / CONFIG_FILE} is not the description that {MODEL_FILE} was written with "
-            f"({', '.join(changed)} differ): the two files are of different trainings, or one was "
+            f"{folder / CONFIG_FILE} differs from the header of {MODEL_FILE} in "
+            f"{', '.join(changed)}: the two files are from different trainings, or one was "
             "altered; copy both again"
         )
     if described.get("weights") != fingerprint(state):
@@ -167,22 +164,23 @@ def load_adapter(
     any_trunk: bool = False,
     framework: str = "",
 ) -> AdapterConfig:
-    """Load an adapter into a model whose trunk is loaded already.
+    """Load an adapter into a model that has its trunk's weights already.
 
     Args:
-        path: the adapter's folder, or one of its files.
-        backbone_only: leave neck and heads as they are; the backbone's part fits the models of
-            any framework and task.
-        any_trunk: load it though the trunk's weights are not those it was trained on.
-        framework: of the model; heads of the other framework's models are renamed where they are the same,
-            see :mod:`e3va.adapter_files.heads`.
+        model: a model with an E³VA backbone.
+        path: folder of the adapter, or one of its files.
+        backbone_only: whether to load only the backbone's part, which fits the models of any
+            framework and task; neck and heads then keep their weights.
+        any_trunk: whether to accept a trunk with another fingerprint than the adapter's.
+        framework: framework of the model; heads from the other framework are renamed, see
+            :mod:`e3va.adapter_files.heads`.
 
     Returns:
         the adapter's description.
 
     Raises:
-        UserError: see :func:`read_adapter`; a backbone with other settings, a trunk with another
-            fingerprint, or heads of another model. The model is then as it was.
+        UserError: the adapter cannot be read (see :func:`read_adapter`), or is for another
+            backbone, another trunk or other heads. The model then keeps its weights.
     """
     state, config = read_adapter(path)
     apply_adapter(
@@ -204,61 +202,41 @@ def apply_adapter(
     any_trunk: bool = False,
     framework: str = "",
 ) -> None:
-    """Load what :func:`read_adapter` gave into a model; see :func:`load_adapter`."""
+    """Load the result of :func:`read_adapter` into a model; see :func:`load_adapter`."""
     _, backbone = find_backbone(model)
     config.check_backbone(backbone, source)
     if not any_trunk:
         config.check_origin(backbone.trunk, source)
     prefix = trunk_prefix(model)
-    ours, theirs = _highway_prefix(prefix), _highway_prefix(config.trunk_prefix)
+    own = without_trunk(model.state_dict(), prefix)
     if backbone_only:
+        ours, theirs = _highway_prefix(prefix), _highway_prefix(config.trunk_prefix)
         part, _ = backbone_part(state, config)
         state = {ours + name[len(theirs) :]: value for name, value in part.items()}
+        own = {name: value for name, value in own.items() if name.startswith(ours)}
     elif framework and config.framework and framework != config.framework:
         state, left = to_framework(state, framework)
         if left:
             raise UserError(
-                f"{source} is of a model of {config.framework}, of which {len(left)} tensors "
-                f"({left[0]}, …) have no counterpart along {framework}: load its backbone part alone"
+                f"{source} is from a model of {config.framework}, and {len(left)} of its tensors "
+                f"({left[0]} first) have no counterpart in {framework}: load only its backbone part"
             )
-    own = without_trunk(model.state_dict(), prefix)
-    if backbone_only:
-        own = {key: value for key, value in own.items() if key.startswith(ours)}
-    _check_same(state, own, source)
+    advice = "build the adapter's model, or load only the backbone part of the adapter"
+    check_same_tensors(own, state, source, advice)
     model.load_state_dict(state, strict=False)
 
 
 def backbone_part(
     state: Mapping[str, Tensor], config: AdapterConfig
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
-    """Of an adapter, what belongs to its backbone: the highway, a few megabytes.
-
-    Returns:
-        its tensors, and a description that is of no whole model any more.
-    """
+    """Return the highway of an adapter, and a description without model and classes."""
     prefix = _highway_prefix(config.trunk_prefix)
     part = {name: value for name, value in state.items() if name.startswith(prefix)}
     return part, replace(config, framework="", model={}, classes=())
 
 
 def _highway_prefix(trunk: str) -> str:
-    return f"{trunk.removesuffix('trunk.')}{_HIGHWAY}"
-
-
-def _check_same(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
-    if missing or extra or wrong:
-        first = (*wrong, *missing, *extra)[0]
-        here, there = (
-            f"{list(tensors[first].shape)}" if first in tensors else "absent"
-            for tensors in (own, state)
-        )
-        raise UserError(
-            f"{source} does not fit this model: {len(missing)} tensors missing, {len(extra)} "
-            f"unknown, {len(wrong)} of another shape ({first}: {there} in the file, {here} in the "
-            "model); build the model that it is of, or load its backbone part alone"
-        )
+    return trunk.removesuffix("trunk.") + "highway."
 
 
 def merge(
@@ -269,17 +247,10 @@ def merge(
     *,
     any_trunk: bool = False,
 ) -> dict[str, Tensor]:
-    """A whole model's state dict from an adapter and its trunk.
+    """Return a whole model's state dict from an adapter and its trunk.
 
-    It is to the bit the one that the adapter was taken from: the trunk is rounded as that one was.
-
-    Args:
-        adapter, config: of :func:`read_adapter`.
-        trunk: a pretrained Swin's state dict in any layout that :mod:`e3va.weights.loading` reads.
-        source: names the trunk's file in errors.
-
-    Raises:
-        UserError: the trunk has another fingerprint, or is another Swin.
+    The trunk is rounded as in the training, so the result equals the trained model to the bit. See
+    :func:`e3va.adapter_files.trunk.build_trunk` for the arguments and errors.
     """
     module = build_trunk(config, trunk, source, any_trunk=any_trunk)
     whole = {config.trunk_prefix + name: value for name, value in module.state_dict().items()}
@@ -289,31 +260,26 @@ def merge(
 def split(
     checkpoint: Mapping[str, Any], state: Mapping[str, Tensor], source: str
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
-    """The adapter inside a checkpoint of a whole model.
+    """Return the adapter in a checkpoint of a whole model: tensors and description.
 
-    Args:
-        checkpoint: what the file holds; what it says of itself is taken over.
-        state: the model's state dict in it.
-
-    Returns:
-        the tensors without the trunk's, and their description. Of a checkpoint that does not
-        describe itself (another trainer wrote it), settings are read off the tensors; what leaves
-        no trace there, as ``taps``, are those of the first recipe that fits.
+    If the checkpoint has no description, because another trainer wrote it, the settings are read
+    off the model's state dict ``state``, see :func:`e3va.highway.config.read_highway`.
 
     Raises:
-        UserError: there is no E³VA backbone in it.
+        UserError: the checkpoint contains no E³VA backbone.
     """
-    described = checkpoint.get(FULL_KEY)
-    if isinstance(described, Mapping):
-        config = AdapterConfig.from_dict(dict(described), source)
-    else:
-        config = AdapterConfig.from_state(state, source)
+    config = _recorded(checkpoint, source) or AdapterConfig.from_state(state, source)
     return without_trunk(state, config.trunk_prefix), config
 
 
 def recorded_origin(checkpoint: Mapping[str, Any]) -> TrunkOrigin | None:
-    """Where the trunk of a whole model's checkpoint came from, if the checkpoint says so."""
+    """Return the origin of the trunk in a whole model's checkpoint; None if it is not recorded."""
+    config = _recorded(checkpoint, "the checkpoint")
+    return config.trunk if config else None
+
+
+def _recorded(checkpoint: Mapping[str, Any], source: str) -> AdapterConfig | None:
     described = checkpoint.get(FULL_KEY)
-    if not isinstance(described, Mapping):
-        return None
-    return AdapterConfig.from_dict(dict(described), "the checkpoint").trunk
+    if isinstance(described, Mapping):
+        return AdapterConfig.from_dict(dict(described), source)
+    return None

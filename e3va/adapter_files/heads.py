@@ -1,26 +1,23 @@
-"""Neck and heads of a detector under the names of either framework.
+"""Translation of a detector's neck and heads between the names of the two frameworks.
 
-torchvision's and Detectron2's modules compute the same from the same tensors but name them
-differently, and differ in where the background class stands:
+The modules of torchvision and Detectron2 compute the same functions of the same tensors. They name
+the tensors differently and place the background class differently:
 
-- Class scores: Detectron2 has background last, torchvision first.
-- Masks, and the boxes of a Mask R-CNN, which has four numbers for each class: Detectron2 has
-  entries for the classes alone, torchvision also for background. No loss and no prediction ever
-  reads those: they are dropped on the way to Detectron2, and are zero on the way back.
+- Class scores: background is the last class in Detectron2 and the first one in torchvision.
+- Masks, and the boxes of a Mask R-CNN (four numbers for each class): Detectron2 has entries only
+  for the classes, torchvision also for background. No loss and no prediction reads the background's
+  entries. They are dropped on the way to Detectron2 and are zero on the way back.
 
-So a state of Detectron2 comes back bit by bit, a state of torchvision in all that is ever used.
+With the same tensors both frameworks compute the same features, RPN outputs, class scores, boxes
+and masks of an RoI, to rounding. These differences remain (``tests/detectron2/test_heads.py``):
 
-The same tensors under the other's names then give the same features, RPN outputs, class scores,
-boxes and masks for each RoI, to rounding; what surrounds them is the framework's own:
-
-- Anchors: torchvision rounds their corners to whole pixels, and its framework here starts from 16 pixels
-  instead of Detectron2's 32 for images below 400. Rounding hardly matters; a factor of two does.
-- Pooling of a Mask R-CNN: torchvision's has no half-pixel offset and 2 x 2 samples for each bin.
-  Detectron2 finds the same with ``pooler_type="ROIAlign", sampling_ratio=2``, and loses accuracy
-  with its default. A cascade pools alike in both.
-- Masks are drawn into the image in different ways, which shifts their outlines a little.
-
-``tests/detectron2/test_heads.py`` shows the first two, and that all else is the same.
+- Anchors: torchvision rounds their corners to whole pixels, which hardly matters. For images below
+  400 pixels, models of :mod:`e3va.torchvision` start from anchors of 16 pixels, Detectron2's from
+  32, which does matter.
+- Pooling of a Mask R-CNN: torchvision pools without the half-pixel offset and with 2 x 2 samples
+  for each bin. Detectron2 does so with ``pooler_type="ROIAlign", sampling_ratio=2`` and loses
+  accuracy with its default. A cascade pools in the same way in both.
+- The frameworks paste masks into the image differently, which shifts their outlines a little.
 """
 
 from collections.abc import Mapping
@@ -28,21 +25,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, check_choice
 
 FRAMEWORKS = ("torchvision", "detectron2")
-BACKBONE = "backbone.bottom_up."  # trunk and highway, named alike in both frameworks
+BACKBONE = "backbone.bottom_up."  # trunk and highway: the same names in both frameworks
 _SMALL_IMAGES = 400  # pixels of the shorter side
 
 _BOTH = ("weight", "bias")
 _MOST_MASK_LAYERS = 16
-_BOX_HEADS = ("", ".0", ".1", ".2")  # a Mask R-CNN's, and a cascade's three
+_BOX_HEADS = ("", ".0", ".1", ".2")  # the one of a Mask R-CNN, the three of a cascade
 _BOX_PREDICTORS = tuple(f"roi_heads.box_predictor{stage}" for stage in _BOX_HEADS)
 _MASK_PREDICTOR = "roi_heads.mask_head.predictor"  # Detectron2's name
 
 
 def _table() -> dict[str, str]:
-    """Detectron2's names of tensors → torchvision's."""
+    """Return a dict from Detectron2's names of tensors to torchvision's."""
     names = {}
 
     def add(detectron2: str, torchvision: str, kinds: tuple[str, ...] = _BOTH) -> None:
@@ -52,8 +49,8 @@ def _table() -> dict[str, str]:
         add(f"backbone.fpn_lateral{level + 2}", f"backbone.fpn.inner_blocks.{level}.0")
         add(f"backbone.fpn_output{level + 2}", f"backbone.fpn.layer_blocks.{level}.0")
         for step in range(max(1, level)):
-            # Detectron2 has a layer's norm and ReLU inside its convolution; at stride 4 there is
-            # one layer, at greater ones an upsampling follows each.
+            # In Detectron2 norm and ReLU are parts of the convolution. At stride 4 there is one
+            # layer; at greater strides an upsampling follows each layer.
             theirs = f"sem_seg_head.p{level + 2}.{2 * step}"
             ours = f"sem_seg_head.levels.{level}"
             add(theirs, f"{ours}.{4 * step}", ("weight",))
@@ -88,10 +85,10 @@ def smallest_anchor(size: int) -> int:
 
 
 def framework_of(state: Mapping[str, Tensor]) -> str | None:
-    """Which of ``FRAMEWORKS`` the names in ``state`` are of; None if they could be of both.
+    """Return the framework of the names in ``state``; None if both frameworks could have them.
 
     Raises:
-        UserError: there are names of both.
+        UserError: ``state`` mixes names of both frameworks.
     """
     torchvision = [n for n in state if n in _TO_DETECTRON2 and n not in _TO_TORCHVISION]
     detectron2 = [n for n in state if n in _TO_TORCHVISION and n not in _TO_DETECTRON2]
@@ -108,27 +105,26 @@ def framework_of(state: Mapping[str, Tensor]) -> str | None:
 def to_framework(
     state: Mapping[str, Tensor], framework: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Name a model's tensors as a framework does.
+    """Translate a model's tensors to the names of a framework.
 
-    What is mapped: FPN, RPN, the heads of Mask R-CNN and Cascade Mask R-CNN (box heads of two
-    fully connected layers, masks for each class), and semantic FPN's with GroupNorm. A state of
-    ``framework`` itself, and one of which nothing tells the framework, stays as it is.
+    The translation covers the FPN, the RPN, the heads of Mask R-CNN and Cascade Mask R-CNN (box
+    heads of two fully connected layers, masks for each class) and the head of semantic FPN with
+    GroupNorm. A state that has no names of the other framework is returned unchanged.
 
     Args:
-        state: of a model of either framework, with or without its trunk. It is not changed; tensors
-            that are only renamed are shared with it.
+        state: state dict of a model of either framework, with or without its trunk. It does not
+            change; tensors that are only renamed are shared with it.
         framework: one of ``FRAMEWORKS``.
 
     Returns:
-        the state under the framework's names, and the names of ``state`` that have no counterpart
-        there, in its order. With any of those it is another model that the framework would need, and
-        :func:`e3va.adapter_files.files.backbone_part` is what can be loaded.
+        the state under the framework's names, and the names in ``state`` without a counterpart, in
+        their order. If there are such names, only
+        :func:`e3va.adapter_files.files.backbone_part` can be loaded.
 
     Raises:
-        UserError: an unknown framework, or names of both frameworks in ``state``.
+        UserError: the framework is unknown, or ``state`` mixes names of both frameworks.
     """
-    if framework not in FRAMEWORKS:
-        raise UserError(f"framework {framework!r}: expected one of {', '.join(FRAMEWORKS)}")
+    check_choice("framework", framework, FRAMEWORKS)
     if framework_of(state) in (None, framework):
         return dict(state), ()
     names, others = _TO_DETECTRON2, set()
@@ -147,8 +143,7 @@ def to_framework(
 
 
 def _of_other_heads(state: Mapping[str, Tensor]) -> set[str]:
-    """Names of Detectron2's that torchvision's heads have too, but in another form than here:
-    of one fully connected layer, of masks or a Mask R-CNN's boxes that are one for all classes."""
+    """Return names of box heads with one layer, and of class-agnostic masks or boxes."""
     modules = []
     for stage, predictor in zip(_BOX_HEADS, _BOX_PREDICTORS, strict=True):
         if f"roi_heads.box_head{stage}.fc2.weight" not in state:
@@ -167,12 +162,7 @@ def _of_other_heads(state: Mapping[str, Tensor]) -> set[str]:
 
 
 def _move_background(detectron2: str, value: Tensor, framework: str) -> Tensor:
-    """A tensor with its background entries where ``framework`` has them, see the module.
-
-    Args:
-        detectron2: the tensor's name in Detectron2.
-        value: the tensor in the other framework.
-    """
+    """Return the tensor named ``detectron2`` there with its background entries moved."""
     module = detectron2.rpartition(".")[0]
     predictor, _, what = module.rpartition(".")
     if predictor in _BOX_PREDICTORS and what == "cls_score":

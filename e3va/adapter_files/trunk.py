@@ -23,14 +23,13 @@ def build_trunk(
     """Build the trunk of an adapter from pretrained weights.
 
     Args:
-        config: the adapter's description.
-        weights: a state dict with a Swin in any layout of :data:`e3va.weights.layouts.LAYOUTS`.
+        config: description of the adapter.
+        weights: state dict with a Swin in any layout of :data:`e3va.weights.layouts.LAYOUTS`.
         source: name of the weights file, for messages and the trunk's origin.
         adapter: name of the adapter, for messages.
         any_trunk: whether to accept weights with another fingerprint.
-        stored: how to round the weights, see :attr:`e3va.weights.origin.TrunkOrigin.stored`; None
-            for the rounding of the adapter's training, with which predictions are the same to the
-            bit.
+        stored: rounding of the weights, see :attr:`e3va.weights.origin.TrunkOrigin.stored`; None
+            for the rounding of the adapter's training, which reproduces predictions to the bit.
 
     Raises:
         UserError: a Swin of another size, or weights with another fingerprint.

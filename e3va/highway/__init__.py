@@ -1,6 +1,6 @@
-"""The highway: its config and recipes, the registry of adapter kinds, and the fast forms."""
+"""The highway: config and recipes, registry of adapter kinds, fast forms."""
 
-from . import fast_chain, fast_parallel  # noqa: F401  they register themselves
+from . import fast_chain, fast_parallel  # noqa: F401  registers the fast forms
 from .config import RECIPES, HighwayConfig, highway_config
 from .highway import Highway
 from .registry import adapter_kinds, register_adapter_kind

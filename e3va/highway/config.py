@@ -1,27 +1,29 @@
 """The config of a highway, and the recipes."""
 
-import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..swin.trunk import TAPS
-from ..utils.errors import UserError
+from ..utils.errors import UserError, check_choice, unknown_choice
 from . import adapters  # noqa: F401  registers the adapter kinds
-from .registry import adapter_kinds, get_adapter_kind
+from .registry import SETTINGS, AdapterKind, adapter_kinds, get_adapter_kind
 
 FORMS = ("chain", "parallel")
 DOWNSAMPLE_FORMS = ("offset", "direct")
-OUTSIDE = "(outside)"  # adapters of a module factory that is not in the registry
-_NOTHING: Mapping[str, Any] = {}
+OUTSIDE = "(outside)"  # the adapter kind of modules that come from outside the registry
 
 
 @dataclass(frozen=True)
 class HighwayConfig:
-    """All settings of a highway; every combination is valid.
+    """All settings of a highway.
+
+    Adapter kind, its options, form, taps and downsample can be combined freely. Without adapters,
+    form, taps and downsample have no effect and are set to their defaults.
 
     Attributes:
         adapter: the adapter kind, a name in the registry; None for no adapters.
@@ -29,8 +31,8 @@ class HighwayConfig:
         taps: ``"block"``, ``"residual"`` or ``"sublayer"``, see
             :meth:`e3va.swin.trunk.SwinTrunk.stages`.
         downsample: ``"offset"`` or ``"direct"``, see :class:`e3va.highway.highway.Highway`.
-        train_trunk: whether the trunk trains too, as in full fine-tuning.
-        options: options of the adapter kind by name; those that are absent have their defaults.
+        train_trunk: whether the trunk trains, as in full fine-tuning; only without adapters.
+        options: options of the adapter kind by name; an option that is absent has its default.
 
     Raises:
         UserError: an unknown setting, kind or option; the message names the valid ones.
@@ -41,63 +43,85 @@ class HighwayConfig:
     taps: str = "block"
     downsample: str = "offset"
     train_trunk: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name, known in (("form", FORMS), ("taps", TAPS), ("downsample", DOWNSAMPLE_FORMS)):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"highway {name} {getattr(self, name)!r}: expected one of {', '.join(known)}"
-                )
+        check_choice("highway form", self.form, FORMS)
+        check_choice("highway taps", self.taps, TAPS)
+        check_choice("highway downsample", self.downsample, DOWNSAMPLE_FORMS)
         if not isinstance(self.train_trunk, bool):
             raise UserError(f"highway train_trunk {self.train_trunk!r}: expected true or false")
         if self.train_trunk and self.adapter is not None:
-            raise UserError("a highway with adapters beside a trunk that trains: expected one")
-        if self.adapter in (None, OUTSIDE):
-            for option in self.options:
-                raise UserError(f"highway option {option!r}: there are no adapters of the registry")
-        else:
-            get_adapter_kind(self.adapter).check_names(self.options)
+            raise UserError(
+                f"highway with adapter {self.adapter!r} and train_trunk true: expected one of the "
+                "two; set adapter to null, or train_trunk to false"
+            )
+        known = get_adapter_kind(self.adapter).defaults if self._registered else {}
+        for name in self.options:
+            if name not in known:
+                what = f"a highway with adapter {self.adapter!r} has no setting"
+                raise unknown_choice(what, name, (*SETTINGS, *known))
+        object.__setattr__(self, "options", dict(self.options))
+        if self.adapter is None:
+            for name in ("form", "taps", "downsample"):
+                object.__setattr__(self, name, getattr(type(self), name))
+
+    @property
+    def _registered(self) -> bool:
+        return self.adapter not in (None, OUTSIDE)
 
     @property
     def recipe(self) -> str:
-        """The name of the recipe with these settings, whatever its options; else ``"custom"``."""
-        plain = replace(self, options={})
-        return next((name for name, known in RECIPES.items() if known == plain), "custom")
+        """Name of the recipe with these settings and, where it sets any, these options.
+
+        ``"custom"`` if there is none.
+        """
+        fits = [
+            name
+            for name, known in RECIPES.items()
+            if replace(known, options={}) == replace(self, options={})
+            and known.options.items() <= self.options.items()
+        ]
+        return max(fits, key=lambda name: len(RECIPES[name].options), default="custom")
 
     def complete(self, embed_dim: int) -> "HighwayConfig":
-        """Return the config with a value for every option of its adapter kind.
-
-        Args:
-            embed_dim: channels C_0 of the first stage, on which some defaults depend.
+        """Return the config with a value for every option; some defaults depend on C_0.
 
         Raises:
-            UserError: an option of another type or out of range.
+            UserError: an option is of another type than its default, or out of range.
         """
-        if self.adapter in (None, OUTSIDE):
+        if not self._registered:
             return self
         options = get_adapter_kind(self.adapter).complete(self.options, embed_dim)
         return replace(self, options=options)
 
     def adapter_factory(self, embed_dim: int) -> Callable[[int], nn.Module] | None:
-        """Return the function ``dim -> adapter``; None for a highway without adapters."""
-        if self.adapter in (None, OUTSIDE):
+        """Return the function ``dim -> adapter``; None for a highway without adapters.
+
+        Raises:
+            UserError: the adapters come from outside the registry, so no name selects them.
+        """
+        if self.adapter == OUTSIDE:
+            raise UserError(
+                f"highway adapter {OUTSIDE!r}: the adapters come from outside the registry; give "
+                "make_adapter, or register their kind with e3va.register_adapter_kind"
+            )
+        if self.adapter is None:
             return None
         options = self.complete(embed_dim).options
         return partial(get_adapter_kind(self.adapter).module, **options)
 
     def __str__(self) -> str:
-        settings = {k: v for k, v in self.to_dict().items() if k not in ("recipe", "train_trunk")}
         if self.adapter is None:
-            settings = {}
-        text = ", ".join(f"{name} {value}" for name, value in settings.items())
-        return f"{self.recipe} ({text})" if text else self.recipe
+            return self.recipe
+        settings = {**{name: getattr(self, name) for name in SETTINGS}, **self.options}
+        del settings["train_trunk"]
+        return f"{self.recipe} ({', '.join(f'{k} {v}' for k, v in settings.items())})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return one flat dict of plain values, which :func:`highway_config` takes back."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "options"}
+        """Return one flat dict of plain values, from which :func:`highway_config` restores it."""
         recipe = {} if self.recipe == "custom" else {"recipe": self.recipe}
-        return {**recipe, **own, **self.options}
+        return {**recipe, **{name: getattr(self, name) for name in SETTINGS}, **self.options}
 
 
 # The named combinations of settings. "frozen" and "full" are baselines without adapters.
@@ -108,34 +132,38 @@ RECIPES: dict[str, HighwayConfig] = {
     "full": HighwayConfig(adapter=None, train_trunk=True),
 }
 DEFAULT_RECIPE = "e3va_chain"
-_SETTINGS = tuple(f.name for f in fields(HighwayConfig) if f.name != "options")
 
 
 def highway_config(recipe: str = DEFAULT_RECIPE, **settings: Any) -> HighwayConfig:
-    """Build a config from a recipe and changes to it::
+    """Build a config from a recipe and changes to it.
+
+    Example::
 
         highway_config("e3va_chain", rank=24, taps="residual")
 
     Args:
-        recipe: a name in :data:`RECIPES`.
-        settings: settings of :class:`HighwayConfig`, and options of its adapter kind. With another
-            ``adapter`` than the recipe's, options of the recipe's adapter are dropped.
+        recipe: name in :data:`RECIPES`.
+        settings: settings of :class:`HighwayConfig`, and options of its adapter kind. The recipe's
+            options apply only to the recipe's own adapter kind.
 
     Raises:
         UserError: an unknown recipe, setting or option, or a wrong value.
     """
-    if recipe not in RECIPES:
-        nearest = difflib.get_close_matches(str(recipe), RECIPES, n=1, cutoff=0.4)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise UserError(f"recipe {recipe!r}: expected one of {', '.join(RECIPES)}{hint}")
+    check_choice("recipe", recipe, RECIPES)
     base = RECIPES[recipe]
-    changes = {name: value for name, value in settings.items() if name in _SETTINGS}
-    options = {name: value for name, value in settings.items() if name not in _SETTINGS}
+    changes = {name: value for name, value in settings.items() if name in SETTINGS}
+    options = {name: value for name, value in settings.items() if name not in SETTINGS}
+    if changes.get("adapter", base.adapter) == base.adapter:
+        options = {**base.options, **options}
     return replace(base, **changes, options=options)
 
 
 def as_highway_config(config: "str | Mapping[str, Any] | HighwayConfig") -> HighwayConfig:
-    """Return a config from a recipe's name, a mapping for :func:`highway_config`, or itself."""
+    """Return a config from a recipe's name, a mapping for :func:`highway_config`, or itself.
+
+    Raises:
+        UserError: a value of another type, or one that :func:`highway_config` refuses.
+    """
     if isinstance(config, HighwayConfig):
         return config
     if isinstance(config, str):
@@ -145,67 +173,68 @@ def as_highway_config(config: "str | Mapping[str, Any] | HighwayConfig") -> High
     raise UserError(f"highway {config!r}: expected a recipe's name or a mapping of settings")
 
 
+# Methods in files of format version 1: the recipe of each, and the settings that it used.
+_VERSION_1 = {
+    "e3va": ("e3va_chain", ("rank", "taps", "downsample")),
+    "paper": ("e3va", ("rank", "reduction", "taps", "downsample")),
+    "frozen": ("frozen", ()),
+    "full": ("full", ()),
+}
+
+
 def from_version_1(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the settings that files of format version 1 hold.
+    """Convert settings of format version 1 to arguments of :func:`highway_config`.
 
-    Args:
-        settings: ``method``, ``rank``, ``reduction``, ``taps`` and ``downsample``. The method
-            ``"e3va"`` is today's recipe ``e3va_chain``, and ``"paper"`` is today's ``e3va``.
-
-    Returns:
-        arguments of :func:`highway_config`.
+    They are ``method``, ``rank``, ``reduction``, ``taps`` and ``downsample``.
 
     Raises:
         ValueError: an unknown method.
     """
-    names = {"e3va": "e3va_chain", "paper": "e3va", "frozen": "frozen", "full": "full"}
     method = settings.get("method", "e3va")
-    if method not in names:
+    if method not in _VERSION_1:
         raise ValueError(f"method {method!r}")
-    result = {"recipe": names[method]}
-    kept = {"e3va": ("rank", "taps", "downsample"), "paper": ("rank", "reduction", "taps")}
-    kept["paper"] += ("downsample",)
-    for name in kept.get(method, ()):
-        if settings.get(name) is not None:
-            result[name] = settings[name]
-    return result
+    recipe, names = _VERSION_1[method]
+    used = {name: settings[name] for name in names if settings.get(name) is not None}
+    return {"recipe": recipe, **used}
 
 
-def read_highway(tensors: Mapping[str, Tensor]) -> HighwayConfig:
-    """Read a config off the tensors of a highway.
+def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig:
+    """Read a complete config off the tensors of a highway, its state dict.
 
-    Settings that leave no trace in the tensors are those of the first recipe that fits.
-
-    Args:
-        tensors: the highway's state dict.
+    Settings that leave no trace there are those of the first recipe with the same adapter kind.
 
     Raises:
         UserError: the adapters are of no registered kind.
     """
-    first = {n.split(".", 4)[-1]: t for n, t in tensors.items() if n.startswith("stages.0.mlp.0.")}
+    prefix = "stages.0.mlp.0."
+    first = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     if not first:
         return RECIPES["frozen"]
+    sublayers = any(name.startswith("stages.0.msa.") for name in tensors)
     for kind in adapter_kinds().values():
-        if kind.read_options is None:
+        options = _fitting_options(kind, first, embed_dim)
+        if options is None:
             continue
-        try:
-            options = kind.read_options(first)
-            names = kind.module(first_dim(tensors), **options).state_dict().keys()
-        except (LookupError, ValueError, ZeroDivisionError, UserError):
-            continue
-        if names == first.keys():
-            recipes = (known for known in RECIPES.values() if known.adapter == kind.name)
-            base = next(recipes, HighwayConfig(kind.name))
-            return replace(base, options=options)
+        recipes = (known for known in RECIPES.values() if known.adapter == kind.name)
+        base = next(recipes, HighwayConfig(kind.name))
+        if sublayers != (base.taps != "block"):
+            base = replace(base, taps="residual" if sublayers else "block")
+        return replace(base, options=options)
     raise UserError(
-        "the highway's adapters are of no registered kind: expected one of those of e3va"
+        "the highway's adapters are of no registered kind: expected one of "
+        f"{', '.join(adapter_kinds())}; register their kind before the file is read"
     )
 
 
-def first_dim(tensors: Mapping[str, Tensor]) -> int:
-    """Return the channels of the first stage, from the pyramid norms of a highway's state dict."""
-    for stage in range(4):
-        norm = tensors.get(f"stages.{stage}.out_norm.weight")
-        if norm is not None:
-            return norm.shape[0] >> stage
-    raise LookupError("out_norm.weight")
+def _fitting_options(
+    kind: AdapterKind, tensors: Mapping[str, Tensor], embed_dim: int
+) -> dict[str, Any] | None:
+    """Return the options with which a kind's adapter has these tensors; None if there are none."""
+    try:
+        options = kind.complete(kind.read_options(tensors) if kind.read_options else {}, embed_dim)
+        with torch.device("meta"):  # allocates nothing and draws no random numbers
+            state = kind.module(embed_dim, **options).state_dict()
+    except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, UserError):
+        return None
+    same = {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in tensors.items()}
+    return options if same else None

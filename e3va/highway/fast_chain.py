@@ -1,12 +1,11 @@
-"""The highway's chain and its joints with hand-written backward passes that keep little.
+"""The fast form of a chain of conv adapters, with a hand-written backward pass.
 
-The same functions as the plain modules of :mod:`e3va.highway.highway` and :class:`e3va.DepthwiseConvAdapter`. What
-autograd would keep of a block is its normed tap and four maps of the bottleneck's width; kept here
-are the normed tap in fewer bits (:mod:`e3va.ops.saved_activation`) and, in 8 bits, nothing else: the bottleneck is
-computed again, which costs a fraction of what the trunk's block does. The forward pass computes in
-full what the plain one does.
+It computes the same function as the modules one after another. For each block autograd would keep
+the normed tap and four maps of the bottleneck's width. The fast form keeps the normed tap in fewer
+bits (:mod:`e3va.ops.saved_activation`). In 8 bits it keeps nothing else and computes the bottleneck
+a second time in the backward pass, which costs a small part of one trunk block.
 
-Tokens of a batch are rows [T, C] here, T = B · H · W.
+The tokens of a batch are rows [T, C], T = B · H · W.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,7 @@ from ..ops.normalize import EPS
 from ..ops.products import Product
 from ..ops.saved_activation import SavedActivation
 from .adapters.conv import DepthwiseConvAdapter
-from .fast_forms import register_fast_form
-from .token_map import TokenMap
+from .fast_forms import TokenMap, register_fast_form
 
 
 def run_chain(
@@ -30,14 +28,9 @@ def run_chain(
     size: TokenMap,
     h: Tensor | None,
 ) -> Tensor:
-    """``h ← h + A(z + h)`` for each adapter A and tap z [B, T, C] in turn.
+    """Compute ``h ← h + A(z + h)`` for one adapter A and tap z after another.
 
-    Args:
-        size: of the maps, see :func:`e3va.highway.token_map.describe`.
-        h: what comes in [B, T, C]; None for zero.
-
-    Returns:
-        h [B, T, C] in the wide type.
+    The result is h [B, T, C] in the wide type.
     """
     parameters = [p for adapter in adapters for p in _parameters(adapter)]
     with torch.autocast(taps[0].device.type, enabled=False):
@@ -50,20 +43,20 @@ def _parameters(adapter: DepthwiseConvAdapter) -> tuple[Tensor, ...]:
 
 
 class _Block:
-    """One adapter in the chain: its parameters in the narrow type, its forward and backward."""
+    """One adapter of the chain, with its parameters in the narrow type."""
 
     def __init__(self, size: TokenMap, parameters: Sequence[Tensor]):
         self.size = size
         down, self.down_bias, mix, mix_bias, up, self.up_bias = parameters
         self.down_weight, self.up_weight = down.to(size.narrow), up.to(size.narrow)
         self.down = Product(down, self.down_bias, size.narrow)
-        # y + K * y is one convolution, with one added to K's centre.
+        # y + K * y is one convolution: K with one added to its centre.
         centre = torch.zeros_like(mix)
         centre[:, :, mix.shape[2] // 2, mix.shape[3] // 2] = 1
-        self.mix, self.mix_bias = ((mix + centre).to(size.narrow), mix_bias.to(size.narrow))
+        self.mix, self.mix_bias = (mix + centre).to(size.narrow), mix_bias.to(size.narrow)
 
     def bottleneck(self, y: Tensor) -> Tensor:
-        """[T, r] before the convolution → [T, r] after it, before GELU."""
+        """Map the convolution's input [T, r] to its output [T, r], GELU's input."""
         maps, padding = self.size.as_map(y), self.mix.shape[2] // 2
         mixed = F.conv2d(maps, self.mix, self.mix_bias, padding=padding, groups=len(self.mix))
         return self.size.as_rows(mixed)
@@ -71,7 +64,12 @@ class _Block:
     def forward(
         self, tap: Tensor, h: Tensor | None
     ) -> tuple[Tensor, SavedActivation | None, Tensor, Tensor]:
-        """Tap [T, C] and h [T, C] → the new h (in place), what is kept, 1/std [T, 1], y [T, r]."""
+        """Run the adapter on a tap [T, C] and h [T, C].
+
+        Returns:
+            the new h (changed in place), the kept normed tap (None without gradients), 1/std
+            [T, 1], and the bottleneck y [T, r].
+        """
         size, up = self.size, Product(self.up_weight, self.up_bias, self.size.narrow)
         kept = SavedActivation.empty(size.keep, tap, size.wide) if size.keep else None
         y = tap.new_empty(len(tap), len(self.mix), dtype=size.narrow)
@@ -97,11 +95,10 @@ class _Block:
         y: Tensor | None,
         need_input: bool,
     ) -> list[Tensor]:
-        """Gradients of the parameters; that of h [T, C], ``gradient``, is updated in place.
+        """Compute the gradients of the parameters.
 
-        Args:
-            y: the bottleneck [T, r]; None to compute it again.
-            need_input: whether h came from somewhere.
+        ``gradient`` is that of the new h [T, C]; with ``need_input`` it becomes that of the old h
+        in place. The other arguments are results of :meth:`forward`; y is recomputed if it is None.
         """
         size = self.size
         if y is None:
@@ -110,7 +107,7 @@ class _Block:
                 y[rows] = self.down(kept.get(rows).to(size.narrow))
         mixed = self.bottleneck(y)
         inner = F.gelu(mixed)
-        # Gradient of U, and through it that of what comes into it.
+        # Gradients of U and of its input.
         up = torch.zeros_like(self.up_weight, dtype=size.wide)
         d_inner = torch.empty_like(inner)
         through_up = Product(self.up_weight.t().contiguous(), None, size.narrow)
@@ -132,10 +129,10 @@ class _Block:
 
     def _convolution_backward(self, gradient: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         size, side = self.size, self.mix.shape[2] // 2
-        through = self.mix.flip(2, 3)  # of odd side, so its transpose is a convolution again
+        through = self.mix.flip(2, 3)  # the transpose: a convolution too, as K's side is odd
         d_y = F.conv2d(size.as_map(gradient), through, padding=side, groups=len(through))
-        # A depthwise convolution's weight gradient takes a CPU several times as long in bfloat16
-        # (benchmarks/operators.py).
+        # On a CPU the weight gradient of a depthwise convolution takes several times as long in
+        # bfloat16 (benchmarks/operators.py).
         kind = size.wide if gradient.device.type == "cpu" else size.narrow
         _, weight, _ = torch.ops.aten.convolution_backward(
             size.as_map(gradient.to(kind)),
@@ -153,10 +150,10 @@ class _Block:
         return size.as_rows(d_y), weight, gradient.sum(0, dtype=size.wide)
 
     def _norm_backward(self, gradient, normed, inverse_std, d_y, y) -> None:
-        """Add ``(g − mean(g) − n · mean(g · n)) / std``, g = d_y · D, n the normed tap.
+        """Add ``(g − mean(g) − n · mean(g · n)) / std`` with g = d_y · D and the normed tap n.
 
-        Both means are sums over the bottleneck instead of the channels, since g · n summed over
-        the channels is d_y · (D · n) summed over the bottleneck.
+        Both means are computed as sums over the bottleneck instead of the channels: the sum of
+        g · n over the channels equals the sum of d_y · (D · n) over the bottleneck.
         """
         wide, channels = self.size.wide, normed.shape[1]
         scaled = d_y.to(wide) * (inverse_std / channels)

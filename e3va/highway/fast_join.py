@@ -1,6 +1,6 @@
-"""Where the highway joins the trunk, with a hand-written backward pass that keeps little.
+"""The joint of highway and trunk, with a hand-written backward pass that keeps little memory.
 
-The same function as the plain modules in :mod:`e3va.highway.highway`.
+It computes the same function as the plain modules in :mod:`e3va.highway.highway`.
 """
 
 import torch
@@ -11,7 +11,7 @@ from ..ops.normalize import EPS
 from ..ops.products import Product
 from ..ops.saved_activation import SavedActivation
 from ..swin.modules import PatchMerging
-from .token_map import TokenMap
+from .fast_forms import TokenMap
 
 
 def join(
@@ -21,21 +21,17 @@ def join(
     merging: PatchMerging | None,
     size: TokenMap,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Where the highway joins the trunk: ``LN(x + h)`` and ``PM(x + h) − PM(x)``.
+    """Compute ``LN(x + h)`` and ``PM(x + h) − PM(x)``.
 
-    Args:
-        x: the trunk's stage output [B, T, C].
-        h: the highway's [B, T, C]; None for zero.
-        norm: LN; None for a stage that is no pyramid level.
-        merging: PM; None after the last stage, or where h is None.
+    x is the output of the trunk's stage [B, T, C], h that of the highway's; None stands for zero.
 
     Returns:
-        [B, C, H, W], contiguous, and [B, T', 2C]; None for what is not asked for.
+        ``LN(x + h)`` [B, C, H, W], contiguous, None without ``norm``; and ``PM(x + h) − PM(x)``
+        [B, T', 2C], None without ``merging``.
     """
-    weights = (None, None)
+    weights, eps = (None, None), EPS
     if norm is not None:
-        weights = (norm.weight.to(size.wide), norm.bias.to(size.wide))
-    eps = norm.eps if norm is not None else EPS
+        weights, eps = (norm.weight.to(size.wide), norm.bias.to(size.wide)), norm.eps
     with torch.autocast(x.device.type, enabled=False):
         return _Join.apply(size, merging, eps, x, h, *weights)
 
@@ -92,7 +88,7 @@ class _Join(torch.autograd.Function):
 
 
 def _merged_norm(merging: PatchMerging, x: Tensor, size: TokenMap) -> tuple[Tensor, Tensor, Tensor]:
-    """The norm of patch merging without its weights, [B, T', 4C], mean and 1/std."""
+    """Return the unweighted norm of patch merging [B, T', 4C], its mean and 1/std."""
     corners = merging.corners(x, size.height, size.width)
     return torch.native_layer_norm(corners, corners.shape[-1:], None, None, merging.norm.eps)
 
@@ -100,7 +96,7 @@ def _merged_norm(merging: PatchMerging, x: Tensor, size: TokenMap) -> tuple[Tens
 def _merging_backward(
     merging: PatchMerging, joined: Tensor, gradient: Tensor, size: TokenMap
 ) -> Tensor:
-    """Gradient of PM(joined) [B, T', 2C] → that of ``joined`` [B, T, C]."""
+    """Return the gradient of ``joined`` [B, T, C], from that of PM(joined) [B, T', 2C]."""
     normed, _, inverse_std = _merged_norm(merging, joined, size)
     weight = merging.reduction.weight.t().contiguous()
     flat = Product(weight, None, size.narrow)(gradient.flatten(0, 1).to(size.narrow))

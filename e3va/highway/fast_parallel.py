@@ -1,11 +1,12 @@
-"""The paper's highway of one stage as one batched computation, forward and backward.
+"""The fast form of parallel dual low-rank adapters: one batched computation for a stage.
 
-The same function as :class:`e3va.DualLowRankAdapter` side by side. Since a stage's adapters add up, they share
-one upstream gradient: what flows back into all of them is one matrix product, and so is the
-gradient of all their last factors. Kept are the taps in fewer bits (:mod:`e3va.ops.saved_activation`) and the
-rank-r product of each with its first factor.
+It computes the same function as the sum over the adapters' modules. All adapters of a stage
+receive the same gradient, so one matrix product passes it back into all of them, and another one
+gives the gradients of all U2. For the backward pass it keeps the taps in fewer bits
+(:mod:`e3va.ops.saved_activation`) and the rank-r products D1 · z.
 
-K adapters, T = B · H · W tokens, r, C/q as in :class:`e3va.DualLowRankAdapter`.
+Shapes: K adapters, T = B · H · W tokens, r and C/q as in
+:class:`e3va.highway.adapters.dual_low_rank.DualLowRankAdapter`.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ..ops.saved_activation import SavedActivation
 from .adapters.dual_low_rank import DualLowRankAdapter
-from .fast_forms import register_fast_form
-from .token_map import TokenMap
+from .fast_forms import TokenMap, register_fast_form
 
 _FACTORS = ("d1.weight", "d2.weight", "d2.bias", "u1.weight", "u2.weight", "u2.bias")
 
@@ -26,16 +26,8 @@ _FACTORS = ("d1.weight", "d2.weight", "d2.bias", "u1.weight", "u2.weight", "u2.b
 def run_parallel(
     adapters: Sequence[DualLowRankAdapter], taps: Sequence[Tensor], size: TokenMap, h: Tensor | None
 ) -> Tensor:
-    """``h + Σ A_k(z_k)`` over the adapters A_k and their taps z_k [B, T, C].
-
-    Args:
-        size: of the maps, see :func:`e3va.highway.token_map.describe`.
-        h: what comes in [B, T, C]; None for zero.
-
-    Returns:
-        [B, T, C] in the wide type.
-    """
-    # Stacked by autograd, which hands each adapter its part of the stack's gradient.
+    """Compute ``h + Σ A_k(z_k)`` [B, T, C] in the wide type, for adapters A_k and taps z_k."""
+    # Autograd stacks the factors, and so gives each adapter its part of the stack's gradient.
     factors = [torch.stack([a.get_parameter(name) for a in adapters]) for name in _FACTORS]
     with torch.autocast(taps[0].device.type, enabled=False):
         offsets = _Parallel.apply(size, len(taps), *taps, *factors)
@@ -43,21 +35,21 @@ def run_parallel(
 
 
 class _Factors:
-    """The adapters' factors in the narrow type: D1 [K, r, C], D2 [K, C/q, r], …"""
+    """The adapters' matrices, stacked, in the narrow type: D1 [K, r, C], D2 [K, C/q, r] etc."""
 
     def __init__(self, size: TokenMap, factors: Sequence[Tensor]):
         self.d1, self.d2, self.b_d, self.u1, u2, self.b_u = (f.to(size.narrow) for f in factors)
         self.u2 = u2.transpose(0, 1).flatten(1)  # [C, K · r]: one product adds up all adapters
 
     def inner(self, low: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """D1 · z [K, T, r] → before GELU and after it [K, T, C/q], U1 of that [K, T, r]."""
+        """Map D1 · z [K, T, r] to GELU's input and output [K, T, C/q] and U1's output [K, T, r]."""
         before = torch.baddbmm(self.b_d[:, None], low, self.d2.transpose(1, 2))
         hidden = F.gelu(before)
         return before, hidden, torch.bmm(hidden, self.u1.transpose(1, 2))
 
 
 def _side_by_side(x: Tensor) -> Tensor:
-    """[K, T, r] → [T, K · r]."""
+    """Return [K, T, r] as [T, K · r]."""
     return x.transpose(0, 1).flatten(1)
 
 

@@ -1,8 +1,4 @@
-"""The highway: where the adapters' outputs add up beside the trunk.
-
-The highway consumes the trunk's stages one after another, however they were computed. Gradients run
-only along it (arXiv 2306.09729, figure 2).
-"""
+"""The highway beside the trunk, on which adapters' outputs add up (arXiv 2306.09729, figure 2)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,24 +9,16 @@ from torch import Tensor, nn
 from ..ops.saved_activation import FORMS as SAVED_FORMS
 from ..swin.modules import PatchMerging
 from ..swin.trunk import StageOutput
-from ..utils.errors import UserError
+from ..utils.errors import UserError, check_choice
 from .config import DEFAULT_RECIPE, OUTSIDE, HighwayConfig, as_highway_config
-from .fast_forms import find_fast_form
+from .fast_forms import TokenMap, find_fast_form
 from .fast_join import join
-from .token_map import TokenMap, token_map
 
 
 class HighwayStage(nn.Module):
     """The trained modules of one stage: an adapter for each tap, and the pyramid norm.
 
-    Args:
-        dim: channels C_s.
-        depth: blocks L_s.
-        config: the highway's config.
-        make_adapter: function ``dim -> module`` that maps (tap [B, T, C], H, W) to [B, T, C]; None
-            for no adapters.
-        out_norm: whether the stage is a pyramid level and so has a norm.
-        keep: see :class:`Highway`.
+    ``dim`` is C_s, ``depth`` is L_s, and ``out_norm`` is true for a pyramid level.
     """
 
     def __init__(
@@ -56,8 +44,8 @@ class HighwayStage(nn.Module):
     def forward(self, stage: StageOutput, h: Tensor | None) -> Tensor | None:
         """Map ``h_s^in`` [B, T, C] to ``h_s`` [B, T, C]; None stands for zero.
 
-        The sum is at least float32, also under autocast, because it is small beside the residual
-        stream.
+        The sum is at least float32, also under autocast, because the adapters' outputs are small
+        beside the residual stream.
         """
         adapters = _interleave(self.msa, self.mlp)
         taps = _interleave(stage.msa, stage.mlp)
@@ -71,18 +59,18 @@ class HighwayStage(nn.Module):
         return h
 
     def _runs_fast(self, stage: StageOutput) -> bool:
-        # The hand-written passes have no gradient for the trunk.
+        # The fast forms compute no gradient for the trunk.
         return self.keep is not None and not stage.out.requires_grad
 
     def _token_map(self, stage: StageOutput) -> TokenMap:
-        return token_map(stage, next(self.parameters()), self.keep)
+        return TokenMap.of(stage, next(self.parameters()), self.keep)
 
     def join(
         self, stage: StageOutput, h: Tensor | None, patch_merging: PatchMerging | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return ``LN_s(x_s + h_s)`` as a map, and ``PM_s(x_s + h_s) − PM_s(x_s)``.
 
-        The first is None without a norm, the second without ``patch_merging``.
+        The first is None for a stage without a norm, the second without ``patch_merging``.
         """
         norm = self.out_norm
         if self._runs_fast(stage) and (norm is not None or len(self.mlp)):
@@ -96,16 +84,16 @@ class HighwayStage(nn.Module):
         return out, after
 
 
-def _interleave(msa: Iterable, mlp: Sequence) -> list:
-    """In the order of the blocks."""
-    msa = list(msa)
-    return [item for pair in zip(msa, mlp, strict=True) for item in pair] if msa else list(mlp)
+def _interleave(msa: Sequence, mlp: Sequence) -> list:
+    """Return the items of both in the order of the blocks; ``msa`` may be empty."""
+    return [item for pair in zip(msa, mlp, strict=True) for item in pair] if len(msa) else [*mlp]
 
 
 class Highway(nn.Module):
     """Highway over the stages of a trunk.
 
-    In stage s, with the taps a (``msa``, if there are any) and m (``mlp``) of its blocks::
+    Stage s has the taps a of its attentions (``msa``, none with ``taps="block"``) and the taps m of
+    its MLPs (``mlp``)::
 
         h_s        = h_s^in + Σ_l [A^msa_{s,l}(a_{s,l}) + A^mlp_{s,l}(m_{s,l})],   h_0^in = 0
         out_s      = LN_s(x_s + h_s)
@@ -114,29 +102,29 @@ class Highway(nn.Module):
 
     PM_s is the trunk's own frozen patch merging; the highway holds no copy of it.
 
-    This is the paper's ``form="parallel"``. In ``form="chain"`` each adapter reads its tap plus the
-    highway so far, much as it would stand in a trunk that trains::
+    This is ``form="parallel"``, the paper's. In ``form="chain"`` each adapter reads the sum of its
+    tap z and the highway before it, as an adapter inside a trunk would::
 
-        h ← h + A_{s,l}(z_{s,l} + h)   for the taps z of a stage in their order, from h_s^in to h_s
+        h ← h + A_{s,l}(z_{s,l} + h)   for the taps of a stage in order, from h_s^in to h_s
 
     Args:
         dims: channels C_s of the trunk's stages.
         depths: blocks L_s of the trunk's stages.
-        config: a recipe's name, a mapping for :func:`e3va.highway.config.highway_config`, or a
-            :class:`e3va.highway.config.HighwayConfig`.
+        config: name of a recipe, mapping for :func:`e3va.highway_config`, or
+            :class:`e3va.HighwayConfig`.
         make_adapter: function ``dim -> module`` for adapters from outside the registry; the module
             maps (tap [B, T, C], H, W) to [B, T, C]. None for the adapter kind of ``config``.
         out_stages: the stages that are pyramid levels, ascending.
-        keep: form in which taps are kept for the backward pass, one of
-            :data:`e3va.ops.saved_activation.FORMS`, where a fast form exists for the adapters. None
-            for the plain modules and autograd.
+        keep: form in which the fast forms keep taps for the backward pass, one of
+            :data:`e3va.ops.saved_activation.FORMS`; None for the plain modules and autograd.
+            Adapters without a fast form run as plain modules.
 
     Attributes:
         config: the complete config; its ``adapter`` is ``"(outside)"`` with ``make_adapter``.
         taps: the taps that the highway consumes; None without adapters.
 
     Raises:
-        UserError: a wrong setting, an unknown ``keep``, or ``out_stages`` that the trunk lacks.
+        UserError: a wrong setting, an unknown ``keep``, or a stage that the trunk lacks.
     """
 
     def __init__(
@@ -150,8 +138,8 @@ class Highway(nn.Module):
         keep: str | None = "half",
     ):
         super().__init__()
-        if keep is not None and keep not in SAVED_FORMS:
-            raise UserError(f"keep {keep!r}: expected one of {SAVED_FORMS}, or None")
+        if keep is not None:
+            check_choice("keep", keep, SAVED_FORMS)
         out_stages = tuple(out_stages)
         if not out_stages or any(s not in range(len(dims)) for s in out_stages):
             raise UserError(f"out_stages {out_stages}: expected some of {tuple(range(len(dims)))}")
@@ -171,22 +159,21 @@ class Highway(nn.Module):
     def advance(
         self, stage: StageOutput, h_in: Tensor | None, patch_merging: PatchMerging | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Consume one stage.
+        """Consume one stage; several highways can share one pass of a trunk in this way.
 
         Args:
-            stage: the trunk's stage s.
-            h_in: ``h_s^in`` [B, T_s, C_s], None for zero.
-            patch_merging: PM_s, None after the last stage.
+            stage: output of the trunk's stage s.
+            h_in: ``h_s^in`` [B, T_s, C_s]; None for zero.
+            patch_merging: PM_s; None after the last stage.
 
         Returns:
             ``out_s`` [B, C_s, H_s, W_s] (None if stage s is no pyramid level) and ``h_{s+1}^in``
-            [B, T_{s+1}, C_{s+1}] (None for zero). With this method any number of highways can share
-            one pass of a trunk.
+            [B, T_{s+1}, C_{s+1}] (None for zero).
         """
         own = self.stages[stage.index]
         h = own(stage, h_in)
-        goes_on = h is not None and stage.index + 1 < len(self.stages)
-        merging = patch_merging if goes_on else None
+        continues = h is not None and stage.index + 1 < len(self.stages)
+        merging = patch_merging if continues else None
         if self.config.downsample == "offset":
             return own.join(stage, h, merging)
         out, _ = own.join(stage, h, None)
@@ -195,7 +182,7 @@ class Highway(nn.Module):
     def forward(
         self, stages: Iterable[StageOutput], patch_mergings: Sequence[PatchMerging | None]
     ) -> list[Tensor]:
-        """Consume a trunk's stages as they come.
+        """Consume the stages and patch mergings of a :class:`e3va.swin.trunk.SwinTrunk`.
 
         Returns:
             ``out_s`` [B, C_s, H_s, W_s] for each s of ``out_stages``, in ascending order.

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-EPS = 1e-5  # as nn.LayerNorm
+EPS = 1e-5  # the default of nn.LayerNorm
 
 
 class _Normalize(torch.autograd.Function):
     """LayerNorm without parameters over the last dimension.
 
-    For its backward it keeps its result, which the projection behind it keeps anyway, where
-    PyTorch's keeps its argument: one map less for each adapter.
+    It keeps its result for the backward pass, where PyTorch's LayerNorm keeps its argument. The
+    projection behind it keeps the same tensor, which saves one map for each adapter.
     """
 
     @staticmethod
@@ -23,13 +23,14 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> Tensor:
-        """``(g − mean(g) − n · mean(g · n)) / std``, n the result."""
+        # (g − mean(g) − n · mean(g · n)) / std with the result n
         normed, inverse_std = ctx.saved_tensors
         means = gradient.mean(-1, keepdim=True), (gradient * normed).mean(-1, keepdim=True)
         return (gradient - means[0] - normed * means[1]) * inverse_std
 
 
 def normalize(z: Tensor) -> Tensor:
+    """Normalize the last dimension; under autocast in float32, as PyTorch's LayerNorm does."""
     if torch.is_autocast_enabled(z.device.type):
-        z = z.float()  # as autocast has it for PyTorch's own
+        z = z.float()
     return _Normalize.apply(z)

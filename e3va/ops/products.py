@@ -6,17 +6,17 @@ from torch import Tensor
 
 
 class Product:
-    """``x ↦ x Wᵀ + b`` outside autograd, in one pass with what follows it where that is faster.
+    """The map ``x ↦ x Wᵀ + b`` outside autograd, fused with GELU or a sum where that is faster.
 
-    On a CPU oneDNN computes it (its float32 products are twice as fast as ``F.linear``'s on some
-    processors, and as fast on others), elsewhere ``F.linear``.
+    On a CPU oneDNN computes it; on some processors its float32 products are twice as fast as those
+    of ``F.linear``. Elsewhere ``F.linear`` computes it.
 
     Args:
         weight: W [out, in], of any type.
         bias: b [out], or None.
-        dtype: in which it computes; ``x`` is to be of it.
-        rows: about how many rows one call has.
-        calls: about how many calls there will be.
+        dtype: type of the computation and of ``x``.
+        rows: expected number of rows of one call.
+        calls: expected number of calls.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class Product:
         self.weight = weight.to(dtype)
         self.bias = None if bias is None else bias.to(dtype)
         self.onednn = _has_onednn(self.weight)
-        if self.onednn and calls > 1:  # or each call would bring the weight into oneDNN's order
+        if self.onednn and calls > 1:  # otherwise oneDNN would reorder the weight in each call
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), rows)
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
-        """[rows, in] → [rows, out]; ``activation`` is ``"none"`` or ``"gelu"``."""
+        """Map [rows, in] to [rows, out]; ``activation`` is ``"none"`` or ``"gelu"``."""
         if self.onednn:
             call = torch.ops.mkldnn._linear_pointwise
             return call(x, self.weight, self.bias, activation, [], "none")
@@ -42,7 +42,7 @@ class Product:
         return F.gelu(x) if activation == "gelu" else x
 
     def add(self, x: Tensor, other: Tensor) -> Tensor:
-        """The same plus ``other`` [rows, out]."""
+        """Return the product plus ``other`` [rows, out]."""
         if self.onednn:
             call = torch.ops.mkldnn._linear_pointwise.binary
             return call(x, other, self.weight, self.bias, "add")

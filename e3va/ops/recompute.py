@@ -1,4 +1,4 @@
-"""Activation checkpointing of single methods: what they compute is computed again for backward."""
+"""Activation checkpointing of single methods of a module."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,22 +20,21 @@ def recompute(
     runs: nn.Module | None = None,
     contexts: Contexts = noop_context_fn,
 ) -> bool:
-    """Let a method of this one module keep its arguments alone for the backward pass.
+    """Recompute a method's intermediate results in the backward pass instead of keeping them.
 
-    Where grad is enabled and ``owner`` is in training mode, the method's intermediate results are
-    dropped, and computed a second time when the backward pass needs them, under the same autocast
-    and random state; otherwise it runs as before. Names in the state dict stay, and copies
-    (``copy.deepcopy``, pickle) recompute their own method.
+    This holds in training mode with grad enabled; the second run has the same autocast and random
+    state. Names in the state dict do not change, and copies of the module (``copy.deepcopy``,
+    pickle) recompute their own method.
 
     Args:
         owner: the module.
         attribute: name of the method.
-        runs: the modules that the method runs; by default all of ``owner``.
-        contexts: gives for each call the contexts of its first and of its second run.
+        runs: module that contains all modules which the method runs; None for ``owner``.
+        contexts: function that returns the contexts of the first and the second run of a call.
 
     Returns:
-        whether the method is now recomputed. One that runs a batch norm is left as it is: a second
-        run would update the running statistics twice.
+        whether the method is now recomputed. A method that runs a batch norm does not change: a
+        second run would update the running statistics twice.
     """
     if has_batch_norm(owner if runs is None else runs):
         return False
@@ -46,33 +45,28 @@ def recompute(
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether a batch norm is in it; its mode does not matter, since that may change."""
+    """Return whether a module contains a batch norm, in whatever mode."""
     return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
 class _Recomputed:
-    """What stands in for the method: an attribute of the instance, which hides the class's."""
+    """A replacement for the method: an attribute of the instance that hides the class's method."""
 
     def __init__(self, owner: nn.Module, name: str, before: Any, contexts: Contexts):
         self.owner = owner
         self.name = name
-        self.before = before  # what an earlier attribute of the instance hid the method with
+        self.before = before  # an earlier attribute of the instance that hid the method
         self.contexts = contexts
 
     def __call__(self, *args, **kwargs):
         if not (self.owner.training and torch.is_grad_enabled()):
-            return self._run(*args, **kwargs)
-        # As arguments of their own, tensors in lists and dicts are seen by saved_tensors_hooks.
+            return self._run(args, kwargs)
+        # saved_tensors_hooks see tensors in lists and dicts only as arguments of their own.
         leaves, spec = tree_flatten((args, kwargs))
-        return checkpoint(
-            self._run_flat, spec, *leaves, use_reentrant=False, context_fn=self.contexts
-        )
+        run = lambda *leaves: self._run(*tree_unflatten(leaves, spec))  # noqa: E731
+        return checkpoint(run, *leaves, use_reentrant=False, context_fn=self.contexts)
 
-    def _run_flat(self, spec, *leaves):
-        args, kwargs = tree_unflatten(leaves, spec)
-        return self._run(*args, **kwargs)
-
-    def _run(self, *args, **kwargs):
-        # Found by name in each call, so that a copy of the owner runs its own.
+    def _run(self, args, kwargs):
+        # The method is looked up by name in each call, so that a copy of the owner runs its own.
         method = self.before or getattr(type(self.owner), self.name).__get__(self.owner)
         return method(*args, **kwargs)

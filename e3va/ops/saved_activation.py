@@ -1,7 +1,7 @@
-"""Normed maps as they are kept from the forward pass for the backward pass.
+"""Storage of normed maps between the forward and the backward pass.
 
-A normed map has mean 0 and deviation 1 in every token, so few bits say most of it; and it is read
-only where gradients are formed, never by the forward pass, whose results do not depend on this.
+A normed map has mean 0 and standard deviation 1 in every token, so few bits represent it well. Only
+the gradients depend on the stored values, not the results of the forward pass.
 """
 
 import math
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 FORMS = ("half", "int8")
-_GROUP = 64  # channels that share a scale in 8 bits, so that one wide channel spoils few
+_GROUP = 64  # channels with a common 8-bit scale, so that a large channel affects few others
 _LEVELS = 127
 
 
 class SavedActivation:
-    """A map [T, C] that is put in and taken out by rows.
+    """A map [T, C] that is written and read by rows.
 
     Args:
-        form: ``"half"``, bfloat16 (float64 stays float64); or ``"int8"``, 8 bits with a bfloat16 scale for each 64
-            channels.
-        tensors: what :attr:`tensors` gave.
-        dtype: of the map.
+        form: ``"half"``: bfloat16 (float64 stays float64); or ``"int8"``: 8 bits with a bfloat16
+            scale for each 64 channels.
+        tensors: the tensors of an earlier :class:`SavedActivation`.
+        dtype: type of the map.
     """
 
     def __init__(self, form: str, tensors: list[Tensor], dtype: torch.dtype):
@@ -31,18 +31,18 @@ class SavedActivation:
 
     @classmethod
     def empty(cls, form: str, like: Tensor, dtype: torch.dtype) -> "SavedActivation":
-        """For a map of type ``dtype`` with the shape [T, C] and on the device of ``like``."""
+        """Allocate a map of type ``dtype`` with the shape [T, C] and the device of ``like``."""
         new = like.new_empty
         if form == "int8":
             groups = like.shape[1] // math.gcd(like.shape[1], _GROUP)
             scale = new(len(like), groups, 1, dtype=torch.bfloat16)
             return cls(form, [new(like.shape, dtype=torch.int8), scale], dtype)
-        # float64 is for checks of gradients, which rounding would fail.
+        # float64 is for gradient checks, which rounding would fail.
         narrow = dtype if dtype is torch.float64 else torch.bfloat16
         return cls(form, [new(like.shape, dtype=narrow)], dtype)
 
     def put(self, rows: slice, values: Tensor) -> None:
-        """Keep ``values`` [rows, C]."""
+        """Store ``values`` [rows, C]."""
         if self.form != "int8":
             self.tensors[0][rows] = values
             return
@@ -54,7 +54,7 @@ class SavedActivation:
         numbers[rows] = rounded.flatten(1).to(torch.int8)
 
     def get(self, rows: slice) -> Tensor:
-        """The values [rows, C] in the map's own type."""
+        """Return the values [rows, C] in the type of the map."""
         values = self.tensors[0][rows].to(self.dtype)
         if self.form != "int8":
             return values

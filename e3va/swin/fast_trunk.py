@@ -1,16 +1,16 @@
-"""The stages of a frozen trunk, computed in a form that a trunk which trains cannot have.
+"""The fast form of a frozen trunk's stages, without autograd.
 
-The same function as the plain modules of :mod:`e3va.swin.trunk`, without autograd:
+It computes the same function as the plain modules of :mod:`e3va.swin.modules`:
 
-- A block is computed chunk by chunk, a few rows of windows at a time, from the residual stream to
-  the residual stream: what lies between is small enough to stay in the processor's cache, and the
-  wide tensors (queries, keys and values, the MLP's hidden layer) never exist for the whole map.
-- Padding takes no part in matrix products: a padded token is zero after the norm, so its query,
-  key and value are the projection's bias.
-- Windows are grouped by their mask (of which a map has four kinds), so that neither masks nor
-  biases are written out window by window.
-- On a CPU, matrix products go to oneDNN with GELU and the residual sum in the same pass, and
-  attention in half precision has its softmax in float32.
+- It computes a block chunk by chunk, a few rows of windows at a time. The tensors of a chunk fit
+  the processor's cache, and the wide tensors (queries, keys and values, the MLP's hidden layer)
+  never exist for the whole map.
+- Padding takes no part in matrix products: a padded token is zero after the norm, so its query, key
+  and value are the projection's bias.
+- Windows are grouped by their mask; a map has four kinds. So no mask or bias is expanded to all
+  windows.
+- On a CPU, oneDNN computes matrix products together with GELU and the residual sum, and attention
+  in half precision computes its softmax in float32.
 """
 
 import torch
@@ -21,13 +21,13 @@ from ..ops.products import Product
 from .modules import PatchEmbed, PatchMerging, SwinBlock
 from .windows import Chunk, kind_masks, plan_windows
 
-# Of the MLP's hidden layer in one chunk: what stays in a CPU's cache; on a GPU what keeps it busy.
+# Size of the MLP's hidden layer in one chunk: it fits a CPU's cache, and keeps a GPU busy.
 CHUNK_BYTES = {"cpu": 12 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 256 * 2**20
 
 
 def embed(embedding: PatchEmbed, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Images [B, 3, H, W] → tokens [B, ceil(H/4), ceil(W/4), C] of type ``dtype``."""
+    """Map images [B, 3, H, W] to tokens [B, ceil(H/4), ceil(W/4), C] of type ``dtype``."""
     proj = embedding.proj
     x = embedding.pad(images).to(dtype)
     x = F.conv2d(x, proj.weight.to(dtype), proj.bias.to(dtype), stride=proj.stride)
@@ -37,13 +37,9 @@ def embed(embedding: PatchEmbed, images: Tensor, dtype: torch.dtype) -> Tensor:
 def run_blocks(blocks: nn.ModuleList, x: Tensor, keep: tuple[str, ...]) -> dict[str, list[Tensor]]:
     """Run a stage's blocks on the residual stream [B, H, W, C].
 
-    Args:
-        keep: which of ``attended``, ``after_msa``, ``projected``, ``after_mlp`` are wanted, see
-            :meth:`e3va.swin.modules.SwinBlock.forward`.
-
     Returns:
-        for each of them, and always for ``after_mlp``, a list of [B, T, C], one for each block; of
-        ``after_mlp`` only the last one if it is not in ``keep``.
+        for each name in ``keep`` (see :meth:`e3va.swin.modules.SwinBlock.forward`) a list of
+        [B, T, C], one for each block; and for ``after_mlp`` at least the last one.
     """
     batch, height, width, dim = x.shape
     x = x.reshape(-1, dim)
@@ -59,7 +55,7 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, keep: tuple[str, ...]) -> dict[
 
 
 def run_block(block: SwinBlock, x: Tensor, size: tuple[int, int, int], out: dict) -> None:
-    """Run one block on tokens [B · H · W, C] of maps of ``size`` (B, H, W), into ``out``."""
+    """Run a block on tokens [B · H · W, C] of maps of ``size`` (B, H, W); fill ``out``."""
     attention, mlp, dtype = block.attn, block.mlp, x.dtype
     limit = CHUNK_BYTES.get(x.device.type, _CHUNK_BYTES_ELSEWHERE)
     rows = max(1, limit // (mlp.fc1.out_features * x.element_size()))
@@ -88,7 +84,7 @@ def run_block(block: SwinBlock, x: Tensor, size: tuple[int, int, int], out: dict
 
 
 def _sublayer(last: Product, x: Tensor, stream: Tensor, apart: bool) -> tuple:
-    """A sublayer's output (None unless it is wanted ``apart``), and the stream after it."""
+    """Return a sublayer's output (None unless ``apart``) and the residual stream after it."""
     if not apart:
         return None, last.add(x, stream)
     output = last(x)
@@ -96,7 +92,7 @@ def _sublayer(last: Product, x: Tensor, stream: Tensor, apart: bool) -> tuple:
 
 
 def merge(merging: PatchMerging, x: Tensor, height: int, width: int) -> Tensor:
-    """Patch merging [B, H · W, C] → [B, ceil(H/2) · ceil(W/2), 2C]."""
+    """Merge patches: [B, H · W, C] to [B, ceil(H/2) · ceil(W/2), 2C]."""
     joined = _norm(merging.norm, merging.corners(x, height, width))
     reduction = Product(merging.reduction.weight, None, x.dtype)
     return reduction(joined.flatten(0, 1)).unflatten(0, joined.shape[:2])
@@ -108,20 +104,16 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _attention_biases(block: SwinBlock, dtype: torch.dtype) -> Tensor:
-    """What is added to the logits, by the kind of a window: [1 or 4, heads, N, N]."""
+    """Return the biases of the logits by kind of window: [1 or 4, heads, N, N]."""
     bias = block.attn.bias()[None]
     if block.shift:
         bias = bias + kind_masks(block.window, block.shift, bias.device)[:, None]
-    return bias.to(_logit_dtype(dtype, bias.device))
-
-
-def _logit_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    half_on_cpu = device.type == "cpu" and dtype.itemsize == 2
-    return torch.float32 if half_on_cpu else dtype
+    half_on_cpu = bias.device.type == "cpu" and dtype.itemsize == 2
+    return bias.to(torch.float32 if half_on_cpu else dtype)
 
 
 def _attend(windows: Tensor, chunk: Chunk, biases: Tensor, heads: int) -> Tensor:
-    """Attention within windows: queries, keys, values [count · N, 3C] → [count · N, C]."""
+    """Attend within windows: queries, keys and values [count · N, 3C] to [count · N, C]."""
     tokens = biases.shape[-1]
     qkv = windows.view(-1, tokens, 3, heads, windows.shape[1] // 3 // heads).permute(2, 0, 3, 1, 4)
     if biases.dtype is windows.dtype:
@@ -134,14 +126,16 @@ def _attend(windows: Tensor, chunk: Chunk, biases: Tensor, heads: int) -> Tensor
 
 
 def _attend_fused(qkv: Tensor, bias: Tensor) -> Tensor:
-    """[3, count, heads, N, d] → [count, N, heads · d]."""
+    """Map [3, count, heads, N, d] to [count, N, heads · d]."""
     out = F.scaled_dot_product_attention(*qkv, attn_mask=bias[None])
     return out.transpose(1, 2).flatten(2)
 
 
 def _attend_in_steps(qkv: Tensor, bias: Tensor) -> Tensor:
-    """The same on a CPU in half precision, where the fused operator takes twice as long for windows
-    of 49 tokens (benchmarks/operators.py)."""
+    """Compute the same as :func:`_attend_fused` on a CPU in half precision.
+
+    There the fused operator takes twice as long for windows of 49 tokens (benchmarks/operators.py).
+    """
     count, heads, tokens, dim = qkv.shape[1:]
     query, key, value = qkv.flatten(1, 2)
     logits = torch.bmm(query, key.transpose(1, 2)).view(count, heads, tokens, tokens)

@@ -1,9 +1,9 @@
 """The plain modules of a Swin Transformer (Liu et al., arXiv 2103.14030, section 3).
 
 Module names are those of the official Swin repository, so published weights load without renaming.
-Where implementations of Swin differ on maps that windows do not tile, these modules follow the
-official detection code and Detectron2: a map is padded on the right and at the bottom with zeros
-after the first norm, then shifted, and the shift also applies where one window covers the map.
+Implementations of Swin differ on maps that windows do not tile. These modules follow the official
+detection code and Detectron2: they pad a map with zeros on the right and at the bottom after the
+first norm, then shift it, and shift it even if one window covers the map.
 """
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from .windows import from_windows, relative_position_index, to_windows
 
-PATCH = 4  # pixels; all published Swins
+PATCH = 4  # side of a patch in pixels, in all published Swins
 
 
 class PatchEmbed(nn.Module):
-    """Images [B, 3, H, W] to tokens [B, ceil(H/4), ceil(W/4), C]: padding, convolution, norm."""
+    """Map from images [B, 3, H, W] to tokens [B, ceil(H/4), ceil(W/4), C]."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -24,6 +24,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Pad, convolve and normalize."""
         return self.norm(self.proj(self.pad(images)).permute(0, 2, 3, 1))
 
     @staticmethod
@@ -46,11 +47,11 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        # Derived from the window alone, so it is no part of the state.
+        # It follows from the window, so it is not part of the state dict.
         self.register_buffer("position_index", relative_position_index(window), persistent=False)
 
     def bias(self) -> Tensor:
-        """The relative position bias [heads, N, N] of the N = window² tokens of a window."""
+        """Return the relative position bias [heads, N, N] for N = window² tokens."""
         tokens = self.window**2
         table = self.relative_position_bias_table[self.position_index]
         return table.view(tokens, tokens, self.num_heads).permute(2, 0, 1)
@@ -69,7 +70,7 @@ class WindowAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between."""
+    """Two linear layers with GELU between them."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -77,18 +78,14 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map [..., dim] to [..., dim]."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class SwinBlock(nn.Module):
-    """One Swin block: (shifted) window attention, then an MLP, each added to the residual stream.
+    """A Swin block: window attention and an MLP, each added to the residual stream.
 
-    Args:
-        dim: channels C.
-        num_heads: attention heads.
-        window: window side in tokens.
-        shift: cyclic shift in tokens, 0 or window // 2.
-        mlp_ratio: hidden width of the MLP over C.
+    The cyclic ``shift`` of the windows is 0 or ``window // 2`` tokens.
     """
 
     def __init__(self, dim: int, num_heads: int, window: int, shift: int, mlp_ratio: float):
@@ -101,7 +98,7 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def window_attention(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The (S)W-MSA sublayer on [B, H, W, C], same shape out."""
+        """Run the window attention on [B, H, W, C]; the output has the same shape."""
         height, width = x.shape[1:3]
         side = self.window
         x = F.pad(self.norm1(x), (0, 0, 0, -width % side, 0, -height % side))
@@ -132,7 +129,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Downsampling by two: each 2×2 tokens are joined, normalised and reduced to 2C channels."""
+    """Downsampling by two: each 2×2 tokens are joined, normalized and reduced to 2C channels."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -140,24 +137,22 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """[B, H·W, C] → [B, ceil(H/2)·ceil(W/2), 2C]; odd maps are padded with zeros."""
-        return self.reduction(self._join(x, height, width))
+        """Map [B, H·W, C] to [B, ceil(H/2)·ceil(W/2), 2C]; odd maps are padded with zeros."""
+        return self.reduction(self.norm(self.corners(x, height, width)))
 
     def difference(self, x: Tensor, base: Tensor, height: int, width: int) -> Tensor:
-        """``self(x) − self(base)``, with the subtraction before the linear reduction.
+        """Compute ``self(x) − self(base)`` with the subtraction before the linear reduction.
 
-        In half precision the two results would agree in most of their digits, and their difference
-        would be rounding noise; here it is exactly zero for equal inputs in any precision.
+        The result is exactly zero for equal inputs, in any precision. The difference of the two
+        outputs would be mostly rounding noise in half precision.
         """
-        base = base.to(x.dtype)  # or the norms of the two would round differently
-        return self.reduction(self._join(x, height, width) - self._join(base, height, width))
-
-    def _join(self, x: Tensor, height: int, width: int) -> Tensor:
-        return self.norm(self.corners(x, height, width))
+        joined = (self.corners(y, height, width) for y in (x, base.to(x.dtype)))
+        normed, base_normed = map(self.norm, joined)
+        return self.reduction(normed - base_normed)
 
     @staticmethod
     def corners(x: Tensor, height: int, width: int) -> Tensor:
-        """[B, H·W, C] → [B, ceil(H/2)·ceil(W/2), 4C]: each 2×2 tokens side by side, unnormed."""
+        """Join each 2×2 tokens: [B, H·W, C] to [B, ceil(H/2)·ceil(W/2), 4C]."""
         x = x.unflatten(1, (height, width))
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]

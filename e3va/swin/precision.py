@@ -1,47 +1,30 @@
-"""In which precision the frozen trunk computes, and in which its weights are kept."""
+"""The types in which a frozen trunk computes and stores its weights."""
 
 import torch
-
-from ..utils.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
 
 
-def check_precision(name: str) -> None:
-    """Check a trunk's precision.
-
-    Raises:
-        UserError: it is none of ``PRECISIONS``.
-    """
-    if name not in PRECISIONS:
-        raise UserError(f"trunk_precision {name!r}: expected one of {PRECISIONS}")
-
-
 def fast_half(device: torch.device) -> torch.dtype | None:
-    """The half-precision type in which ``device`` multiplies matrices faster than in float32.
+    """Return the half-precision type in which a device is faster than in float32; None without one.
 
-    bfloat16 on CUDA from Ampere (compute capability 8.0) on and on CPUs that have instructions for
-    it (AVX512-BF16 or AMX); float16 on Volta and Turing (7.x); None elsewhere: a Pascal card
-    computes float16 many times slower than float32.
+    It is bfloat16 on CUDA from Ampere (compute capability 8.0) on and on CPUs with AVX512-BF16 or
+    AMX, and float16 on Volta and Turing (7.x). Older cards compute float16 many times slower.
     """
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else None
-    if device.type == "cpu":
-        has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        fast = has.get("avx512_bf16") or has.get("amx_bf16")
-        return torch.bfloat16 if fast else None
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        has = torch.cpu.get_capabilities()
+        return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None
     return None
 
 
 def compute_dtype(precision: str, device: torch.device, mixed: bool) -> torch.dtype:
-    """The type in which a frozen trunk computes.
+    """Return the type in which a frozen trunk computes.
 
-    Args:
-        precision: ``"auto"`` is float32, and under mixed precision what :func:`fast_half` says;
-            the others are what they say.
-        mixed: whether the step runs in mixed precision.
+    ``"auto"`` is :func:`fast_half` in mixed precision and float32 otherwise.
     """
     if precision != "auto":
         return DTYPES[precision]
@@ -49,10 +32,10 @@ def compute_dtype(precision: str, device: torch.device, mixed: bool) -> torch.dt
 
 
 def storage_dtype(precision: str, device: torch.device, mixed: bool) -> torch.dtype:
-    """The type in which the weights of a frozen trunk are kept.
+    """Return the type in which a frozen trunk stores its weights.
 
-    That in which it computes; under mixed precision on a device without a fast half-precision type
-    float16, which is widened layer by layer.
+    It is the type of the computation; but in mixed precision on a device without a fast half type
+    it is float16, and the weights are converted layer by layer.
     """
     computed = compute_dtype(precision, device, mixed)
     return torch.float16 if mixed and computed is torch.float32 else computed

@@ -1,8 +1,8 @@
-"""The Swin sizes, as data (Liu et al., arXiv 2103.14030, section 3.3)."""
+"""The sizes of Swin Transformers as data (Liu et al., arXiv 2103.14030, section 3.3)."""
 
 from dataclasses import dataclass, replace
 
-from ..utils.errors import UserError
+from ..utils.errors import check_choice
 
 
 @dataclass(frozen=True)
@@ -11,13 +11,13 @@ class SwinPreset:
 
     Attributes:
         embed_dim: channels C_0 of the first stage; stage s has ``embed_dim * 2**s``.
-        depths: blocks L_s of each stage.
-        num_heads: attention heads of each stage.
-        window: window side in tokens.
-        pretrain_size: image side in pixels of the pretraining; it sets the grid of the absolute
-            position embedding.
+        depths: number of blocks L_s of each stage.
+        num_heads: number of attention heads of each stage.
+        window: side of a window in tokens.
+        pretrain_size: side of the pretraining's images in pixels, which sets the grid of the
+            absolute position embedding.
         absolute_position: whether the trunk has an absolute position embedding.
-        mlp_ratio: width of the MLP over the stage's channels.
+        mlp_ratio: width of the MLP's hidden layer divided by the stage's channels.
     """
 
     embed_dim: int
@@ -34,26 +34,26 @@ class SwinPreset:
         return tuple(self.embed_dim * 2**s for s in range(len(self.depths)))
 
     def check_bounds(self) -> None:
-        """Check a geometry that anybody may have written, so that it cannot exhaust the memory.
+        """Check a geometry from an untrusted file, so that it cannot exhaust the memory.
 
         Raises:
-            ValueError: a size of another type or out of range.
+            ValueError: a size is of another type or out of range.
         """
         sizes = (self.embed_dim, self.window, *self.depths, *self.num_heads)
-        if not all(isinstance(n, int) and 0 < n <= 1024 for n in sizes):
-            raise ValueError("sizes out of range")
-        if len(self.depths) != 4 or len(self.num_heads) != 4 or not 0 < self.mlp_ratio <= 16:
-            raise ValueError("sizes out of range")
-        if not 0 <= self.pretrain_size <= 4096:
+        bounded = all(isinstance(n, int) and 0 < n <= 1024 for n in sizes)
+        stages = len(self.depths) == len(self.num_heads) == 4
+        if not (
+            bounded and stages and 0 < self.mlp_ratio <= 16 and 0 <= self.pretrain_size <= 4096
+        ):
             raise ValueError("sizes out of range")
 
     def __str__(self) -> str:
-        depths = "-".join(map(str, self.depths))
-        heads = "-".join(map(str, self.num_heads))
+        depths, heads = ("-".join(map(str, n)) for n in (self.depths, self.num_heads))
         position = ", absolute position embedding" if self.absolute_position else ""
+        ratio = f", mlp_ratio {self.mlp_ratio:g}" if self.mlp_ratio != 4 else ""
         return (
-            f"embed_dim {self.embed_dim}, depths {depths}, heads {heads}, "
-            f"window {self.window}{position}"
+            f"embed_dim {self.embed_dim}, depths {depths}, heads {heads}, window {self.window}"
+            f"{position}{ratio}"
         )
 
 
@@ -63,44 +63,45 @@ _WINDOW_7 = {
     "swin_b": SwinPreset(128, (2, 2, 18, 2), (4, 8, 16, 32)),
     "swin_l": SwinPreset(192, (2, 2, 18, 2), (6, 12, 24, 48)),
 }
-
+_WINDOW_12 = {
+    f"{name}_384": replace(preset, window=12, pretrain_size=384)
+    for name, preset in _WINDOW_7.items()
+}
 PRESETS: dict[str, SwinPreset] = {
     **_WINDOW_7,
-    **{
-        f"{name}_384": replace(preset, window=12, pretrain_size=384)
-        for name, preset in _WINDOW_7.items()
-    },
-    # The demonstration's: trained by benchmarks/pretrain.py on drawn pictures and shipped.
+    **_WINDOW_12,
+    # The trunk that comes with the library; benchmarks/pretrain.py trained it on drawn pictures.
     "swin_micro": SwinPreset(24, (2, 2, 2, 2), (1, 2, 4, 8), pretrain_size=128),
-    # Small enough for a test to build, step and save in a second.
+    # A trunk that a test builds, steps and saves in a second.
     "swin_nano": SwinPreset(16, (2, 2, 2, 2), (1, 2, 4, 8), window=4, pretrain_size=64),
 }
 
 
 def get_preset(preset: "str | SwinPreset") -> SwinPreset:
-    """Look a preset up by name; a :class:`SwinPreset` is returned as it is.
+    """Return a preset by name, or a given :class:`SwinPreset` itself.
 
     Raises:
         UserError: no preset has that name.
     """
     if isinstance(preset, SwinPreset):
         return preset
-    if preset not in PRESETS:
-        raise UserError(f"no Swin preset {preset!r}: expected one of {', '.join(PRESETS)}")
+    check_choice("no Swin preset", preset, PRESETS)
     return PRESETS[preset]
 
 
 def same_geometry(one: SwinPreset, other: SwinPreset) -> bool:
-    """Whether weights of one fit the other; the pretraining size matters to a position embedding
-    alone."""
+    """Return whether the weights of one preset fit the other.
+
+    The pretraining size only matters to an absolute position embedding.
+    """
     if not one.absolute_position:
         one, other = replace(one, pretrain_size=0), replace(other, pretrain_size=0)
     return one == other
 
 
 def preset_name(preset: SwinPreset) -> str | None:
-    """The name under which ``preset`` is listed (its geometry, not its pretraining size)."""
+    """Return the name of the preset with this geometry, whatever its pretraining size."""
     for name, known in PRESETS.items():
-        if replace(known, pretrain_size=0) == replace(preset, pretrain_size=0):
+        if replace(known, pretrain_size=preset.pretrain_size) == preset:
             return name
     return None

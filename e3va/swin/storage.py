@@ -1,38 +1,35 @@
-"""How a frozen trunk's weights are kept in memory: in half precision, or in 8 bits."""
+"""Storage of a frozen trunk's weights in half precision or in 8 bits."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-_LEVELS = 127  # of an 8-bit weight, on each side of zero
+_LEVELS = 127  # levels of an 8-bit weight on each side of zero
 
 
 class Int8Linear(nn.Module):
-    """A frozen linear layer whose weight is kept in 8 bits, with a scale for each output channel.
+    """A frozen linear layer with an 8-bit weight and one scale for each output channel.
 
-    Its state is that of an ``nn.Linear``: ``weight`` (widened) and ``bias``. Loading rounds a
-    weight to 8 bits; one that has been rounded before is loaded as it was.
-
-    Args:
-        linear: the layer to take the weights of.
+    Its state dict is that of ``nn.Linear``: ``weight`` in float32 and ``bias``. Loading rounds the
+    weight to 8 bits; a weight that was rounded before does not change.
     """
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.out_features, self.in_features = linear.weight.shape
-        values, scale = quantise(linear.weight.detach())
-        self.values = nn.Parameter(values, requires_grad=False)  # counted with the parameters
+        values, scale = quantize(linear.weight.detach())
+        self.values = nn.Parameter(values, requires_grad=False)  # a parameter, so it is counted
         self.register_buffer("scale", scale, persistent=False)
         self.bias = linear.bias
 
     @property
     def weight(self) -> Tensor:
-        """The weight [out, in], float32."""
+        """The weight [out, in] in float32."""
         return self.values * self.scale[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[…, in] → […, out]."""
+        """Map [..., in] to [..., out]."""
         return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
@@ -52,34 +49,32 @@ class Int8Linear(nn.Module):
                 f"{list(self.values.shape)} in the model"
             )
         else:
-            values, scale = quantise(weight)
+            values, scale = quantize(weight)
             state_dict[prefix + "values"] = values
             self.scale.copy_(scale)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a weight [out, in] to 8 bits.
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight [out, in] to int8 values [out, in] times float32 scales [out].
 
-    Returns:
-        int8 values [out, in] and float32 scales [out]; their product is nearest to the weight.
-        Rounding the product again gives the same values and scales.
+    Rounding the product again gives the same values and scales.
     """
     weight = weight.float()
     scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / _LEVELS
-    for _ in range(2):  # the scale that the product will be found to have
+    for _ in range(2):  # towards the scale that the product will have
         scale = (_LEVELS * scale) / _LEVELS
     return (weight / scale[:, None]).round().clamp(-_LEVELS, _LEVELS).to(torch.int8), scale
 
 
 def store_as(trunk: nn.Module, dtype: torch.dtype) -> None:
-    """Convert a trunk's weights, but for those of its patch mergings, which the highway uses too.
+    """Convert a trunk's weights, except 8-bit weights and the patch mergings.
 
-    Weights in 8 bits stay so.
+    The highway uses the patch mergings too, in float32.
     """
-    theirs = {id(p) for merging in trunk.patch_mergings if merging for p in merging.parameters()}
+    excepted = {id(p) for merging in trunk.patch_mergings if merging for p in merging.parameters()}
     for parameter in trunk.parameters():
-        if parameter.is_floating_point() and id(parameter) not in theirs:
+        if parameter.is_floating_point() and id(parameter) not in excepted:
             parameter.data = parameter.data.to(dtype)
 
 
@@ -91,7 +86,7 @@ def store_in_8_bits(trunk: nn.Module) -> None:
 
 
 def widen(trunk: nn.Module) -> None:
-    """Bring a trunk's weights back to float32, as a new trunk has them that loads their state."""
+    """Convert a trunk's weights to float32; saving and loading them has the same effect."""
     for owner, name, stored in _matrices(trunk):
         if isinstance(stored, Int8Linear):
             linear = nn.Linear(stored.in_features, stored.out_features, device="meta")
@@ -102,8 +97,7 @@ def widen(trunk: nn.Module) -> None:
 
 
 def _matrices(trunk: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    for layer in trunk.layers:
-        for block in layer.blocks:
-            for owner, names in ((block.attn, ("qkv", "proj")), (block.mlp, ("fc1", "fc2"))):
-                for name in names:
-                    yield owner, name, getattr(owner, name)
+    for block in (block for layer in trunk.layers for block in layer.blocks):
+        for owner, names in ((block.attn, ("qkv", "proj")), (block.mlp, ("fc1", "fc2"))):
+            for name in names:
+                yield owner, name, getattr(owner, name)

@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, check_choice
 from . import fast_trunk
 from .modules import PATCH, PatchEmbed, PatchMerging, SwinBlock
-from .precision import check_precision, compute_dtype
+from .precision import PRECISIONS, compute_dtype
 from .presets import SwinPreset, get_preset
 from .windows import shift_mask
 
 TAPS = ("block", "residual", "sublayer")
-# What a block computes, see SwinBlock.forward, that is a tap: of its attention and of its MLP.
+# The values of a block, see SwinBlock.forward, that are its taps: of its attention and its MLP.
 _TAPPED = {
     "block": (None, "after_mlp"),
     "residual": ("after_msa", "after_mlp"),
@@ -25,18 +25,18 @@ _TAPPED = {
 
 
 class TrunkNotFrozenError(RuntimeError):
-    """A frozen trunk's parameter requires grad, has a gradient, or sits in an optimizer."""
+    """A frozen trunk's parameter requires grad, has a gradient, or is in an optimizer."""
 
 
 @dataclass
 class StageOutput:
-    """What a highway reads of one stage s of the trunk. No tensor requires grad (frozen trunk).
+    """The output of one stage s of the trunk. With a frozen trunk no tensor requires grad.
 
     Attributes:
         index: s.
-        msa: one tap [B, T_s, C_s] for each block, from its window attention; empty for the taps
+        msa: taps [B, T_s, C_s] of the window attentions, one for each block; empty with the taps
             ``"block"``.
-        mlp: one tap [B, T_s, C_s] for each block, from its MLP.
+        mlp: taps [B, T_s, C_s] of the MLPs, one for each block.
         out: x_s [B, T_s, C_s], the residual stream after the last block.
         merged: PM_s(x_s) [B, T_{s+1}, C_{s+1}]; None after the last stage.
         height, width: H_s and W_s in tokens, T_s = H_s · W_s.
@@ -52,13 +52,12 @@ class StageOutput:
 
 
 class SwinStage(nn.Module):
-    """The blocks of one stage, shifted windows in every second, and its patch merging."""
+    """The blocks of one stage, every second one with shifted windows, and its patch merging."""
 
     def __init__(self, preset: SwinPreset, index: int):
         super().__init__()
         dim, heads = preset.dims[index], preset.num_heads[index]
-        self.window = preset.window
-        self.shift = preset.window // 2
+        self.window, self.shift = preset.window, preset.window // 2
         self.blocks = nn.ModuleList(
             SwinBlock(dim, heads, preset.window, self.shift * (block % 2), preset.mlp_ratio)
             for block in range(preset.depths[index])
@@ -69,7 +68,7 @@ class SwinStage(nn.Module):
     def forward(self, x: Tensor, index: int, taps: str | None, fast: bool = False) -> StageOutput:
         """Run the stage on [B, H, W, C]; see :meth:`SwinTrunk.stages` for ``taps``.
 
-        ``fast``: by :mod:`e3va.swin.fast_trunk` in the type of ``x``, instead of by the plain modules.
+        With ``fast`` it runs in the form of :mod:`e3va.swin.fast_trunk`, in the type of ``x``.
         """
         height, width = x.shape[1:3]
         of_msa, of_mlp = _TAPPED[taps]
@@ -86,7 +85,7 @@ class SwinStage(nn.Module):
     def _run_blocks(
         self, blocks: nn.ModuleList, x: Tensor, keep: tuple[str, ...]
     ) -> dict[str, list[Tensor]]:
-        """The reference that :func:`e3va.swin.fast_trunk.run_blocks` equals."""
+        """Run plain modules; :func:`e3va.swin.fast_trunk.run_blocks` computes the same."""
         mask = shift_mask(*x.shape[1:3], self.window, self.shift, x.device)
         outputs: dict[str, list[Tensor]] = {name: [] for name in keep}
         for block in blocks:
@@ -101,21 +100,20 @@ class SwinStage(nn.Module):
 class SwinTrunk(nn.Module):
     """A Swin Transformer that turns images into stages, one after another.
 
-    Frozen (the default), it runs without autograd, its parameters never require grad, and it stays
-    in evaluation mode whatever ``train()`` says. ``frozen=False`` makes it an ordinary trainable
-    Swin, the ``full`` fine-tuning that the highway is compared with. It has neither dropout nor
-    stochastic depth: a frozen trunk never uses them.
+    A frozen trunk (the default) runs without autograd, its parameters never require grad, and it
+    stays in evaluation mode after any call of ``train()``. With ``frozen=False`` it is an ordinary
+    trainable Swin, for full fine-tuning. It has neither dropout nor stochastic depth.
 
     Args:
-        preset: a name of :data:`e3va.swin.presets.PRESETS`, or a geometry.
+        preset: name in :data:`e3va.swin.presets.PRESETS`, or a geometry.
         frozen: whether the trunk is outside autograd.
-        fast: whether a frozen trunk computes its stages by :mod:`e3va.swin.fast_trunk`, or by the plain
-            modules below.
-        precision: in which type it does so, see :mod:`e3va.swin.precision`; the plain modules compute in
-            the types of their inputs and weights, and as autocast has it.
+        fast: whether a frozen trunk runs in the form of :mod:`e3va.swin.fast_trunk` instead of the
+            plain modules.
+        precision: type in which the fast form computes, see :mod:`e3va.swin.precision`. Plain
+            modules compute in the types of their inputs and weights, and follow autocast.
 
     Raises:
-        UserError: no such preset or precision.
+        UserError: an unknown preset or precision.
     """
 
     def __init__(
@@ -127,12 +125,12 @@ class SwinTrunk(nn.Module):
         precision: str = "auto",
     ):
         super().__init__()
-        check_precision(precision)
+        check_choice("trunk_precision", precision, PRECISIONS)
         self.preset = get_preset(preset)
         self.frozen = frozen
         self.fast = fast
         self.precision = precision
-        self.origin = None  # a TrunkOrigin, set by what loads weights (e3va.weights)
+        self.origin = None  # a TrunkOrigin; e3va.weights sets it when it loads weights
         self.patch_embed = PatchEmbed(self.preset.embed_dim)
         self.absolute_pos_embed = None
         if self.preset.absolute_position:
@@ -140,9 +138,8 @@ class SwinTrunk(nn.Module):
             grid = torch.zeros(1, self.preset.embed_dim, side, side)
             self.absolute_pos_embed = nn.Parameter(grid)
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
-        self.layers = nn.ModuleList(
-            SwinStage(self.preset, index) for index in range(len(self.preset.depths))
-        )
+        stages = range(len(self.preset.depths))
+        self.layers = nn.ModuleList(SwinStage(self.preset, index) for index in stages)
         self.apply(_init_linear)
         if frozen:
             self.requires_grad_(False)
@@ -160,20 +157,20 @@ class SwinTrunk(nn.Module):
     def stages(
         self, images: Tensor, taps: str | None = "block", count: int | None = None
     ) -> Iterator[StageOutput]:
-        """Run forward, giving each stage as soon as it is computed.
+        """Run forward and yield each stage as soon as it is computed.
 
         Args:
-            images: [B, 3, H, W], normalised as the trunk's pretraining was; any H, W ≥ 1.
-            taps: ``"block"``, the residual stream after each block; ``"residual"``, the same after
-                each sublayer; ``"sublayer"``, the sublayers' outputs before they are added; None,
-                no taps at all.
-            count: how many stages to run, all by default.
+            images: images [B, 3, H, W], normalized as in the trunk's pretraining; any H, W ≥ 1.
+            taps: ``"block"``: the residual stream after each block; ``"residual"``: the residual
+                stream after each sublayer; ``"sublayer"``: the sublayers' outputs before they are
+                added to it; None: no taps.
+            count: number of stages to run; None for all.
 
         Raises:
             UserError: an unknown ``taps``, or images of another shape.
         """
-        if taps is not None and taps not in TAPS:
-            raise UserError(f"taps {taps!r}: expected one of {TAPS}, or None")
+        if taps is not None:
+            check_choice("taps", taps, TAPS)
         if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise UserError(f"images of shape {list(images.shape)}: expected [B, 3, H, W]")
         fast = self.fast and self.frozen
@@ -185,27 +182,27 @@ class SwinTrunk(nn.Module):
             if stage.merged is not None:
                 x = stage.merged.unflatten(1, (-(-stage.height // 2), -(-stage.width // 2)))
             yield stage
-            del stage  # the consumer decides what lives on
+            del stage  # so that the consumer decides how long its tensors live
 
     def _run(self, function, *args):
-        # Not around the generator: modes set across a yield would leak into the consumer.
+        # A mode that is set around the generator would leak into the consumer at each yield.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return function(*args)
 
     def _run_fast(self, function, *args):
-        # Its types are its own: autocast would cast weights anew in every pass.
+        # The fast form sets its own types; autocast would convert weights in every pass.
         with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
             return function(*args)
 
     def _embed(self, images: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """Tokens [B, H, W, C]; of type ``dtype`` by the fast form, None for the plain one."""
+        """Return tokens [B, H, W, C], by plain modules if ``dtype`` is None."""
         if dtype is None:
             x = self.patch_embed(images)
         else:
             x = fast_trunk.embed(self.patch_embed, images, dtype)
         if self.absolute_pos_embed is None:
             return x
-        grid = self.position_grid(*x.shape[1:3])
+        grid = self._position_grid(*x.shape[1:3])
         return x + (grid if dtype is None else grid.to(dtype))
 
     def _compute_dtype(self, images: Tensor) -> torch.dtype:
@@ -215,27 +212,23 @@ class SwinTrunk(nn.Module):
         mixed = torch.is_autocast_enabled(images.device.type)
         return compute_dtype(self.precision, images.device, mixed)
 
-    def position_grid(self, height: int, width: int) -> Tensor:
-        """The absolute position embedding, interpolated to [1, H, W, C]."""
+    def _position_grid(self, height: int, width: int) -> Tensor:
+        """Interpolate the absolute position embedding to [1, H, W, C]."""
         grid = self.absolute_pos_embed
-        grid = grid.to(torch.promote_types(grid.dtype, torch.float32))  # it may be kept in half
+        grid = grid.to(torch.promote_types(grid.dtype, torch.float32))  # may be stored in half
         grid = F.interpolate(grid, size=(height, width), mode="bicubic")
         return grid.permute(0, 2, 3, 1)
 
     def check_frozen(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Check that no parameter of a frozen trunk can change; do nothing for a trunk that trains.
 
-        Args:
-            optimizer: an optimizer that must not contain the parameters.
-
         Raises:
-            TrunkNotFrozenError: a parameter requires grad, has a ``.grad``, or is in ``optimizer``.
+            TrunkNotFrozenError: a parameter requires grad, has a gradient, or is in ``optimizer``.
         """
         if not self.frozen:
             return
-        optimized = set()
-        if optimizer is not None:
-            optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        groups = optimizer.param_groups if optimizer is not None else []
+        optimized = {id(p) for group in groups for p in group["params"]}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 raise TrunkNotFrozenError(f"trunk parameter {name} requires grad")

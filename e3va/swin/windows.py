@@ -1,7 +1,4 @@
-"""Windows: how tokens of a map are grouped for attention, which belong together, and in what order.
-
-Everything here follows from sizes alone; nothing of it is learned.
-"""
+"""Windows: the grouping of a map's tokens for attention, and the masks of shifted windows."""
 
 import functools
 import math
@@ -13,20 +10,20 @@ from torch import Tensor
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
-    """[B, H, W, C] with sides that ``side`` divides → [B, nW, side², C], windows in row order."""
+    """Divide [B, H, W, C] into windows [B, nW, side², C] in row order; ``side`` divides H and W."""
     x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))
     return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
 
 
 def from_windows(windows: Tensor, size: tuple[int, int], side: int) -> Tensor:
-    """The inverse of :func:`to_windows` for a map of ``size`` (H, W)."""
+    """Invert :func:`to_windows` for a map of ``size`` (H, W)."""
     rows, columns = size[0] // side, size[1] // side
     x = windows.unflatten(2, (side, side)).unflatten(1, (rows, columns))
     return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each pair of tokens of a window, flattened to [N · N], int64."""
+    """Return the row of the bias table for each pair of tokens of a window, [N · N]."""
     position = torch.stack(
         torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     ).flatten(1)
@@ -35,8 +32,11 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """The mask [nW, N, N] of shifted windows: 0 between tokens that are neighbours in the image,
-    −100 (Swin's own value) between those that the cyclic shift brought together."""
+    """Return the mask [nW, N, N] of shifted windows.
+
+    It is 0 between tokens that are neighbors in the image, and −100 (Swin's value) between tokens
+    that the cyclic shift brought together.
+    """
 
     def regions(size: int) -> Tensor:
         padded = math.ceil(size / window) * window
@@ -51,17 +51,17 @@ def shift_mask(height: int, width: int, window: int, shift: int, device: torch.d
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some windows of a batch of maps, to be worked on together.
+    """Windows of a batch of maps that are computed together.
 
     Attributes:
-        tokens: which rows of the batch's tokens [B · H · W, …] the windows hold.
-        gather: for each place of the windows [count · N] the token there, as its number in
-            ``tokens``, int32; 0 where there is padding.
-        padding: the places where there is padding, int64.
-        scatter: for each of the tokens its place, int32; the inverse of ``gather``.
-        groups: (first window, last + 1, kind): windows of one kind stand side by side. Kind 0
-            needs no mask; 1, 2 and 3 are the windows of shifted maps in the last column, the last
-            row, and the corner of both, see :func:`kind_masks`.
+        tokens: rows of the batch's tokens [B · H · W, ...] that the windows hold.
+        gather: index into ``tokens`` for each place of the windows [count · N], int32; 0 for
+            padding.
+        padding: places that are padding, int64.
+        scatter: place of each token, int32; the inverse of ``gather``.
+        groups: (first window, last window + 1, kind) of windows of the same kind. Kind 0 needs no
+            mask; kinds 1, 2 and 3 are the windows of a shifted map in the last column, in the last
+            row, and in the corner of both, see :func:`kind_masks`.
     """
 
     tokens: slice | Tensor
@@ -75,10 +75,10 @@ class Chunk:
 def plan_windows(
     batch: int, height: int, width: int, window: int, shift: int, rows: int, device: torch.device
 ) -> tuple[Chunk, ...]:
-    """Divide the windows of a batch of maps into chunks of about ``rows`` tokens at most.
+    """Divide the windows of a batch of maps into chunks of at most about ``rows`` tokens.
 
-    A chunk is a run of whole rows of windows, so that its tokens lie side by side in memory (but
-    for those that the cyclic shift brings from one end of the map to the other).
+    A chunk consists of whole rows of windows. So its tokens are contiguous in memory, except those
+    that the cyclic shift moves from one end of the map to the other.
     """
     side, columns = window, math.ceil(width / window)
     token = torch.arange(batch * height * width).view(batch, height, width)
@@ -121,6 +121,6 @@ def _chunk(token: Tensor, kind: Tensor, device: torch.device) -> Chunk:
 
 @functools.lru_cache(maxsize=16)
 def kind_masks(window: int, shift: int, device: torch.device) -> Tensor:
-    """The four masks [4, N, N] by the kind of a window, see :class:`Chunk`."""
+    """Return the masks [4, N, N] of the four kinds of windows, see :class:`Chunk`."""
     # A map of two by two windows has one of each kind, in this order.
     return shift_mask(2 * window, 2 * window, window, shift, device)

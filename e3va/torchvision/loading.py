@@ -134,7 +134,7 @@ def load_adapters(
     Example::
 
         models = load_adapters({"fruit": "output/fruit", "leaves": "e3va://leaves"})
-        models.use("leaves")([image])
+        models.set_adapter("leaves")([image])
     """
     if not paths:
         raise UserError("no adapter is given: expected some, by name")
@@ -153,7 +153,7 @@ def load_adapters(
 
     models = AdapterSet(shared, build, FRAMEWORK, find_saved)
     for name, place in places.items():
-        models.add(name, place, any_trunk=any_trunk)
+        models.load_adapter(name, place, any_trunk=any_trunk)
     return models
 
 

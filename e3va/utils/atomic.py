@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 
 @contextmanager
 def rename_atomically(path: str | os.PathLike) -> Iterator[Path]:
-    """Give the name of a temporary file to write, beside ``path``; it becomes ``path`` at the end.
+    """Yield a temporary file name beside ``path``, and rename that file to ``path`` at the end.
 
-    If the block raises, or the process is killed, ``path`` is what it was before.
+    If the block raises, or the process is killed, ``path`` does not change.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -24,27 +24,26 @@ def rename_atomically(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    with suppress(OSError):  # some systems cannot open a folder
+        _sync(path.parent)
 
 
 @contextmanager
 def atomic_open(path: str | os.PathLike, mode: str = "wb"):
-    """Open a temporary file beside ``path`` for writing and rename it to ``path`` at the end.
-
-    If the block raises, or the process is killed, ``path`` is what it was before.
-    """
+    """Open a file for writing that becomes ``path`` at the end, see :func:`rename_atomically`."""
     with rename_atomically(path) as temporary, open(temporary, mode) as file:
         yield file
 
 
+def save_atomically(data: Any, path: str | os.PathLike) -> None:
+    """Save to ``path`` with ``torch.save``, atomically."""
+    with atomic_open(path) as file:
+        torch.save(data, file)
+
+
 def _sync(path: Path) -> None:
-    """Let what was written to a file, or renamed in a folder, reach the disk."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        if path.is_dir():
-            return  # some systems cannot open a folder; the rename has been done all the same
-        raise
+    """Flush a file, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -52,7 +51,7 @@ def _sync(path: Path) -> None:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Delete the temporary files that killed processes left in ``folder``."""
+    """Delete the temporary files of processes that were killed."""
     for leftover in Path(folder).glob(".*.tmp"):
         owner = leftover.name.split(".")[-2]
         if not (owner.isdigit() and _is_alive(int(owner))):
@@ -65,11 +64,5 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True
-
-
-def save_atomically(data: Any, path: str | os.PathLike) -> None:
-    """``torch.save`` to ``path``, atomically."""
-    with atomic_open(path) as file:
-        torch.save(data, file)

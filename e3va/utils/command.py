@@ -1,4 +1,4 @@
-"""How the programs of this library end: with one line for a mistake, and a status."""
+"""The exit of a command: one line for a mistake, and a status."""
 
 import sys
 from collections.abc import Callable
@@ -12,10 +12,11 @@ INTERRUPTED = 130  # the shells' status for a process that Ctrl-C ended
 def run_command(
     work: Callable[..., int | None], args: Any, how_to_go_on: Callable[[], str] = str
 ) -> int:
-    """Run ``work(args)``; returns the exit status.
+    """Run ``work(args)`` and return the exit status.
 
-    What ``work`` returns, None for 0; 1 after a user's mistake, said in one line on stderr; 130
-    after Ctrl-C, with what ``how_to_go_on`` gives then behind "interrupted".
+    The status is the result of ``work``, 0 for None; 1 after a :class:`UserError`, which is printed
+    as one line on stderr; 130 after Ctrl-C, which prints "interrupted" and the result of
+    ``how_to_go_on``.
     """
     try:
         return work(args) or 0
@@ -26,5 +27,5 @@ def run_command(
         print(f"\ninterrupted{how_to_go_on()}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output, such as "head", has seen enough
+        sys.stderr.close()  # the reader of our output, such as "head", has closed the pipe
         return 0

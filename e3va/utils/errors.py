@@ -1,26 +1,57 @@
-"""The one exception that stands for a user's mistake, so that programs can print it as one line."""
+"""The exception for a user's mistake, and texts that several modules share."""
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: its text says what was given, what was expected, what to do.
+    """A mistake in what the user gave.
 
-    Command lines print it without a traceback and exit with status 1.
+    The text says what was given, what was expected and what to do. Commands print it on one line,
+    without a traceback, and exit with status 1.
     """
 
     @property
     def line(self) -> str:
-        """The text as one line, also after a data-loader worker wrapped it in its traceback."""
+        """The text on one line, without the traceback that a data-loader worker adds to it."""
         text = str(self)
         if "Original Traceback" in text:
             text = text.rsplit("UserError: ", 1)[-1]
         return " ".join(text.split())
 
 
+def unknown_choice(what: str, value: Any, choices: Iterable[str]) -> UserError:
+    """Return the error for a value outside a list of choices; it names the nearest choice.
+
+    Args:
+        what: the subject of the message, such as ``"memory"`` or ``"no Swin preset"``.
+        value: the value that was given.
+        choices: the valid values.
+    """
+    choices = list(choices)
+    nearest = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return UserError(f"{what} {value!r}: expected one of {', '.join(choices) or '(none)'}{hint}")
+
+
+def check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
+    """Check that a value is one of several choices; see :func:`unknown_choice`.
+
+    Raises:
+        UserError: the value is not one of the choices.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise unknown_choice(what, value, choices)
+
+
 def brief(error: BaseException) -> str:
     """Return an error's text on one line of at most 160 characters."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    text = " ".join(str(error).split())[:160]
+    # The text of a KeyError is only the key.
+    return text if any(c.isalpha() for c in text) else type(error).__name__
 
 
 def unreadable_image(path: str | Path, error: BaseException | str) -> UserError:

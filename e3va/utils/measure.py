@@ -1,4 +1,4 @@
-"""What trains, and what a step keeps in memory for its backward pass."""
+"""Measurements: trained parameters, memory for the backward pass, peak memory."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ OTHER = "other"
 
 @dataclass
 class ParameterRow:
-    """Parameters of one part of a model: how many, and how many of them require grad."""
+    """The numbers of all and of trained parameters in one part of a model."""
 
     part: str
     total: int
@@ -22,15 +22,14 @@ class ParameterRow:
 
     @property
     def share(self) -> float:
-        """Trained over total, 0 for a part without parameters."""
+        """Share of the trained parameters; 0 for a part without parameters."""
         return self.trained / self.total if self.total else 0.0
 
 
 def count_parameters(model: nn.Module, parts: Mapping[str, nn.Module | None]) -> list[ParameterRow]:
-    """Count parameters by part; what belongs to no part is the row ``other`` (left out if empty).
+    """Count the parameters of disjoint submodules by name, and of the rest as ``other``.
 
-    Args:
-        parts: disjoint submodules of ``model`` by the name to report; None is skipped.
+    A submodule that is None gets no row, nor does an empty rest.
     """
     rows, seen = [], set()
     for name, module in [*parts.items(), (OTHER, model)]:
@@ -44,7 +43,7 @@ def count_parameters(model: nn.Module, parts: Mapping[str, nn.Module | None]) ->
 
 
 def parameter_table(rows: list[ParameterRow]) -> str:
-    """Format rows of :func:`count_parameters`, with a last line for the whole model."""
+    """Format the result of :func:`count_parameters` with a last line for the whole model."""
     whole = ParameterRow("all", sum(r.total for r in rows), sum(r.trained for r in rows))
     lines = [f"{'part':<12}{'parameters':>14}{'trained':>14}{'share':>9}"]
     for row in [*rows, whole]:
@@ -54,10 +53,9 @@ def parameter_table(rows: list[ParameterRow]) -> str:
 
 @dataclass
 class SavedBytes:
-    """Bytes that autograd keeps for the backward pass, each storage once, parameters not counted.
+    """Bytes that autograd keeps for the backward pass, without parameters, each storage once.
 
-    Attributes:
-        by_part: bytes by the part in whose forward pass the tensor was first saved.
+    ``by_part`` has the bytes by the part that was running when a tensor was first saved.
     """
 
     by_part: dict[str, int] = field(default_factory=dict)
@@ -76,13 +74,10 @@ class SavedBytes:
 def track_saved_bytes(
     model: nn.Module, parts: Mapping[str, nn.Module | None]
 ) -> Iterator[SavedBytes]:
-    """Measure what the forward passes inside the block keep for their backward pass.
+    """Measure the memory that forward passes in the block keep for their backward pass.
 
-    Storages of the model's parameters and buffers are not counted: they are there anyway. The
-    results of autocast's casts are counted: they are kept.
-
-    Args:
-        parts: submodules by the name to report; a tensor saved inside none of them is ``other``.
+    The parameters and buffers of ``model`` are not counted. Copies that autocast makes of them are.
+    Tensors that are saved in none of the submodules ``parts`` are counted as ``other``.
     """
     resident = {_key(t) for t in [*model.parameters(), *model.buffers()]}
     saved: dict[tuple, torch.UntypedStorage] = {}
@@ -92,40 +87,34 @@ def track_saved_bytes(
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         key = _key(tensor)
         if key not in resident and key not in saved:
-            # Held until the end, so that a freed address is not taken for the same storage.
+            # The storage is held to the end, so that no other storage gets the same address.
             saved[key] = tensor.untyped_storage()
             part = running[-1] if running else OTHER
             result.by_part[part] = result.by_part.get(part, 0) + saved[key].nbytes()
-        return tensor.detach()  # an output saved as itself would keep its own graph alive
+        return tensor.detach()  # an output that is saved as itself would keep its own graph alive
 
     with ExitStack() as stack:
         for name, module in parts.items():
             for entry in _entry_points(module):
-                stack.enter_context(_mark_running(entry, name, running))
+                before = entry.register_forward_pre_hook(lambda *_, name=name: running.append(name))
+                after = entry.register_forward_hook(
+                    lambda *_: running.pop() and None, always_call=True
+                )
+                stack.callback(before.remove)
+                stack.callback(after.remove)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield result
 
 
-@contextmanager
-def _mark_running(module: nn.Module, name: str, running: list[str]) -> Iterator[None]:
-    before = module.register_forward_pre_hook(lambda *_: running.append(name))
-    after = module.register_forward_hook(lambda *_: running.pop() and None, always_call=True)
-    try:
-        yield
-    finally:
-        before.remove()
-        after.remove()
-
-
 def _entry_points(module: nn.Module | None) -> Iterator[nn.Module]:
-    """The outermost modules that are called: a trunk and a list have no forward of their own."""
+    """Yield the outermost modules with a forward method; a trunk and a list have none."""
     if module is None:
         return
-    if type(module).forward is nn.Module.forward:
-        for child in module.children():
-            yield from _entry_points(child)
-    else:
+    if type(module).forward is not nn.Module.forward:
         yield module
+        return
+    for child in module.children():
+        yield from _entry_points(child)
 
 
 def _key(tensor: torch.Tensor) -> tuple:
@@ -133,8 +122,7 @@ def _key(tensor: torch.Tensor) -> tuple:
 
 
 def peak_memory() -> float:
-    """Peak memory in MiB: what CUDA allocated for tensors, else the process's resident set
-    (0 where the system does not say)."""
+    """Return the peak memory in MiB: CUDA's for tensors, else that of the process; 0 if unknown."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / MIB
     try:

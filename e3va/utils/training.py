@@ -1,4 +1,4 @@
-"""One optimizer step in any precision, and the report of the first step; for both frameworks."""
+"""The optimizer step and the report of the first step, for both frameworks."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import check_choice
 from .measure import MIB, SavedBytes, track_saved_bytes
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -17,8 +17,8 @@ class OptimizerStep:
     """Backward pass, gradient clipping and update, with a scaled loss in float16.
 
     Args:
-        optimizer: the optimizer of the trained parameters.
-        device: the device of the model.
+        optimizer: optimizer of the trained parameters.
+        device: device of the model.
         precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` for autocast.
         clip_norm: largest 2-norm of the gradient; None or 0 for no limit.
 
@@ -33,8 +33,7 @@ class OptimizerStep:
         precision: str = "fp32",
         clip_norm: float | None = None,
     ):
-        if precision not in PRECISIONS:
-            raise UserError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        check_choice("precision", precision, PRECISIONS)
         self.optimizer = optimizer
         self.device = device
         self.dtype = PRECISIONS[precision]
@@ -62,7 +61,7 @@ class OptimizerStep:
         self.scaler.scale(loss).backward()
 
     def update(self) -> float | None:
-        """Clip the gradients and update the parameters.
+        """Clip the gradient and update the parameters.
 
         Returns:
             the 2-norm of the gradient before clipping; None without a limit.
@@ -83,13 +82,9 @@ def report_step(
     images: int,
     write: Callable[[str], Any],
 ) -> Iterator[SavedBytes]:
-    """Measure the forward pass in the block and write one line about the memory of a step.
+    """Measure a forward pass of ``images`` images in the block; write one line about its memory.
 
-    Args:
-        model: the model whose forward pass runs in the block.
-        parts: disjoint submodules by the name to report.
-        images: number of images in the forward pass.
-        write: function that prints the line.
+    See :func:`e3va.utils.measure.track_saved_bytes` for ``model`` and ``parts``.
     """
     with track_saved_bytes(model, parts) as saved:
         yield saved

@@ -1,8 +1,8 @@
-"""Key names under which libraries publish a Swin, and their translation into the trunk's own.
+"""Key layouts: the names under which libraries publish a Swin, and the official names.
 
-The trunk's names are those of the official repository. A library's layout is data: the keys by
-which it is recognised, a table of renames, and in which order its patch merging joins a patch's
-four tokens.
+The trunk uses the names of the official repository. The layout of a library is data: the keys by
+which it is recognized, a table of renames, and the order in which its patch merging joins the four
+tokens of a patch.
 """
 
 import re
@@ -17,16 +17,16 @@ Rename = tuple[str, str | Callable[[re.Match], str]]
 
 @dataclass(frozen=True)
 class Layout:
-    """One library's way of naming a Swin's tensors.
+    """One library's names for the tensors of a Swin.
 
     Attributes:
-        name: of the library, for people.
-        keys: must all be there, behind a prefix that is the same for all; the first of them is
-            the patch embedding's weight.
-        absent: must not be there behind that prefix.
-        renames: patterns and what they become in the official names, in order, each as for
+        name: name of the library, for people.
+        keys: keys that a state dict of this layout holds behind a common prefix; the first one is
+            the weight of the patch embedding.
+        absent: keys that it must not hold behind that prefix.
+        renames: patterns and their replacements in the official names, in order, each as for
             :func:`re.sub`.
-        unfold: patch merging joins its four tokens as ``torch.nn.Unfold`` does.
+        unfold: whether patch merging joins its four tokens in the order of ``torch.nn.Unfold``.
     """
 
     name: str
@@ -36,30 +36,30 @@ class Layout:
     unfold: bool = False
 
     def fits(self, state: Mapping[str, Tensor], prefix: str) -> bool:
-        """Whether ``state`` holds this layout's keys behind ``prefix``."""
+        """Return whether ``state`` has this layout behind ``prefix``."""
         return all(prefix + key in state for key in self.keys) and not any(
             prefix + key in state for key in self.absent
         )
 
     def official_name(self, name: str) -> str:
-        """The official name for this layout's ``name``, both without the prefix."""
+        """Translate a name of this layout into the official one, both without the prefix."""
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
 
 
 def _previous_stage(match: re.Match) -> str:
-    """timm's stage starts with the patch merging that ends the official stage before it."""
+    """Return timm's stage minus one: timm counts patch merging to the stage after it."""
     return f"layers.{int(match[1]) - 1}.downsample."
 
 
 def _torchvision_block(match: re.Match) -> str:
-    """torchvision's odd features are stages."""
+    """Return the stage of an odd entry of torchvision's ``features``."""
     return f"layers.{int(match[1]) // 2}.blocks.{match[2]}."
 
 
 def _torchvision_merging(match: re.Match) -> str:
-    """torchvision's even features are patch mergings, after the first, the patch embedding."""
+    """Return the stage of an even entry of torchvision's ``features``, a patch merging."""
     return f"layers.{int(match[1]) // 2 - 1}.downsample.{match[2]}."
 
 
@@ -78,7 +78,7 @@ LAYOUTS = (
         keys=("patch_embed.proj.weight", "layers_0.blocks.0.attn.qkv.weight"),
         renames=((r"^layers_", "layers."), (_EARLY_MERGING, _previous_stage)),
     ),
-    # Also Detectron2's, and of Swin's repositories for detection and segmentation.
+    # Detectron2 and Swin's repositories for detection and segmentation use it too.
     Layout(name="official", keys=_OFFICIAL),
     Layout(
         name="mmdetection",
@@ -104,8 +104,8 @@ LAYOUTS = (
             (r"\.mlp\.3\.", ".mlp.fc2."),
         ),
     ),
-    # Files on its hub and what it saves have attention.self.query and so on; models in memory have
-    # had attention.q_proj and so on since its fifth version.
+    # Files have attention.self.query etc.; models in memory have attention.q_proj etc. since
+    # version 5.
     Layout(
         name="Hugging Face transformers",
         keys=(
@@ -131,7 +131,7 @@ LAYOUTS = (
     ),
 )
 
-# Swins of another kind, and other backbones, by keys that they alone have.
+# Other kinds of Swin, and other backbones, by keys that only they have.
 _OTHERS = (
     ("a Swin mixture of experts", r"\._moe_layer\."),
     ("a Swin Transformer V2", r"\.(cpb_mlp|continuous_position_bias_mlp|meta_mlp)\."),
@@ -143,14 +143,14 @@ _OTHERS = (
 _OTHER_SWINS = re.compile("|".join(pattern for _, pattern in _OTHERS[:3]))
 
 _TRUNK = re.compile(r"(patch_embed|layers)\.|absolute_pos_embed$")
-# Derived from the geometry; published files carry them as buffers.
+# Buffers in published files that follow from the geometry.
 _DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask")
-# nn.Unfold has the four tokens of a patch row by row, Swin column by column.
+# nn.Unfold orders the four tokens of a patch row by row, Swin column by column.
 _UNFOLD_ORDER = [0, 2, 1, 3]
 
 
 def find_swins(state: Mapping[str, Tensor]) -> dict[str, Layout]:
-    """The prefixes of all Swins in ``state``, each with its layout; no Swin V2 or the like."""
+    """Return the prefix and the layout of every Swin in ``state``, without Swin V2 and the like."""
     found: dict[str, Layout] = {}
     for layout in LAYOUTS:
         mark = layout.keys[0]
@@ -168,7 +168,7 @@ def _is_another_swin(state: Mapping[str, Tensor], prefix: str) -> bool:
 
 
 def other_network(state: Mapping[str, Tensor]) -> str | None:
-    """What ``state`` seems to hold instead of a Swin, such as ``"a ResNet"``; None if unknown."""
+    """Return the network in ``state`` that is no Swin, such as ``"a ResNet"``; None if unknown."""
     for name, pattern in _OTHERS:
         if any(re.search(pattern, key) for key in state):
             return name
@@ -176,10 +176,10 @@ def other_network(state: Mapping[str, Tensor]) -> str | None:
 
 
 def to_official(state: Mapping[str, Tensor], prefix: str, layout: Layout) -> dict[str, Tensor]:
-    """The tensors of a Swin's trunk under the official names and in the official order.
+    """Return the tensors of a Swin's trunk with the official names and order, in their own types.
 
-    What is behind ``prefix`` and no part of the trunk is left aside: heads, classifiers, norms of
-    outputs, mask tokens, buffers that follow from the geometry. Tensors keep their types.
+    Other tensors behind ``prefix`` are ignored: heads, classifiers, norms of outputs, mask tokens,
+    buffers that follow from the geometry.
     """
     trunk = {}
     for key, value in state.items():
@@ -207,8 +207,10 @@ def _join_attention(trunk: dict[str, Tensor]) -> None:
 
 
 def _reorder_merging(trunk: dict[str, Tensor]) -> None:
-    """From nn.Unfold's order of the 4C channels, all tokens of a channel, to Swin's, all channels
-    of a token."""
+    """Reorder the 4C channels of patch merging from nn.Unfold's order to Swin's.
+
+    nn.Unfold puts the four tokens of a channel side by side, Swin the C channels of a token.
+    """
     for name, value in trunk.items():
         if ".downsample." in name and value.shape[-1] % 4 == 0:
             tokens = value.unflatten(-1, (-1, 4)).transpose(-1, -2)
@@ -216,7 +218,7 @@ def _reorder_merging(trunk: dict[str, Tensor]) -> None:
 
 
 def _as_grid(position: Tensor) -> Tensor:
-    """[1, T, C] of the classification models to [1, C, √T, √T], unless T is no square."""
+    """Return [1, T, C], the form of classification models, as [1, C, √T, √T] if T is a square."""
     side = round(position.shape[1] ** 0.5)
     if side**2 != position.shape[1]:
         return position

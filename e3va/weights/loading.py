@@ -1,7 +1,7 @@
-"""Pretrained Swin weights into a trunk, from whichever library they come.
+"""Load pretrained Swin weights of any known layout into a trunk.
 
-The layout of a file, see :mod:`e3va.weights.layouts`, is recognised by its keys, and the size of the Swin
-in it is read off its tensors: a wrong file is known by what it holds and not by its name.
+The keys of a file determine its layout, see :mod:`e3va.weights.layouts`, and its tensors determine
+the size of the Swin. File names play no part.
 """
 
 from collections.abc import Mapping
@@ -16,26 +16,27 @@ from ..swin.modules import PATCH
 from ..swin.presets import SwinPreset, preset_name
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
+from .checkpoint import check_same_tensors
 from .layouts import LAYOUTS, Layout, find_swins, other_network, to_official
 from .origin import TrunkOrigin, fingerprint
 
-# The Swin that is meant in a file of several: of this library's models, of Detectron2's, of
-# mmdetection's and other detectors, a model of its own.
+# The order of preference among several Swins in a file: the trunk of an E³VA model, the backbone of
+# a Detectron2 model, of another detector, a model that is only a Swin.
 _PREFERRED = ("backbone.bottom_up.trunk.", "backbone.bottom_up.", "backbone.", "")
 _TABLE = "attn.relative_position_bias_table"
-DEMO = "demo"  # the demonstration's trunk, which comes with the library
+DEMO = "demo"  # name of the trunk that comes with the library
 DEMO_FILE = Path(__file__).parent.parent / "assets" / "swin_micro.safetensors"
 _SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".pyth", ".safetensors")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What :func:`load_trunk` has done.
+    """Result of :func:`load_trunk`.
 
     Attributes:
-        tensors: how many of the trunk's tensors were loaded: all.
-        layout: the library whose names the file had.
-        notes: sentences for people about what was changed on the way.
+        tensors: number of tensors that were loaded.
+        layout: name of the file's layout.
+        notes: sentences for people about tensors that were interpolated.
     """
 
     tensors: int
@@ -44,10 +45,10 @@ class Loaded:
 
 
 def find_trunk(state: Mapping[str, Tensor], source: str = "the file") -> str | None:
-    """The prefix of the Swin's keys in ``state`` (``""``, ``"backbone."``, …), None without one.
+    """Return the prefix of the Swin's keys in ``state``, such as ``"backbone."``; None without one.
 
     Raises:
-        UserError: several different Swins, none of which is the likely one by its prefix.
+        UserError: ``state`` holds several different Swins, and no prefix is a preferred one.
     """
     found = find_swins(state)
     if len(found) <= 1 or _all_equal(state, found):
@@ -57,36 +58,32 @@ def find_trunk(state: Mapping[str, Tensor], source: str = "the file") -> str | N
             return prefix
     raise UserError(
         f"{source} holds {len(found)} Swins with different weights, under the prefixes "
-        f"{', '.join(sorted(found))}: save the tensors of the one that is meant alone"
+        f"{', '.join(sorted(found))}: expected one; save only the tensors of the one to load"
     )
 
 
 def _all_equal(state: Mapping[str, Tensor], found: Mapping[str, Layout]) -> bool:
     first, *others = (to_official(state, prefix, layout) for prefix, layout in found.items())
-    return all(
-        first.keys() == other.keys() and all(torch.equal(first[k], other[k]) for k in first)
-        for other in others
+    same = (
+        first.keys() == o.keys() and all(torch.equal(first[k], o[k]) for k in o) for o in others
     )
+    return all(same)
 
 
 def missing_trunk(state: Mapping[str, Tensor], source: str) -> UserError:
-    """The error that says what ``source`` holds where :func:`find_trunk` found no Swin."""
-    other = other_network(state)
+    """Return the error for a file in which :func:`find_trunk` found no Swin."""
+    other = other_network(state) or f"{len(state)} tensors and no Swin"
     return UserError(
-        f"{source} lacks the trunk: "
-        + (f"it holds {other}; " if other else f"none of its {len(state)} tensors is a Swin's; ")
-        + "give a pretrained Swin Transformer (the first version; of the official repository, "
-        "Detectron2, mmdetection, torchvision, timm or transformers), or a checkpoint with its "
-        "trunk"
+        f"{source} lacks the trunk: it holds {other}; expected a pretrained Swin Transformer "
+        "(version 1) of the official repository, Detectron2, mmdetection, torchvision, timm or "
+        "transformers, or a checkpoint that contains its trunk"
     )
 
 
 def trunk_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The trunk's own tensors of ``state`` under the official names, without derived buffers.
+    """Return the trunk's tensors in ``state`` with the official names, without derived buffers.
 
-    Args:
-        state: a state dict of any of :data:`e3va.weights.layouts.LAYOUTS`.
-        prefix: as :func:`find_trunk` gives it.
+    ``prefix`` is the result of :func:`find_trunk`.
     """
     return to_official(state, prefix, _layout(state, prefix))
 
@@ -97,7 +94,7 @@ def _layout(state: Mapping[str, Tensor], prefix: str) -> Layout:
 
 
 def read_geometry(trunk: Mapping[str, Tensor], source: str) -> SwinPreset:
-    """Read a Swin's geometry off its tensors, see :func:`trunk_state`.
+    """Read a Swin's geometry off the result of :func:`trunk_state`.
 
     Raises:
         UserError: the tensors are not those of a Swin with windows of one size.
@@ -107,7 +104,7 @@ def read_geometry(trunk: Mapping[str, Tensor], source: str) -> SwinPreset:
         if embedding.shape != (embedding.shape[0], 3, PATCH, PATCH):
             raise UserError(
                 f"{source}: its Swin's patch embedding is {list(embedding.shape)}: expected "
-                f"[C, 3, {PATCH}, {PATCH}], of colour images"
+                f"[C, 3, {PATCH}, {PATCH}] for color images"
             )
         depths, stage = [], "layers.0.blocks."
         while f"{stage}0.norm1.weight" in trunk:
@@ -129,7 +126,7 @@ def read_geometry(trunk: Mapping[str, Tensor], source: str) -> SwinPreset:
 
 
 def _read_window(trunk: Mapping[str, Tensor], source: str) -> int:
-    """The side of the windows in tokens, the same in all blocks."""
+    """Read the side of the windows in tokens."""
     tables = {name: table for name, table in trunk.items() if name.endswith(_TABLE)}
     windows = {}
     for name, table in tables.items():
@@ -137,7 +134,7 @@ def _read_window(trunk: Mapping[str, Tensor], source: str) -> int:
         if table.dim() != 2 or side**2 != table.shape[0] or side % 2 == 0:
             raise UserError(
                 f"{source}: its Swin's {name} is {list(table.shape)}: expected "
-                "[(2 window - 1)², heads], of square windows"
+                "[(2 window - 1)², heads] for square windows"
             )
         windows[(side + 1) // 2] = name
     if len(windows) > 1:
@@ -149,77 +146,59 @@ def _read_window(trunk: Mapping[str, Tensor], source: str) -> int:
 
 
 def _read_grid(trunk: Mapping[str, Tensor], source: str) -> int:
-    """The side of the absolute position embedding's grid, 0 without one."""
+    """Read the side of the absolute position embedding's grid; 0 without one."""
     position = trunk.get("absolute_pos_embed")
     if position is None:
         return 0
     if position.dim() != 4 or position.shape[2] != position.shape[3]:
         raise UserError(
             f"{source}: its Swin's absolute position embedding is {list(position.shape)}: expected "
-            "that of a square grid, [1, T, C] or [1, C, √T, √T]"
+            "a square grid, [1, T, C] or [1, C, √T, √T]"
         )
     return position.shape[-1]
 
 
-def _describe(preset: SwinPreset) -> str:
-    ratio = "" if preset.mlp_ratio == 4 else f", mlp_ratio {preset.mlp_ratio:g}"
-    name = preset_name(preset)
-    return f"{name} ({preset})" if name else f"{preset}{ratio}"
-
-
 def check_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> None:
-    """Check that ``state`` (see :func:`trunk_state`) is of the trunk's size and complete.
+    """Check that a result of :func:`trunk_state` fits a trunk.
 
     Raises:
-        UserError: a Swin of another size or window, or tensors that are missing, superfluous or
-            no numbers with a fraction.
+        UserError: the Swin has another size or window; a tensor is missing, unknown or of another
+            shape; or a tensor is not of a floating-point type.
     """
     found = read_geometry(state, source)
     wanted = trunk.preset
     if not wanted.absolute_position:
         wanted = replace(wanted, pretrain_size=0)
     if found != wanted:
-        hint = preset_name(found)
+        name, own = preset_name(found), preset_name(trunk.preset)
         raise UserError(
-            f"{source} holds the Swin {_describe(found)}, but the model's trunk is "
-            f"{_describe(trunk.preset)}: "
-            + (f'use preset="{hint}" or ' if hint else "")
+            f"{source} holds the Swin {f'{name} ({found})' if name else found}, but the model's "
+            f"trunk is {f'{own} ({trunk.preset})' if own else trunk.preset}: "
+            + (f'use preset="{name}" or ' if name else "")
             + "give weights of the model's own size"
         )
-    _check_tensors(trunk.state_dict(), state, source)
-
-
-def _check_tensors(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    for what, keys in (("lacks", missing), ("has unknown", extra)):
-        if keys:
-            raise UserError(
-                f"{source} {what} {len(keys)} of the trunk's {len(own)} tensors ({keys[0]}, …): "
-                "expected a whole Swin"
-            )
+    check_same_tensors(trunk.state_dict(), state, source, "expected a whole Swin")
     for name, value in state.items():
-        if value.shape != own[name].shape or not value.is_floating_point():
-            raise UserError(
-                f"{source}: its {name} is {list(value.shape)} of {value.dtype}: expected "
-                f"{list(own[name].shape)} of a floating-point type"
-            )
+        if not value.is_floating_point():
+            raise UserError(f"{source}: {name} is of {value.dtype}: expected a floating-point type")
 
 
 def load_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> Loaded:
-    """Load pretrained Swin weights into ``trunk`` and record in ``trunk.origin`` which they are.
+    """Load pretrained Swin weights into a trunk and record their origin in ``trunk.origin``.
 
-    Tables of relative positions for another window, and a grid of absolute positions of another
-    size, are interpolated; so says a note in what is returned.
+    Relative position tables of another window size and an absolute position embedding of another
+    image size are interpolated; the result has a note about each.
 
     Args:
-        state: a state dict that contains a Swin under any prefix, as any of
-            :data:`e3va.weights.layouts.LAYOUTS` has it; the classifier and other parts of it are left
-            aside. Its tensors may be of any floating-point type.
-        source: names the file in errors and in the origin.
+        trunk: the trunk.
+        state: a state dict that contains a Swin with any prefix, in any layout of
+            :data:`e3va.weights.layouts.LAYOUTS`, of any floating-point type. Other tensors in it
+            are ignored.
+        source: name of the file, for messages and the origin.
 
     Raises:
-        UserError: no Swin in ``state``, one of another size, or an incomplete one. The trunk is
-            then as it was.
+        UserError: ``state`` holds no Swin, a Swin of another size, or an incomplete one. The trunk
+            then keeps its weights.
     """
     prefix = find_trunk(state, source)
     if prefix is None:
@@ -234,7 +213,7 @@ def load_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> Lo
 
 
 def _source_name(source: str) -> str:
-    """A file's base name without its folder; a zoo's address or another text as it is."""
+    """Return the name of a file without its folder; a zoo address or another text unchanged."""
     path = Path(source)
     if "://" in source or not (path.is_file() or path.suffix in _SUFFIXES):
         return source
@@ -244,12 +223,13 @@ def _source_name(source: str) -> str:
 def _interpolate(
     state: dict[str, Tensor], found: SwinPreset, wanted: SwinPreset
 ) -> tuple[str, ...]:
-    """Bring what depends on window and image size to the wanted sizes, if all else is equal.
+    """Interpolate the tensors that depend on window or image size, if all other sizes agree.
 
-    As Swin's own code does when it loads a checkpoint: bicubic, each head or channel for itself.
+    Swin's own code does the same when it loads a checkpoint: bicubic, head by head or channel by
+    channel.
 
     Returns:
-        a sentence for each kind that was interpolated.
+        one sentence for each kind of tensor that was interpolated.
     """
     if replace(found, window=wanted.window, pretrain_size=wanted.pretrain_size) != wanted:
         return ()
@@ -269,12 +249,13 @@ def _interpolate(
             state["absolute_pos_embed"], wanted.pretrain_size // PATCH
         )
         notes.append(
-            f"its absolute position embedding, of images of {found.pretrain_size} pixels, was "
-            f"interpolated to the model's {wanted.pretrain_size}, as Swin's own code does"
+            f"its absolute position embedding was interpolated from images of "
+            f"{found.pretrain_size} pixels to the model's {wanted.pretrain_size}, as Swin's own "
+            "code does"
         )
     return tuple(notes)
 
 
 def _bicubic(grid: Tensor, side: int) -> Tensor:
-    """[1, channels, h, w] → [1, channels, side, side], in float32."""
+    """Resize [1, channels, h, w] to [1, channels, side, side], in float32."""
     return F.interpolate(grid.float(), size=(side, side), mode="bicubic")

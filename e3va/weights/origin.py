@@ -1,4 +1,4 @@
-"""Which pretrained weights a trunk holds: a name for people, a fingerprint for programs."""
+"""The origin of a trunk's pretrained weights: a name for people, a fingerprint for programs."""
 
 import ctypes
 import hashlib
@@ -13,21 +13,21 @@ from ..swin.storage import store_as, store_in_8_bits, widen
 from ..swin.trunk import SwinTrunk
 
 UNKNOWN = "unknown"
-_SHOWN = 16  # digits of a fingerprint that people compare
-_THEN = ", "  # between roundings
+_SHOWN = 16  # digits of a fingerprint in messages
+_THEN = ", "  # separates successive roundings
 
 
 @dataclass(frozen=True)
 class TrunkOrigin:
-    """Where a trunk's weights came from.
+    """Origin of a trunk's weights.
 
     Attributes:
-        source: a file's name, a zoo address or ``"demo"``; ``UNKNOWN`` without one.
-        fingerprint: of the weights as they were loaded, see :func:`fingerprint`; rounding them
-            afterwards (:meth:`e3va.E3VABackbone.prepare`) does not change it.
-        stored: how they have been rounded since: ``"fp32"`` for not at all, else ``"bf16"`` or
-            ``"fp16"``, with ``"int8 "`` in front where the blocks' matrices were kept in 8 bits;
-            one after another, by commas, of a training that went on with another ``memory``.
+        source: name of the file, address in the zoo, or ``"demo"``; ``UNKNOWN`` if unrecorded.
+        fingerprint: fingerprint of the weights when they were loaded, see :func:`fingerprint`.
+            Later rounding (:meth:`e3va.E3VABackbone.prepare`) does not change it.
+        stored: rounding of the weights since then. ``"fp32"`` is no rounding; ``"bf16"`` and
+            ``"fp16"`` follow ``"int8 "`` if the blocks' matrices were rounded to 8 bits. A training
+            that was resumed with another ``memory`` has several roundings, separated by commas.
     """
 
     source: str
@@ -36,12 +36,14 @@ class TrunkOrigin:
 
     @property
     def short(self) -> str:
-        """The fingerprint's first digits, for messages."""
+        """First digits of the fingerprint, for messages."""
         return self.fingerprint[:_SHOWN]
 
     def rounded(self, dtype: torch.dtype, int8: bool = False) -> "TrunkOrigin":
-        """The origin of the same weights after they have been converted to ``dtype``, the blocks'
-        matrices to 8 bits; what has been rounded before stays so."""
+        """Return the origin of the same weights after rounding to ``dtype``.
+
+        With ``int8`` the blocks' matrices were rounded to 8 bits.
+        """
         names = {own: name for name, own in DTYPES.items()}
         now = "int8 " * int8 + names.get(dtype, "fp32")
         before = self.stored.split(_THEN)
@@ -51,9 +53,10 @@ class TrunkOrigin:
 
 
 def fingerprint(trunk: Mapping[str, Tensor]) -> str:
-    """SHA-256 over a trunk's tensors in float32, in the order of their official names.
+    """Return the SHA-256 of a trunk's tensors in float32, in the order of their official names.
 
-    Which library's file they came from, and in which type they lay there, makes no difference.
+    It does not depend on the key layout of the file, nor on the type of the tensors in it if
+    float32 holds their values.
     """
     digest = hashlib.sha256()
     for name in sorted(trunk):
@@ -65,16 +68,16 @@ def fingerprint(trunk: Mapping[str, Tensor]) -> str:
 
 
 def origin_of(trunk: SwinTrunk) -> TrunkOrigin:
-    """The origin of a trunk's weights; one that nobody recorded is read off them as they are."""
+    """Return the origin of a trunk's weights; compute a fingerprint if no origin is recorded."""
     if trunk.origin is None:
         trunk.origin = TrunkOrigin(UNKNOWN, fingerprint(trunk.state_dict()))
     return trunk.origin
 
 
 def round_as(trunk: SwinTrunk, stored: str) -> None:
-    """Round a trunk's weights as :attr:`TrunkOrigin.stored` says others have been."""
+    """Round a trunk's weights; ``stored`` is as in :attr:`TrunkOrigin.stored`."""
     for step in stored.split(_THEN):
-        widen(trunk)  # as saving and loading between two trainings does
+        widen(trunk)  # saving and loading between two trainings does the same
         *matrices, rest = step.split()
         if matrices:
             store_in_8_bits(trunk)

@@ -1,6 +1,6 @@
-"""Neck and heads under the other framework's names: what changes, what stays, what has no name there.
+"""Neck and heads under the other framework's names: what changes, stays, or has no counterpart.
 
-Against Detectron2 itself: tests/detectron2/test_heads.py.
+The comparison with Detectron2 itself is in tests/detectron2/test_heads.py.
 """
 
 import pytest
@@ -23,7 +23,7 @@ def build(kind, classes=2):
         tuple("abcde"[:classes]),
         get_preset("swin_nano"),
         "random",
-        rank=4,
+        highway={"rank": 4},
         heads="light",
         size=64,
         category_ids=tuple(range(1, 1 + classes)),

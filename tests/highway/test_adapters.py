@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e3va import DualLowRankAdapter, DepthwiseConvAdapter, UserError
+from e3va import UserError
+from e3va.highway.adapters.conv import DepthwiseConvAdapter
+from e3va.highway.adapters.dual_low_rank import DualLowRankAdapter
 
 
 def formula(adapter: DualLowRankAdapter, z: torch.Tensor) -> torch.Tensor:
@@ -176,10 +178,10 @@ def test_signal_reaches_u2_at_unit_scale_whatever_the_widths():
 def test_sizes_that_make_no_sense_are_refused():
     with pytest.raises(UserError, match="rank 0"):
         DualLowRankAdapter(8, rank=0)
-    with pytest.raises(UserError, match="reduction 3: expected a divisor of the 8 channels"):
+    with pytest.raises(UserError, match="reduction 3.* 8 "):
         DualLowRankAdapter(8, reduction=3)
     with pytest.raises(UserError, match="rank 0"):
         DepthwiseConvAdapter(8, rank=0)
     for kernel in (0, 4):
-        with pytest.raises(UserError, match=f"kernel {kernel}: expected an odd number"):
+        with pytest.raises(UserError, match=f"kernel {kernel}"):
             DepthwiseConvAdapter(8, kernel=kernel)

@@ -1,4 +1,4 @@
-"""A recomputed method computes the same, and keeps its arguments alone."""
+"""A recomputed method computes the same and keeps only its arguments."""
 
 import copy
 import pickle
@@ -115,7 +115,7 @@ def test_batch_norm_is_left_alone(norm):
     before = dict(vars(module))
     assert not recompute(module) and not recompute(module.eval(), "piece")
     assert vars(module).keys() == before.keys()
-    assert recompute(module, "piece", runs=module.first)  # what it is said to run has none
+    assert recompute(module, "piece", runs=module.first)  # the modules that it runs include none
 
 
 def test_the_second_run_has_a_context_of_its_own():

@@ -1,4 +1,4 @@
-"""The fast trunk is the plain one: in float64 to rounding, in half precision within it."""
+"""The fast trunk equals the plain one: to rounding in float64, closely in half precision."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Weights in 8 bits: rounded once, under the official names, close to what they were."""
+"""Weights in 8 bits: rounded once, under the official names, close to the original."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from e3va import PRESETS, SwinTrunk
-from e3va.swin.storage import Int8Linear, quantise, store_in_8_bits
+from e3va.swin.storage import Int8Linear, quantize, store_in_8_bits
 from e3va.swin.trunk import TrunkNotFrozenError
 
 NANO = PRESETS["swin_nano"]
@@ -17,8 +17,8 @@ NANO = PRESETS["swin_nano"]
 @given(rows=st.integers(1, 40), columns=st.integers(1, 60), exponent=st.integers(-30, 10))
 def test_rounding_is_to_the_nearest_of_255_levels_and_happens_once(rows, columns, exponent):
     weight = torch.randn(rows, columns) * 10.0**exponent
-    values, scale = quantise(weight)
-    again, same = quantise(values * scale[:, None])
+    values, scale = quantize(weight)
+    again, same = quantize(values * scale[:, None])
     assert torch.equal(values, again) and torch.equal(scale, same)
     step = weight.abs().amax(dim=1) / 127
     assert ((values * scale[:, None] - weight).abs() <= 0.5001 * step[:, None]).all()
@@ -26,7 +26,7 @@ def test_rounding_is_to_the_nearest_of_255_levels_and_happens_once(rows, columns
 
 
 def test_a_channel_of_zeros_stays_zero():
-    values, scale = quantise(torch.zeros(2, 3))
+    values, scale = quantize(torch.zeros(2, 3))
     assert not (values * scale[:, None]).any() and torch.isfinite(scale).all()
 
 
@@ -54,7 +54,7 @@ def test_a_trunk_in_8_bits_keeps_its_names_and_computes_nearly_the_same():
     expected = list(trunk.stages(images))
     store_in_8_bits(trunk)
     values = trunk.layers[0].blocks[0].attn.qkv.values
-    store_in_8_bits(trunk)  # twice is once
+    store_in_8_bits(trunk)  # a second call changes nothing
     assert trunk.layers[0].blocks[0].attn.qkv.values is values
     after = trunk.state_dict()
     assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}

@@ -1,4 +1,4 @@
-"""The trunk is a Swin, runs outside autograd, and hands out the taps that it says.
+"""The trunk is a Swin, runs outside autograd, and yields the documented taps.
 
 The reference implementations differ from one another on maps that windows do not tile: Detectron2
 (as the official detection code) pads, then shifts, always; torchvision drops the shift along an
@@ -288,7 +288,7 @@ def test_taps_are_the_residual_stream_or_what_is_added_to_it():
 def test_taps_that_nobody_keeps_are_freed():
     """They are gone before the next stage is computed, whoever consumes the stages."""
     trunk = SwinTrunk(NANO)
-    highway = Highway(NANO.dims, NANO.depths, make_adapter=None)
+    highway = Highway(NANO.dims, NANO.depths, "frozen")
     alive, checked = [], []
 
     def watch(taps):

@@ -241,9 +241,9 @@ def test_several_adapters_share_a_trunk_and_switch_to_the_bit(stored, make_train
     assert models.names == ["a", "bb", "ccc"] and models.active == "a"
     for name in ("ccc", "a", "bb", "a", "ccc"):
         kind = "semantic_fpn" if name == "bb" else "mask_rcnn"
-        assert same(run(models.use(name), kind), run(alone[name], kind)), name
+        assert same(run(models.set_adapter(name), kind), run(alone[name], kind)), name
         assert models.config.classes == (("x", "y", "z") if name == "bb" else ("red", "blue"))
-    built = [models.use(name) for name in paths]
+    built = [models.set_adapter(name) for name in paths]
     everything = [t for model in built for t in (*model.parameters(), *model.buffers())]
     trunks = [model.backbone.bottom_up.trunk for model in built]
     assert trunks[0] is trunks[1] is trunks[2] is models.trunk
@@ -272,12 +272,12 @@ def test_adapters_whose_trunk_was_kept_differently_share_one_that_is_not_rounded
     assert same(models.trunk.state_dict(), state) and models.trunk.origin.stored == "fp32"
     for name in ("bb", "dddd", "a", "dddd"):
         if name in ("a", "dddd"):  # theirs was not rounded either
-            assert same(run(models.use(name)), run(load_model(paths[name])[0])), name
+            assert same(run(models.set_adapter(name)), run(load_model(paths[name])[0])), name
         else:
             alone, _ = load_model(paths[name])
             images = torch.rand(1, 3, 64, 64)
             with torch.no_grad():
-                ours = models.use(name).backbone(images)["p2"]
+                ours = models.set_adapter(name).backbone(images)["p2"]
                 theirs = alone.backbone(images)["p2"]
             assert not torch.equal(ours, theirs)
             assert (ours - theirs).norm() < 0.1 * theirs.norm()
@@ -294,7 +294,7 @@ def test_adapters_of_different_trunks_are_refused_and_the_loaded_ones_stay(
     models = load_adapters({"bb": tmp_path / "bb"})
     expected = run(models.model, "semantic_fpn")
     with pytest.raises(UserError, match="was trained on the trunk"):
-        models.add("a", tmp_path / "a")
+        models.load_adapter("a", tmp_path / "a")
     assert models.names == ["bb"] and same(run(models, "semantic_fpn"), expected)
     with pytest.raises(UserError, match="no adapter is given"):
         load_adapters({})

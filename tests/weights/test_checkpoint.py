@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from e3va import UserError
 from e3va.utils.atomic import atomic_open, remove_leftovers, save_atomically
-from e3va.weights.checkpoint import load_file, model_state
+from e3va.weights.checkpoint import check_same_tensors, load_file, model_state
 
 
 def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -117,3 +117,16 @@ def test_the_state_is_found_where_training_scripts_put_it():
         assert list(model_state(data, "f.pth")) == ["a"]
     with pytest.raises(UserError, match="f.pth holds no tensors"):
         model_state({"epoch": 3}, "f.pth")
+
+
+def test_tensors_of_a_file_and_a_model_are_compared():
+    own = {"a": torch.zeros(2), "b": torch.zeros(3, 4), "c": torch.zeros(1)}
+    check_same_tensors(own, {k: v + 1 for k, v in own.items()}, "f.pth", "advice")
+    for found, values in (
+        ({**own, "b": torch.zeros(4, 3)}, ["lacks 0 of 3", "1 of another", "b: [4, 3]", "[3, 4]"]),
+        ({"a": own["a"], "b": own["b"]}, ["lacks 1 of 3", "c: absent"]),
+        ({**own, "d": own["a"]}, ["1 are unknown", "d: [2]"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_same_tensors(own, found, "f.pth", "advice")
+        assert all(value in caught.value.line for value in ("f.pth", *values, "advice"))

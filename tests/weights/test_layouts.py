@@ -149,7 +149,7 @@ def transformers_swin(of_memory: bool = False, absolute: bool = False) -> Source
         maps = model(images, output_hidden_states=True).hidden_states[1:]
         return [m.permute(0, 2, 3, 1) for m in maps]
 
-    # It pads as the trunk does; the position embedding alone asks for images of its own size.
+    # It pads as the trunk does; only the position embedding needs images of its own size.
     size = TILED if absolute else (100, 140)
     return Source(model.state_dict(), run, size, None if of_memory else model.save_pretrained)
 

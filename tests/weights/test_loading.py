@@ -1,4 +1,4 @@
-"""What a file holds is read off its tensors; what fits is loaded, the rest refused."""
+"""The tensors of a file determine its Swin; a fitting one is loaded, another one refused."""
 
 import math
 from dataclasses import replace
@@ -35,7 +35,7 @@ def test_the_swin_is_found_under_any_prefix(prefix):
     state = {"heads.weight": torch.zeros(1), **random_state(prefix=prefix)}
     assert find_trunk(state) == prefix
     assert find_trunk({"heads.weight": torch.zeros(1)}) is None
-    assert find_trunk({"patch_embed.proj.weight": torch.zeros(1)}) is None  # of another network
+    assert find_trunk({"patch_embed.proj.weight": torch.zeros(1)}) is None  # another network
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -50,7 +50,7 @@ def test_geometry_is_read_off_the_tensors(name):
 
 
 def test_the_official_classification_layout_loads():
-    """With classifier, final norm, derived buffers, and the position embedding as tokens."""
+    """Load a file with classifier, final norm, derived buffers, position embedding as tokens."""
     source = SwinTrunk(replace(NANO, absolute_position=True))
     state = dict(source.state_dict())
     grid = state["absolute_pos_embed"]
@@ -132,14 +132,14 @@ def test_the_grid_of_the_position_embedding_is_interpolated():
     state = random_state(replace(NANO, absolute_position=True, pretrain_size=32))
     trunk = SwinTrunk(replace(NANO, absolute_position=True))
     (note,) = load_trunk(trunk, state, "file.pth").notes
-    assert "images of 32 pixels, was interpolated to the model's 64" in note
+    assert "images of 32 pixels to the model's 64" in note
     matrix = cubic_weights(8, 16)
     expected = matrix @ state["absolute_pos_embed"].double() @ matrix.T
     assert torch.allclose(trunk.absolute_pos_embed.double(), expected, atol=1e-5)
 
 
 def test_check_trunk_does_not_interpolate():
-    """Of what is loaded without :func:`load_trunk`, the window must be right."""
+    """Weights that are loaded without :func:`load_trunk` must have the right window."""
     with pytest.raises(UserError, match="window 5.*window 4"):
         check_trunk(SwinTrunk(NANO), random_state(replace(NANO, window=5)), "file.pth")
 
@@ -147,14 +147,14 @@ def test_check_trunk_does_not_interpolate():
 def test_tables_and_grids_that_are_not_square_or_not_of_one_size():
     name = "layers.1.blocks.0.attn.relative_position_bias_table"
     for shape in ((7 * 5, 2), (8 * 8, 2), (49,)):
-        refuse(SwinTrunk(NANO), random_state() | {name: torch.ones(shape)}, "expected .*square win")
+        refuse(SwinTrunk(NANO), random_state() | {name: torch.ones(shape)}, "square")
     refuse(SwinTrunk(NANO), random_state() | {name: torch.ones(81, 2)}, "windows of 4 and 5 tokens")
     absolute = SwinTrunk(replace(NANO, absolute_position=True))
     for shape in ((1, 15, 16), (1, 16, 3, 5)):
         state = random_state() | {"absolute_pos_embed": torch.ones(shape)}
-        refuse(absolute, state, "expected that of a square grid")
+        refuse(absolute, state, "square")
     state = random_state() | {"patch_embed.proj.weight": torch.ones(16, 3, 2, 4, 4)}
-    refuse(SwinTrunk(NANO), state, "its Swin's patch embedding is .*colour images")
+    refuse(SwinTrunk(NANO), state, "patch embedding.*color")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -168,16 +168,16 @@ def test_files_and_trunks_of_other_types(dtype):
             torch.equal(own[name], value.to(own[name].dtype)) for name, value in state.items()
         )
         assert {value.dtype for value in own.values()} == {target.patch_embed.proj.weight.dtype}
-    # Of the weights as they were given, whatever the trunk keeps of them.
+    # The fingerprint is that of the file's weights, whatever the type of the trunk.
     assert trunk.origin == narrow.origin
     assert trunk.origin.fingerprint == fingerprint(trunk.state_dict())
     integers = {name: value.to(torch.int8) for name, value in state.items()}
-    refuse(SwinTrunk(NANO), integers, "int8: expected .* floating-point")
+    refuse(SwinTrunk(NANO), integers, "int8")
 
 
 def test_a_tensor_of_another_shape_is_refused():
     state = random_state() | {"layers.2.blocks.1.mlp.fc2.bias": torch.ones(5)}
-    refuse(SwinTrunk(NANO), state, r"fc2.bias is \[5\] .*expected \[64\]")
+    refuse(SwinTrunk(NANO), state, r"fc2.bias: \[5\] .*\[64\]")
 
 
 def test_the_origin_names_the_file_and_not_its_folder():
@@ -215,14 +215,18 @@ def test_no_trunk_and_half_a_trunk():
     refuse(SwinTrunk(NANO), {"head.weight": torch.zeros(1)}, "lacks the trunk")
     state = random_state()
     del state["layers.1.downsample.norm.bias"]
-    refuse(SwinTrunk(NANO), state, "lacks 1 of the trunk's .*layers.1.downsample.norm.bias")
-    refuse(SwinTrunk(NANO), random_state() | {"layers.0.extra": torch.zeros(1)}, "unknown 1")
+    refuse(SwinTrunk(NANO), state, "lacks 1 of .*layers.1.downsample.norm.bias")
+    refuse(
+        SwinTrunk(NANO),
+        random_state() | {"layers.0.extra": torch.zeros(1)},
+        r"1 are unknown.*layers\.0\.extra",
+    )
     state = random_state()
     del state["layers.0.blocks.0.attn.relative_position_bias_table"]
     refuse(SwinTrunk(NANO), state, "its Swin lacks .*relative_position_bias_table")
 
 
-def test_other_parts_of_a_file_are_left_aside():
+def test_other_parts_of_a_file_are_ignored():
     state = {"backbone.norm2.weight": torch.zeros(64), "neck.weight": torch.zeros(2)}
     state |= random_state(prefix="backbone.")
     assert trunk_state(state, "backbone.").keys() == SwinTrunk("swin_nano").state_dict().keys()

@@ -1,4 +1,4 @@
-"""Fingerprints name weights, whatever file, type or order they came in."""
+"""A fingerprint depends on the weights, not on their file, type or order."""
 
 import hashlib
 
@@ -11,7 +11,7 @@ from e3va.weights.origin import TrunkOrigin, fingerprint, origin_of, round_as
 
 
 def by_numpy(state):
-    """The definition, in other words."""
+    """Compute the definition in another way."""
     text = b""
     for name in sorted(state):
         value = np.asarray(state[name].float().numpy(), dtype="<f4")

@@ -1,4 +1,4 @@
-"""The default adapter: a bottleneck that mixes each token with its neighbours."""
+"""The default adapter: a bottleneck that mixes each token with its neighbors."""
 
 from collections.abc import Mapping
 
@@ -11,15 +11,17 @@ from ..registry import register_adapter_kind
 
 
 class DepthwiseConvAdapter(nn.Module):
-    """Bottleneck adapter with a depthwise convolution over the map of tokens::
+    """Bottleneck adapter with a depthwise convolution over the map of tokens.
+
+    It computes::
 
         y = D · LN(z) + b_d
         A(z) = U · GELU(y + K * y) + b_u
 
-    D: C → r, U: r → C, K: a depthwise convolution, as in adapters for dense prediction
-    (Conv-Adapter, arXiv 2208.07463; Mona, arXiv 2311.15010). LN has no parameters: it makes the
-    adapter independent of the residual stream's scale, which grows from block to block. U, b_u and
-    K start at zero, so a new adapter adds nothing.
+    D maps C to r channels and U maps r to C. K is a depthwise convolution, as in adapters for dense
+    prediction (Conv-Adapter, arXiv 2208.07463; Mona, arXiv 2311.15010). LN has no parameters; with
+    it the adapter does not depend on the scale of the residual stream, which grows from block to
+    block. U, b_u and K start at zero, so a new adapter adds nothing.
 
     Args:
         dim: channels C of the tap.

@@ -10,16 +10,17 @@ from ..registry import register_adapter_kind
 
 
 class DualLowRankAdapter(nn.Module):
-    """The paper's dual low-rank adapter, ``A(z) = U2 · U1 · GELU(D2 · D1 · z + b_d) + b_u``.
+    """Dual low-rank adapter, ``A(z) = U2 · U1 · GELU(D2 · D1 · z + b_d) + b_u``.
 
-    D1: C → r, D2: r → C/q, U1: C/q → r, U2: r → C (arXiv 2306.09729). U2 and b_u start at zero,
-    so a new adapter adds nothing. The other factors start with variance 1/fan_in, so the signal
-    that reaches U2 neither vanishes nor grows with C, r or q.
+    The paper's adapter (arXiv 2306.09729). The matrices map between these widths: D1 from C to r,
+    D2 from r to C/q, U1 from C/q to r, U2 from r to C. U2 and b_u start at zero, so a new adapter
+    adds nothing. The other matrices start with variance 1/fan_in, so the scale of the signal that
+    reaches U2 does not depend on C, r or q.
 
     Args:
         dim: channels C of the tap.
         rank: inner width r of both products.
-        reduction: factor q; the bottleneck is C/q wide.
+        reduction: factor q between C and the width of the bottleneck.
 
     Raises:
         UserError: ``rank`` is below 1, or ``reduction`` does not divide ``dim``.

@@ -1,4 +1,4 @@
-"""Plain pickles give the tensors that were put in, and nothing they name is ever run."""
+"""The restricted unpickler returns the saved tensors, and runs nothing that a pickle names."""
 
 import collections
 import contextlib
@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as arrays
 
 from e3va import UserError
 from e3va.weights.checkpoint import load_file, model_state
-from e3va.weights.pickles import _MAKERS
+from e3va.weights.restricted_pickle import _MAKERS
 
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")
 
@@ -67,7 +67,7 @@ def test_tensors_and_ordered_dicts(tmp_path, protocol):
         "empty": (b"", [torch.empty(0, 3)]),
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # reading says nothing
+        warnings.simplefilter("error")  # reading causes no warning
         loaded = load_file(written(tmp_path, pickle.dumps(data, protocol=protocol)))
     for key in ("view", "half", "parameter"):
         assert torch.equal(loaded[key], data[key]) and loaded[key].dtype == data[key].dtype
@@ -98,7 +98,7 @@ def python_2_pickle(numbers: list[float]) -> bytes:
 
 
 def test_a_file_of_python_2_as_in_detectron2s_zoo(tmp_path):
-    numbers = [0.0, -1.5, 3.25e7, 1e-30]  # whose bytes are no UTF-8
+    numbers = [0.0, -1.5, 3.25e7, 1e-30]  # their bytes are no UTF-8
     data = python_2_pickle(numbers)
     assert np.array_equal(  # it is what Python itself reads so
         pickle.loads(data, encoding="latin1")["model"]["stem.conv1.weight"], np.float32(numbers)
@@ -167,7 +167,7 @@ def test_nothing_a_pickle_names_is_run(tmp_path, name):
 
 
 def test_pythons_own_reader_would_run_them(tmp_path):
-    """Or the test above would prove nothing."""
+    """Show that the attacks work; otherwise the test above would prove nothing."""
     marker, harmless = tmp_path / "executed", []
     for attack, data in attacks(marker).items():
         with contextlib.suppress(OSError):
@@ -178,7 +178,7 @@ def test_pythons_own_reader_would_run_them(tmp_path):
     assert set(harmless) == {"partial", "numpy.load", "torch.load", "getattr"}  # but calls too
 
 
-def test_the_forbidden_name_is_told(tmp_path):
+def test_the_message_has_the_forbidden_name(tmp_path):
     for value, name in ((Call(eval, "1"), "eval"), (Call(os.getcwd), "posix.getcwd")):
         for data in (pickle.dumps({"a": value}), legacy({"a": value})):
             assert name in refused(written(tmp_path, data))

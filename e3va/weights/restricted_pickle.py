@@ -1,9 +1,9 @@
-"""Plain pickles of arrays and tensors, read without running code from them.
+"""A restricted unpickler for files of arrays and tensors; it runs no code from the file.
 
-Detectron2's model zoo keeps weights so: a dict of numpy arrays or tensors, often from Python 2.
-Here no function that a pickle names is called while it is read. The few names that such files
-need become inert records, from which tensors are built, with their sizes checked, when the reading
-is over; any other name ends it.
+Files of Detectron2's model zoo are such pickles: a dict of numpy arrays or tensors, often written
+by Python 2. The unpickler calls no function that a pickle names. It turns the few names that such
+files need into inert records, and refuses every other name. The tensors are built from the records
+afterwards, with their sizes checked.
 """
 
 import io
@@ -22,42 +22,22 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-# What a damaged file can raise in this reader or in torch's.
+# Exceptions that a damaged file can raise here or in torch.load.
 DAMAGE = (
-    pickle.UnpicklingError,
-    EOFError,
-    OSError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
+    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, MemoryError, RuntimeError),
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError),
 )
-# numpy's names of the types that torch has too, without their byte order.
+# Types by their names in numpy, without the byte order.
 _DTYPES = {
-    "f2": torch.float16,
-    "f4": torch.float32,
-    "f8": torch.float64,
-    "i1": torch.int8,
-    "i2": torch.int16,
-    "i4": torch.int32,
-    "i8": torch.int64,
-    "u1": torch.uint8,
-    "b1": torch.bool,
+    **{"f2": torch.float16, "f4": torch.float32, "f8": torch.float64},
+    **{"i1": torch.int8, "i2": torch.int16, "i4": torch.int32, "i8": torch.int64},
+    **{"u1": torch.uint8, "b1": torch.bool},
 }
 _NATIVE = {"little": "<", "big": ">"}[sys.byteorder]
 
 
 class ForbiddenGlobalError(pickle.UnpicklingError):
-    """A pickle that names a function or class that no file of plain tensors needs.
-
-    Attributes:
-        name: of the function or class, with its module.
-    """
+    """A pickle names a function or class that no file of plain tensors needs."""
 
     def __init__(self, name: str):
         super().__init__(f"it names {name}")
@@ -65,7 +45,7 @@ class ForbiddenGlobalError(pickle.UnpicklingError):
 
 
 def forbidden_global(error: BaseException) -> str | None:
-    """The function or class for which this module or ``torch.load(weights_only=True)`` refused."""
+    """Return the name that this module or ``torch.load(weights_only=True)`` refused, or None."""
     if isinstance(error, ForbiddenGlobalError):
         return error.name
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -73,12 +53,12 @@ def forbidden_global(error: BaseException) -> str | None:
 
 
 def read_pickle(path: str | os.PathLike) -> Any:
-    """Read a plain pickle; numpy arrays and tensors in it are given as tensors on the CPU.
+    """Read a plain pickle; numpy arrays and tensors in it become tensors on the CPU.
 
     Raises:
-        ForbiddenGlobalError: the file names anything but numpy's and torch's own makers of arrays
-            and tensors.
-        Exception: one of :data:`DAMAGE`; the file is damaged or holds what torch cannot.
+        ForbiddenGlobalError: the file names a function or class other than those of numpy and torch
+            that build arrays and tensors.
+        Exception: one of :data:`DAMAGE`: the file is damaged, or torch lacks a type in it.
     """
     with open(path, "rb") as file:
         _check_memo(file)
@@ -87,14 +67,14 @@ def read_pickle(path: str | os.PathLike) -> Any:
 
 
 def _check_memo(file: BinaryIO) -> None:
-    """Refuse entries of the memo beyond what was read: the unpickler makes room for all below."""
+    """Refuse memo indices beyond the number of operations: the unpickler allocates up to them."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if opcode.name.endswith("PUT") and argument > count:
             raise pickle.UnpicklingError(f"memo entry {argument} after {count} operations")
 
 
 class _Record:
-    """What a pickle asked to be made: the maker's name, its arguments and the state set on it."""
+    """A call that a pickle describes: the name of the function, its arguments and the state."""
 
     __slots__ = ("args", "name", "state")
 
@@ -110,24 +90,23 @@ class _Record:
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable:
         full = f"{module}.{name}"
-        # A new function each time: a pickle can set attributes on what it is given here.
+        # A new function each time, because a pickle can set attributes on the result.
         if full == "collections.OrderedDict":
             return lambda *args: OrderedDict(*args)
-        if full in _MAKERS or full == "numpy.ndarray":  # the latter is but an argument
+        if full in _MAKERS or full == "numpy.ndarray":  # an array's class is only an argument
             return lambda *args: _Record(full, args)
         raise ForbiddenGlobalError(full)
 
 
 class _Builder:
-    """Turns what an unpickler gave into dicts, lists and tensors, each object once."""
+    """A converter from the unpickler's objects to dicts, lists and tensors, each object once."""
 
     def __init__(self) -> None:
         self._built: dict[int, Any] = {}
 
     def build(self, value: Any) -> Any:
-        """Of a dict, list, tuple or record; other values are returned as they are."""
+        """Convert a dict, list, tuple or record; return a plain value unchanged."""
         if not isinstance(value, dict | list | tuple | _Record):
-            # Records and containers are all that the unpickler makes beside plain values.
             return value
         if id(value) not in self._built:
             self._built[id(value)] = self._make(value)
@@ -144,7 +123,7 @@ class _Builder:
 
 
 def _encode(args: tuple, state: None) -> bytes:
-    """Bytes as Python 3 writes them for Python 2."""
+    """Build bytes as Python 3 writes them for Python 2."""
     text, encoding = args
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
@@ -158,7 +137,7 @@ def _no_bytes(args: tuple, state: None) -> bytes:
 
 
 def _dtype(args: tuple, state: tuple | None) -> tuple[str, str]:
-    """Of a numpy.dtype: its kind with its size, and its byte order."""
+    """Return a numpy.dtype as its kind with its size, and its byte order."""
     return args[0], state[1] if state else "|"
 
 
@@ -178,7 +157,7 @@ def _scalar(args: tuple, state: None) -> float | int | bool:
 
 
 def _tensor_of_bytes(data: Any, dtype: tuple[str, str], shape: tuple, fortran: bool) -> Tensor:
-    """A tensor of numpy's bytes, ``fortran`` if its first axis is the fastest."""
+    """Build a tensor from numpy's bytes; with ``fortran`` the first axis varies fastest."""
     kind, order = dtype
     if kind not in _DTYPES:
         raise pickle.UnpicklingError(f"an array of numpy's type {kind}, which torch lacks")
@@ -206,22 +185,18 @@ def _sizes(values: Any) -> tuple[int, ...]:
 
 
 def _storage(args: tuple, state: None) -> Tensor:
-    """All numbers of a tensor's memory, as ``torch.save`` wrote it into the pickle."""
+    """Build a tensor of all numbers of a storage that ``torch.save`` wrote into the pickle."""
     (data,) = args
     storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a future that does not concern the file
+        warnings.simplefilter("ignore", UserWarning)  # about a future change of torch
         return torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
 
 
 def _tensor(args: tuple, state: None) -> Tensor:
     storage, offset, size, stride = args[:4]
-    # as_strided looks whether the storage is large enough.
+    # as_strided checks that the storage is large enough.
     return storage.as_strided(_sizes(size), _sizes(stride), *_sizes((offset,)))
-
-
-def _parameter(args: tuple, state: None) -> Tensor:
-    return args[0]
 
 
 _MAKERS: dict[str, Callable[[tuple, Any], Any]] = {
@@ -229,7 +204,7 @@ _MAKERS: dict[str, Callable[[tuple, Any], Any]] = {
     "__builtin__.bytes": _no_bytes,  # as written for Python 2
     "builtins.bytes": _no_bytes,
     "numpy.dtype": _dtype,
-    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter": lambda args, state: args[0],
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.storage._load_from_bytes": _storage,
 }

@@ -1,0 +1,102 @@
+"""The format of adapter files: versions 1 and 2 are read, other versions are refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file as load_tensors
+
+import e3va
+from e3va import E3VABackbone, UserError
+from e3va.adapter_files.files import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    load_adapter,
+    read_adapter,
+    read_config,
+    save_adapter,
+)
+
+from .conftest import CLASSES, Segmenter, trained
+
+
+def as_version_1(folder, method):
+    """Rewrite adapter files as version 1 wrote them."""
+    torch_file = pytest.importorskip("safetensors.torch")
+    state = load_tensors(folder / MODEL_FILE)
+    new = json.loads((folder / CONFIG_FILE).read_text())
+    highway = new["backbone"]["highway"]
+    old = {
+        "format_version": 1,
+        "backbone": {
+            "preset": new["backbone"]["preset"],
+            "geometry": new["backbone"]["geometry"],
+            "method": method,
+            "rank": highway.get("rank", 16),
+            "bottleneck_reduction": highway.get("reduction", 4),
+            "taps": None if method == "frozen" else highway["taps"],
+            "downsample": highway["downsample"],
+            "out_features": new["backbone"]["out_features"],
+        },
+        "trunk": new["trunk"],
+        "trunk_prefix": new["trunk_prefix"],
+        "host": "torchvision",
+        "model": {"model": "segmenter"},
+        "classes": [*CLASSES],
+        "trained_on": "8 photographs",
+        "steps": 120,
+        "scores": {"mIoU": 61.5},
+        "library_version": "0.1.0",
+        "weights": new["weights"],
+    }
+    text = json.dumps(old, indent=2)
+    torch_file.save_file(state, folder / MODEL_FILE, metadata={"e3va_adapter": text})
+    (folder / CONFIG_FILE).write_text(text + "\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "highway"),
+    [
+        ("e3va", {}),
+        ("e3va", {"taps": "residual", "rank": 3, "downsample": "direct"}),
+        ("paper", {"recipe": "e3va", "rank": 3, "reduction": 2}),
+        ("paper", {"recipe": "e3va", "taps": "residual", "downsample": "offset"}),
+        ("frozen", {"recipe": "frozen"}),
+    ],
+)
+def test_files_of_version_1_are_read(pretrained, tmp_path, method, highway):
+    model = trained(pretrained, highway=highway)
+    save_adapter(model, tmp_path)
+    as_version_1(tmp_path, method)
+    config = read_config(tmp_path)
+    assert config.backbone.highway == model.backbone.bottom_up.config.highway
+    assert (config.framework, config.steps, config.classes) == ("torchvision", 120, CLASSES)
+    other = Segmenter(highway=config.backbone.highway)
+    other.backbone.bottom_up.trunk.load_state_dict(pretrained)
+    load_adapter(other, tmp_path)
+    images = torch.rand(1, 3, 50, 33)
+    assert torch.equal(other.eval()(images), model(images))
+
+
+@pytest.mark.parametrize("version", [None, 0, 3, "2", [2]])
+def test_files_of_another_version_are_refused(saved, version):
+    _, folder = saved
+    data = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps({**data, "format_version": version}))
+    with pytest.raises(UserError) as caught:
+        read_config(folder)
+    assert repr(version) in caught.value.line and CONFIG_FILE in caught.value.line
+
+
+def test_the_shipped_adapter_is_of_the_current_version():
+    folder = Path(e3va.__file__).parent / "assets/adapters/drawn_things"
+    state, config = read_adapter(folder)
+    assert json.loads((folder / CONFIG_FILE).read_text()) == {
+        **json.loads(json.dumps(config.to_dict())),
+        "weights": "99d24d8aa6ccefc9014456da07b1c666fd4faa2bb918e9c6f444c4c5d560970b",
+    }
+    highway = {k: v for k, v in state.items() if k.startswith("backbone.bottom_up.highway.")}
+    own = E3VABackbone("swin_micro", config.backbone.highway).highway.state_dict()
+    assert [k.removeprefix("backbone.bottom_up.highway.") for k in highway] == sorted(own)
+    assert config.backbone.highway.recipe == "e3va_chain"
