@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "e3va/_version.py").read_t
 
 # What the "e3va" command needs. The core needs torch alone and asks for the rest when it is used.
 COMMAND = [
+    "fvcore>=0.1.5,<0.1.6",
     "iopath>=0.1.7,<0.1.10",
     "numpy>=1.24",
     "pillow>=10.1",

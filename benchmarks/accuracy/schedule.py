@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from e3va.cli.commands import pick_device
-from e3va.cli.main import positive, whole
+from e3va.cli.arguments import pick_device, positive, whole
 from e3va.torchvision.curves import read_metrics
 from e3va.torchvision.models import DEMO_TRUNK, read_trunk
 from e3va.utils.progress import Progress

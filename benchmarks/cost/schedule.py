@@ -67,7 +67,7 @@ def parse(doc: str, arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _checked(args: argparse.Namespace) -> argparse.Namespace:
-    from e3va.cli.commands import pick_device
+    from e3va.cli.arguments import pick_device
 
     for preset in args.presets:
         get_preset(preset)

@@ -55,11 +55,11 @@ def test_an_adapter_over_its_trunk_is_the_whole_model(kind, stored, make_trained
     changes, mixed = KEPT[stored]
     config, model = make_trained(kind, "fruit", mixed, **changes)
     folder = tmp_path / "fruit"
-    said = json.loads((folder / CONFIG_FILE).read_text())
-    assert said["trunk"]["stored"] == stored and said["trunk"]["source"] == "swin.pth"
-    assert said["classes"] == [*config.classes] and said["trained_on"] == "x: 4 images"
-    assert (said["framework"], said["steps"]) == ("torchvision", 7)
-    assert said["scores"] == {"AP mask": 12.5}  # JSON has no NaN
+    text = json.loads((folder / CONFIG_FILE).read_text())
+    assert text["trunk"]["stored"] == stored and text["trunk"]["source"] == "swin.pth"
+    assert text["classes"] == [*config.classes] and text["trained_on"] == "x: 4 images"
+    assert (text["framework"], text["steps"]) == ("torchvision", 7)
+    assert text["scores"] == {"AP mask": 12.5}  # JSON has no NaN
     assert str(tmp_path) not in (folder / CONFIG_FILE).read_text()
     whole, _ = load_model(folder / "model.pth")
     expected = run(whole, kind)
@@ -198,7 +198,7 @@ def test_an_adapter_of_detectron2_is_recognised_by_its_tensors(kind, make_traine
     whole, _ = load_model(tmp_path / "fruit")
     loaded, config = load_model(as_detectron2(tmp_path / "fruit"))
     assert (config.model, config.classes, config.heads) == (kind, names, "light")
-    assert (config.rank, config.size, config.max_size) == (4, 800, 1333)
+    assert (config.highway.options["rank"], config.size, config.max_size) == (4, 800, 1333)
     assert config.category_ids == (() if kind == "semantic_fpn" else (1, 2, 3))
     images = [torch.rand(3, 40, 60)]
     with torch.no_grad():
@@ -208,7 +208,7 @@ def test_an_adapter_of_detectron2_is_recognised_by_its_tensors(kind, make_traine
 def test_heads_that_this_framework_does_not_have_are_one_line(make_trained, tmp_path):
     make_trained("mask_rcnn", "fruit")
     folder = as_detectron2(tmp_path / "fruit", drop="proposal_generator")
-    with pytest.raises(UserError, match="its backbone part can be used with e3va train --adapter"):
+    with pytest.raises(UserError, match="e3va train --adapter"):
         load_model(folder)
 
 
@@ -216,9 +216,7 @@ def test_checkpoints_of_another_framework_say_what_to_do(make_trained, tmp_path)
     make_trained("semantic_fpn", "fruit")
     data = torch.load(tmp_path / "fruit" / "model.pth")
     torch.save({k: data[k] for k in ("model", FULL_KEY)}, tmp_path / "final.pth")
-    with pytest.raises(
-        UserError, match="of another framework: make an adapter of it with e3va convert"
-    ):
+    with pytest.raises(UserError, match="final.pth .*e3va convert"):
         load_model(tmp_path / "final.pth")
 
 
@@ -233,7 +231,7 @@ def test_several_adapters_share_a_trunk_and_switch_to_the_bit(stored, make_train
     changes, mixed = KEPT[stored]
     make_trained("mask_rcnn", "a", mixed, **changes)
     make_trained("semantic_fpn", "bb", mixed, **changes, classes=("x", "y", "z"))
-    make_trained("mask_rcnn", "ccc", mixed, **changes, method="paper", rank=8)
+    make_trained("mask_rcnn", "ccc", mixed, **changes, highway={"recipe": "e3va", "rank": 8})
     paths = {name: tmp_path / name for name in ("a", "bb", "ccc")}
     as_detectron2(paths["a"])
     alone = {name: load_model(path)[0] for name, path in paths.items()}

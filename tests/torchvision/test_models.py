@@ -187,8 +187,9 @@ def test_saved_models_come_back_equal(make_small, tmp_path):
         load_model(path)
 
 
-def test_methods_start_from_the_same_neck_and_heads(make_small, instances):
-    states = [make_small("mask_rcnn", method=m)[1].state_dict() for m in ("e3va", "frozen", "full")]
+def test_recipes_start_from_the_same_neck_and_heads(make_small, instances):
+    recipes = ("e3va_chain", "frozen", "full")
+    states = [make_small("mask_rcnn", highway=r)[1].state_dict() for r in recipes]
     shared = [k for k in states[0] if ".bottom_up." not in k]
     assert len(shared) > 20
     assert all(torch.equal(states[0][k], other[k]) for k in shared for other in states[1:])
