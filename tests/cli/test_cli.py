@@ -32,6 +32,7 @@ def fails(capsys, arguments, pattern):
     assert re.search(pattern, error), error
 
 
+@pytest.mark.slow
 def test_train_eval_predict_and_info_of_instances(train_arguments, drawn, tmp_path, capsys):
     assert main([*train_arguments, "--eval-every", "1", "--tensorboard"]) == 0
     out = capsys.readouterr().out
@@ -110,6 +111,7 @@ def test_train_eval_and_predict_of_label_maps(drawn, drawn_labels, tmp_path, cap
     )
 
 
+@pytest.mark.slow
 def test_resume_of_a_finished_run_and_of_another(train_arguments, drawn, capsys):
     assert main(train_arguments) == 0
     capsys.readouterr()
@@ -259,7 +261,7 @@ def test_help_says_every_default(capsys):
             parser.parse_args([command, "--help"])
         assert stopped.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "updates; default: 1000" in out and "least score of an object; default: 0.5" in out
+    assert "number of updates; default: 1000" in out and "from 0 to 1; default: 0.5" in out
 
 
 def test_info_of_the_demonstration_trunk(capsys):

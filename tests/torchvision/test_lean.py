@@ -106,6 +106,7 @@ def test_batch_norm_is_left_alone(make_small):
     assert "forward" in vars(model.roi_heads.mask_predictor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resumed_lean_run_ends_with_the_same_bits(precision, make_small, instances, tmp_path):
     def trainer(folder):

@@ -59,6 +59,7 @@ def test_detectors_learn_from_images_without_objects(kind, make_small):
     assert losses["loss_mask"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [*MODELS])
 def test_mixed_precision_trains_and_predicts(kind, dtype, make_small, request):

@@ -64,6 +64,7 @@ def test_a_trunk_changes_only_when_it_is_to(kind, recipe, make_small, request, t
     assert any(".out_norm." in k for k in changed) and any(".fpn." in k for k in changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision, workers", [("fp32", 0), ("fp32", 2), ("bf16", 0)])
 def test_resumed_run_ends_with_the_same_bits(precision, workers, make_small, instances, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -95,6 +96,7 @@ def test_resumed_run_ends_with_the_same_bits(precision, workers, make_small, ins
         assert one["step"] == other["step"] and one["loss"] == other["loss"]
 
 
+@pytest.mark.slow
 def test_interrupt_finishes_the_step_saves_and_says_so(make_small, instances, tmp_path):
     trainer = make_trainer(make_small, instances, tmp_path, checkpoint_every=0)
     forward = trainer.model.forward
@@ -118,6 +120,7 @@ def test_interrupt_finishes_the_step_saves_and_says_so(make_small, instances, tm
     assert same(state_of(tmp_path), state_of(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes(drawn, tmp_path):
     """SIGKILL at any moment leaves a whole checkpoint behind."""
     command = [
@@ -223,6 +226,7 @@ def test_a_loss_that_is_not_finite_is_one_line(make_small, instances, tmp_path):
     assert not (tmp_path / MODEL).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_read_leaves_what_was_done(
     workers, make_small, instances, tmp_path
