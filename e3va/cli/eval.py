@@ -2,11 +2,13 @@
 
 import json
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from ..torchvision.data import check_classes, open_dataset
 from ..torchvision.evaluate import evaluate
 from ..torchvision.loading import load_model
 from ..torchvision.start import DATA_OF_MODEL
+from ..torchvision.trainer import make_folder
 from ..utils.atomic import atomic_open
 from ..utils.errors import UserError
 from .arguments import add_data, add_device, add_model, pick_device
@@ -25,6 +27,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Print the scores, and write them into a file if one is given."""
+    output = Path(args.output).expanduser() if args.output else None
+    if output:
+        if output.is_dir():
+            raise UserError(f"--output {output} is a folder: expected the name of a file")
+        make_folder(output.parent)
     device = pick_device(args.device)
     model, config = load_model(args.model, device, args.trunk, args.any_trunk)
     semantic = config.model == "semantic_fpn"
@@ -36,6 +43,6 @@ def run(args: Namespace) -> None:
     check_classes(dataset, config.classes)
     scores = evaluate(model, dataset, device)
     print(scores.table())
-    if args.output:
-        with atomic_open(args.output, "w") as file:
+    if output:
+        with atomic_open(output, "w") as file:
             json.dump({"scores": scores.values, "per_class": scores.per_class}, file, indent=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backbone import MEMORY
-from ..highway.config import DEFAULT_RECIPE, RECIPES, highway_config
+from ..highway.config import DEFAULT_RECIPE, RECIPES
 from ..swin.precision import PRECISIONS as TRUNK_PRECISIONS
 from ..torchvision import curves
 from ..torchvision.models import DEMO_TRUNK, HEADS, MODELS, RANDOM
@@ -173,7 +173,7 @@ def run(args: Namespace) -> None:
 
 
 def _highway_settings(recipe: str | None, texts: list[str]) -> dict[str, Any]:
-    """Return the settings of ``--recipe`` and ``--highway``; raise a UserError for unknown ones."""
+    """Return the settings of ``--recipe`` and ``--highway``."""
     settings: dict[str, Any] = {"recipe": recipe} if recipe else {}
     for text in texts:
         name, separator, value = text.partition("=")
@@ -183,7 +183,6 @@ def _highway_settings(recipe: str | None, texts: list[str]) -> dict[str, Any]:
             settings[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             settings[name] = value
-    highway_config(**settings)
     return settings
 
 

@@ -24,6 +24,7 @@ from .loading import find_saved
 from .models import (
     DEMO_TRUNK,
     HEADS,
+    LIGHT_TRUNK,
     RANDOM,
     ModelConfig,
     build_model,
@@ -115,11 +116,15 @@ def new_options(given: dict[str, Any], start: Start | None = None) -> dict[str, 
         given: options that the user gave, some of :data:`DEFAULTS`.
         start: the adapter to start from. Changes to its highway that name no recipe are changes to
             the adapter's settings.
+
+    Raises:
+        UserError: an unknown setting of the highway, or a wrong value.
     """
     own = start.options if start else {}
     options = {**DEFAULTS, **own, **given}
     if start and "recipe" not in (given.get("highway") or {}):
         options["highway"] = {**own["highway"], **(given.get("highway") or {})}
+    highway_config(**(options["highway"] or {})).complete(LIGHT_TRUNK)  # before data are read
     return options
 
 
