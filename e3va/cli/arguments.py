@@ -8,6 +8,7 @@ import torch
 
 from ..utils.errors import UserError, brief
 
+ANY_TRUNK = "accept a trunk with other weights than that of the adapter's training"
 Parser = ArgumentParser | _ArgumentGroup
 
 
@@ -53,11 +54,7 @@ def add_model(parser: Parser) -> None:
 def add_trunk(parser: Parser, text: str) -> None:
     """Add ``--trunk`` with a help text, and ``--any-trunk``."""
     parser.add_argument("--trunk", metavar="FILE", help=text)
-    parser.add_argument(
-        "--any-trunk",
-        action="store_true",
-        help="accept a trunk with other weights than that of the adapter's training",
-    )
+    parser.add_argument("--any-trunk", action="store_true", help=ANY_TRUNK)
 
 
 def add_data(parser: Parser, prefix: str, purpose: str, **options: Any) -> None:
@@ -76,11 +73,7 @@ def add_device(parser: Parser) -> None:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """Return the device of a name; for None CUDA if there is a GPU, else the CPU.
-
-    Raises:
-        UserError: there is no such device.
-    """
+    """Return the device of a name; for None CUDA if there is a GPU, else the CPU."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

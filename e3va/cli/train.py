@@ -23,7 +23,7 @@ from ..torchvision.start import (
 from ..torchvision.trainer import MODEL, STATE, read_state
 from ..utils.errors import UserError
 from ..utils.training import PRECISIONS
-from .arguments import add_data, add_device, pick_device, positive, whole
+from .arguments import ANY_TRUNK, add_data, add_device, pick_device, positive, whole
 
 DESCRIPTION = """\
 Fine-tune a model on your own images.
@@ -76,11 +76,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add(model, "--trunk", text, metavar="FILE")
     text = "adapter to start from: its folder, or e3va://NAME"
     add(model, "--adapter", text, metavar="PATH")
-    model.add_argument(
-        "--any-trunk",
-        action="store_true",
-        help="accept a trunk with other weights than that of the adapter's training",
-    )
+    model.add_argument("--any-trunk", action="store_true", help=ANY_TRUNK)
     text = "size and window of the Swin, such as swin_t; default: those of the weights file"
     add(model, "--preset", text, metavar="NAME")
     text = "kind of model; default: mask_rcnn, for label maps semantic_fpn"

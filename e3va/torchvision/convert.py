@@ -35,9 +35,6 @@ def to_checkpoint(
         path: the adapter's folder or one of its files.
         trunk: the trunk, see :func:`e3va.torchvision.load_model`.
         any_trunk: whether to accept another trunk than that of the adapter's training.
-
-    Raises:
-        UserError: the adapter cannot be read, or its trunk is not found or is another one.
     """
     adapter, config = read_adapter(path)
     weights, source = find_trunk_of(config, trunk, path if path.is_dir() else path.parent)

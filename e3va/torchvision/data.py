@@ -55,11 +55,7 @@ class Dataset:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Decode an image as RGB, turned as its EXIF data say.
-
-    Raises:
-        UserError: the file is missing or does not decode.
-    """
+    """Decode an image as RGB, turned as its EXIF data say."""
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
@@ -74,11 +70,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def read_example(record: Record, dataset: Dataset) -> tuple[Tensor, Target]:
-    """Read the image [3, H, W] in 0..1 and the target of a record.
-
-    Raises:
-        UserError: the image or its label map cannot be read, or its size differs from the record's.
-    """
+    """Read the image [3, H, W] in 0..1 and the target of a record."""
     image = read_image(record["path"])
     if image.size != (record["width"], record["height"]):
         raise UserError(
@@ -195,11 +187,7 @@ class _InstanceTargets:
 
 
 def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Decode polygons or RLE, compressed or not, to a mask [H, W] uint8.
-
-    Raises:
-        UserError: the RLE has another size than (H, W).
-    """
+    """Decode polygons or RLE, compressed or not, to a mask [H, W] uint8."""
     mask_util = require("pycocotools.mask", "reading masks")
     if isinstance(segmentation, list):
         rles = mask_util.frPyObjects(segmentation, *size)

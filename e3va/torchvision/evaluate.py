@@ -90,7 +90,10 @@ def coco_scores(results: list[dict], dataset: Dataset) -> Scores:
     per_class: dict[str, float] = {}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own tables
         truth = COCO()
-        truth.dataset = _ground_truth(dataset)
+        data = dataset.coco
+        annotations = [dict(a) for image in data.images for a in data.annotations[image["id"]]]
+        truth.dataset = {"images": data.images, "categories": data.categories}
+        truth.dataset["annotations"] = annotations
         truth.createIndex()
         for kind, name in (("bbox", "box"), ("segm", "mask")):
             keys = (f"AP {name}", f"AP50 {name}", f"AP75 {name}")
@@ -112,12 +115,6 @@ def coco_scores(results: list[dict], dataset: Dataset) -> Scores:
 
 def _percent(value: float) -> float:
     return 100 * float(value) if value >= 0 else math.nan
-
-
-def _ground_truth(dataset: Dataset) -> dict[str, Any]:
-    data = dataset.coco
-    annotations = [dict(a) for image in data.images for a in data.annotations[image["id"]]]
-    return {"images": data.images, "annotations": annotations, "categories": data.categories}
 
 
 def _label_scores(model: nn.Module, dataset: Dataset, device: torch.device) -> Scores:

@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapter_files.description import AdapterConfig
 from ..adapter_files.files import without_trunk
 from ..adapter_files.heads import to_framework
+from ..backbone import trunk_prefix
 from ..utils.errors import UserError
 from .description import FRAMEWORK, trunk_name
 from .models import HEADS, ModelConfig, build_model
@@ -48,7 +49,9 @@ def fit_model(
         return _own_config(about, source), dict(state)
     mapped, unknown = to_framework(state, FRAMEWORK)
     config = None if unknown else _config_from_tensors(about, mapped)
-    if config is None or not _fits(config, mapped, about.trunk_prefix):
+    with torch.device("meta"):
+        model = build_model(config) if config else None
+    if model is None or not fits(model, mapped):
         raise UserError(
             f"{source} belongs to a model of {about.framework or 'another program'} that this "
             "framework does not have; e3va train --adapter can start from its backbone part"
@@ -123,7 +126,7 @@ def _config_from_tensors(about: AdapterConfig, state: Mapping[str, Tensor]) -> M
     )
 
 
-def _fits(config: ModelConfig, state: Mapping[str, Tensor], prefix: str) -> bool:
-    with torch.device("meta"):
-        own = without_trunk(build_model(config).state_dict(), prefix)
+def fits(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Return whether an adapter's tensors have the names and shapes of a model's."""
+    own = without_trunk(model.state_dict(), trunk_prefix(model))
     return {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in state.items()}

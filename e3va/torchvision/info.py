@@ -38,9 +38,6 @@ def describe_file(path: str | Path, trunk: str | None = None, any_trunk: bool = 
             adapter's folder or one of its files, pretrained weights, or an ``e3va://`` address.
         trunk: trunk to compare with the one that the adapter was trained on.
         any_trunk: whether to accept another trunk than that one.
-
-    Raises:
-        UserError: the file cannot be read, or ``trunk`` is another trunk.
     """
     path = find_saved(path)
     if path.is_dir() or is_adapter(path):

@@ -22,11 +22,7 @@ from .models import ModelConfig, build_model, load_state
 
 
 def find_saved(path: str | Path) -> Path:
-    """Return the file or folder of a path or an ``e3va://`` address, which is downloaded.
-
-    Raises:
-        UserError: the zoo has nothing of that name, or it cannot be downloaded.
-    """
+    """Return the file or folder of a path or an ``e3va://`` address, which is downloaded."""
     path = str(path)
     return local_path(path) if path.startswith(SCHEME) else Path(path).expanduser()
 
@@ -103,9 +99,6 @@ def open_trunk(
         any_trunk: whether to accept another trunk than that of the adapter's training.
         stored: form in which the weights are rounded, see
             :func:`e3va.adapter_files.trunk.build_trunk`.
-
-    Raises:
-        UserError: the trunk is not found, or it is another one.
     """
     state, source = find_trunk_of(about, given, path if path.is_dir() else path.parent)
     return build_trunk(

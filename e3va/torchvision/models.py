@@ -1,5 +1,6 @@
 """Models and their configs; every checkpoint holds the config of its model."""
 
+import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -116,7 +117,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, strings and numbers."""
-        return _plain({**asdict(self), "highway": self.highway.to_dict()})
+        return json.loads(json.dumps({**asdict(self), "highway": self.highway.to_dict()}))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], source: str) -> "ModelConfig":
@@ -125,9 +126,6 @@ class ModelConfig:
         Args:
             data: the fields; those of version 0.1 have ``method`` instead of ``highway``.
             source: name of the file, for messages.
-
-        Raises:
-            UserError: a field is missing, unknown or invalid.
         """
         try:
             preset = SwinPreset(**{k: _tuple(v) for k, v in data["preset"].items()})
@@ -152,12 +150,6 @@ def upgrade(data: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "highway": from_version_1(data)}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -171,9 +163,6 @@ def read_trunk(trunk: str) -> tuple[dict[str, Tensor], SwinPreset, str]:
 
     Returns:
         the tensors, the geometry of the Swin, and the file's name.
-
-    Raises:
-        UserError: the file is missing, broken, or holds no Swin that can be read.
     """
     state, source = read_trunk_file(trunk)
     prefix = find_trunk(state, source)

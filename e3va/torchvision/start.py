@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter_files.description import AdapterConfig
-from ..adapter_files.files import apply_adapter, read_adapter, without_trunk
+from ..adapter_files.files import apply_adapter, read_adapter
 from ..adapter_files.heads import to_framework
-from ..backbone import trunk_prefix
 from ..highway.config import highway_config
 from ..model_zoo.trunks import SCHEME, as_address, find_trunk_of
 from ..swin.presets import get_preset
@@ -19,7 +18,7 @@ from ..utils.optional import require
 from .data import Dataset, check_classes, open_dataset
 from .description import FRAMEWORK
 from .evaluate import evaluate
-from .fitting import recognize
+from .fitting import fits, recognize
 from .loading import find_saved
 from .models import (
     DEMO_TRUNK,
@@ -92,11 +91,7 @@ def absolute_trunk(given: str) -> str:
 
 
 def read_start(source: str, trunk: str | None) -> Start:
-    """Read an adapter to start from, and find its trunk unless one is given.
-
-    Raises:
-        UserError: the adapter cannot be read, or its trunk is not found.
-    """
+    """Read an adapter to start from, and find its trunk unless one is given."""
     path = find_saved(source)
     state, about = read_adapter(path)
     if trunk is None:
@@ -116,9 +111,6 @@ def new_options(given: dict[str, Any], start: Start | None = None) -> dict[str, 
         given: options that the user gave, some of :data:`DEFAULTS`.
         start: the adapter to start from. Changes to its highway that name no recipe are changes to
             the adapter's settings.
-
-    Raises:
-        UserError: an unknown setting of the highway, or a wrong value.
     """
     own = start.options if start else {}
     options = {**DEFAULTS, **own, **given}
@@ -141,10 +133,13 @@ def resumed_options(given: dict[str, Any], state: dict[str, Any], folder: Path) 
     """
     stored = {**DEFAULTS, **upgrade(state["data"].get("options", {}))}
     for key, value in given.items():
-        if value != stored[key]:
+        own = stored[key]
+        if key == "highway":  # the same settings may be written with or without the recipe
+            value, own = highway_config(**value), highway_config(**(own or {}))
+        if value != own:
             raise UserError(
                 f"--resume with --{key.replace('_', '-')} {value}, but the run in {folder} has "
-                f"{'the default' if stored[key] is None else stored[key]}: leave the option out, "
+                f"{'the default' if own is None else own}: leave the option out, "
                 "or start a new run in another --output"
             )
     return stored
@@ -172,9 +167,6 @@ def build_trainer(
         any_trunk: whether to accept another trunk than the adapter's.
         workers: number of processes that read images; None for 4 on a GPU, else 0.
         tensorboard: whether to write TensorBoard's files.
-
-    Raises:
-        UserError: the data, the options, the weights or the checkpoint are unusable.
     """
     dataset, validation = _open_data(options)
     if state:
@@ -249,12 +241,7 @@ def default_precision(device: torch.device) -> str:
 
 
 def model_config(options: dict[str, Any], dataset: Dataset, start: Start | None) -> ModelConfig:
-    """Return the config of the model for the options of a training.
-
-    Raises:
-        UserError: the data are of the wrong kind for the model, the preset is unknown, or the trunk
-            cannot be read.
-    """
+    """Return the config of the model for the options of a training."""
     trunk = options["trunk"]
     if options["preset"]:
         preset = get_preset(options["preset"])
@@ -289,7 +276,9 @@ def _load_weights(
             print(f"trunk: {note}")
     if start is None:
         return
-    whole = _fits(model, config, start)
+    state, unknown = to_framework(start.state, FRAMEWORK)
+    same_classes = start.about.classes == tuple(config.classes)
+    whole = same_classes and not unknown and fits(model, state)
     apply_adapter(
         *(model, start.state, start.about, start.source),
         backbone_only=not whole,
@@ -298,14 +287,3 @@ def _load_weights(
     )
     part = "the whole adapter" if whole else "its backbone part; neck and heads are random"
     print(f"starts from {start.source}: {part}")
-
-
-def _fits(model: nn.Module, config: ModelConfig, start: Start) -> bool:
-    """Check whether the adapter has the model's neck and heads, for the same classes."""
-    state, unknown = to_framework(start.state, FRAMEWORK)
-    own = without_trunk(model.state_dict(), trunk_prefix(model))
-    return (
-        start.about.classes == tuple(config.classes)
-        and not unknown
-        and {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in state.items()}
-    )

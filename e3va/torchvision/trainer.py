@@ -257,11 +257,7 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Load the checkpoint that :meth:`save` wrote, see :func:`read_state`.
-
-        Raises:
-            UserError: the checkpoint does not fit the model or the optimizer.
-        """
+        """Load the checkpoint that :meth:`save` wrote, see :func:`read_state`."""
         source = str(self.folder / STATE)
         load_state(self.model, state["model"], source)
         # The weights may have been rounded since they were loaded; the file records their origin.
@@ -301,11 +297,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Read the checkpoint of a run from its output folder.
-
-    Raises:
-        UserError: there is no checkpoint, or it is broken.
-    """
+    """Read the checkpoint of a run from its output folder."""
     path = folder / STATE
     if not path.is_file():
         raise UserError(f"--resume: no {path}; expected the --output folder of an earlier run")
@@ -317,11 +309,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def make_folder(folder: Path) -> Path:
-    """Create an output folder.
-
-    Raises:
-        UserError: the folder cannot be created.
-    """
+    """Create an output folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -197,6 +199,8 @@ def test_mistakes_of_the_other_commands_are_one_line(train_arguments, drawn, tmp
     fails(
         capsys, ["eval", model, "--images", drawn.images, "--labels", drawn.images], "--annotations"
     )
+    fails(capsys, ["eval", model, "--output", tmp_path], "--output .*is a folder")
+    fails(capsys, ["eval", model, "--output", text / "x.json"], "text.pth")
     broken = tmp_path / "broken.jpg"
     broken.write_text("no image")
     arguments = [
@@ -262,6 +266,12 @@ def test_help_says_every_default(capsys):
         assert stopped.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "number of updates; default: 1000" in out and "from 0 to 1; default: 0.5" in out
+
+
+def test_help_imports_no_framework():
+    code = "import sys; from e3va.cli.main import main\ntry: main(['--help'])\n"
+    code += "except SystemExit: sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_info_of_the_demonstration_trunk(capsys):

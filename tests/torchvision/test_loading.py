@@ -337,6 +337,7 @@ def test_files_of_version_0_1_are_read(make_trained, instances, tmp_path):
     trainer.load(state)
     assert trainer.step == 7
     given = {"highway": {"recipe": "e3va", "rank": 8, "reduction": 4}}
+    resumed_options({"highway": {"reduction": 4, **given["highway"]}}, state, tmp_path)
     options = resumed_options(given, state, tmp_path)
     assert options["highway"] == given["highway"] and "method" not in options
     with pytest.raises(UserError, match="--highway .*frozen.* has .*e3va"):

@@ -39,9 +39,7 @@ def test_names_of_other_things_are_one_line(zoo, pretrained, tmp_path):
     model = torch.nn.ModuleDict({"backbone": backbone})
     about = {"framework": "detectron2", "model": {"config": "COCO/x.py"}}
     save_adapter(model, tmp_path / "output", **about)
-    publish(
-        tmp_path / "output", "other", zoo, trunk=str(write_trunk(tmp_path / "swin.pth", seed=5))
-    )
+    publish(tmp_path / "output", "other", zoo, trunk=str(pretrained))
     with pytest.raises(UserError, match="'other' is of detectron2.* torchvision"):
         model_zoo.get("other")
     with pytest.raises(UserError, match="'swin_micro'.*expected the name of"):
