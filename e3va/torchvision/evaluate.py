@@ -4,7 +4,6 @@ import contextlib
 import io
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
