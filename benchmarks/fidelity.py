@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from e3va import E3VABackbone, UserError
-from e3va.cli import commands
-from e3va.cli.main import build_parser, whole
+from e3va.cli.arguments import whole
+from e3va.cli.main import build_parser
 from e3va.torchvision.curves import read_metrics
 from e3va.torchvision.data import read_image, to_tensor
 from e3va.torchvision.models import DEMO_TRUNK, MEAN, STD, read_trunk
@@ -103,7 +103,8 @@ def train(args: argparse.Namespace, name: str) -> list[tuple[int, float]]:
     options += ["--output", folder]
     if not (folder / "model.pth").is_file():
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            commands.train(build_parser().parse_args(["train", *map(str, options)]))
+            train_args = build_parser("train").parse_args(["train", *map(str, options)])
+            train_args.run(train_args)
     return [(m["step"], m["loss"]) for m in read_metrics(folder) if "loss" in m]
 
 

@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from cost import limits, meters, report
 
 from e3va import PRESETS, SwinTrunk, UserError
-from e3va.cli.commands import pick_device
-from e3va.cli.main import whole
+from e3va.cli.arguments import pick_device, whole
 from e3va.torchvision.trainer import make_folder
 from e3va.utils.atomic import atomic_open
 from e3va.utils.optional import require

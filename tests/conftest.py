@@ -19,6 +19,7 @@ from e3va.torchvision.trainer import Trainer, TrainSettings
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 collect_ignore = [] if HAS_DETECTRON2 else ["detectron2"]
+RANK_4 = {"recipe": "e3va_chain", "rank": 4}
 SKIPPED = (
     "The Detectron2 tests are SKIPPED: Detectron2 is not installed (it is on no package index; "
     "see https://detectron2.readthedocs.io/tutorials/install.html)"
@@ -126,7 +127,7 @@ def label_maps(drawn, drawn_labels):
 
 def small_config(model: str, classes: tuple[str, ...] = ("red", "blue"), **changes) -> ModelConfig:
     ids = () if model == "semantic_fpn" else tuple(range(1, len(classes) + 1))
-    options = {"rank": 4, "heads": "light", "size": 64, "max_size": 96, "trunk": "random"}
+    options = {"heads": "light", "size": 64, "max_size": 96, "trunk": "random", "highway": RANK_4}
     options |= {"category_ids": ids, **changes}
     return ModelConfig(model, classes, get_preset("swin_nano"), **options)
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e3va import DualLowRankAdapter, E3VABackbone, Highway, DepthwiseConvAdapter
+from e3va import DepthwiseConvAdapter, DualLowRankAdapter, E3VABackbone, Highway
 
 from .methods import METHODS, Method
 

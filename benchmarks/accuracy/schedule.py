@@ -11,13 +11,12 @@ from pathlib import Path
 
 import torch
 
-from e3va.cli.commands import pick_device
-from e3va.cli.main import positive, whole
+from e3va.cli.arguments import pick_device, positive, whole
 from e3va.torchvision.curves import read_metrics
 from e3va.torchvision.models import DEMO_TRUNK, read_trunk
-from e3va.utils.progress import Progress
 from e3va.torchvision.trainer import MODEL, make_folder
 from e3va.utils.errors import UserError
+from e3va.utils.progress import Progress
 
 from . import runs
 from .candidates import ALL, CANDIDATES

@@ -67,7 +67,7 @@ def parse(doc: str, arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _checked(args: argparse.Namespace) -> argparse.Namespace:
-    from e3va.cli.commands import pick_device
+    from e3va.cli.arguments import pick_device
 
     for preset in args.presets:
         get_preset(preset)
@@ -216,8 +216,8 @@ def measure(args: argparse.Namespace) -> None:
     Raises:
         UserError: a mistake in what was asked for.
     """
-    from e3va.utils.progress import Progress
     from e3va.torchvision.trainer import make_folder
+    from e3va.utils.progress import Progress
 
     make_folder(args.output)
     kind = growth if args.growth else report

@@ -1,6 +1,4 @@
-"""The torchvision framework: E³VA backbones under torchvision's detectors, and the ``e3va`` command.
-
-It needs nothing that is not on a package index.
+"""E³VA backbones in torchvision's detectors; the ``e3va`` command trains them.
 
 Raises:
     UserError: torchvision is not installed.
@@ -10,6 +8,7 @@ from ..utils.optional import require
 
 require("torchvision", "e3va.torchvision")
 
+from . import model_zoo  # noqa: E402
 from .cascade import CascadeRoIHeads  # noqa: E402
 from .loading import load_adapters, load_model  # noqa: E402
 from .models import ModelConfig, build_model, load_pretrained  # noqa: E402
@@ -25,4 +24,5 @@ __all__ = [
     "load_adapters",
     "load_model",
     "load_pretrained",
+    "model_zoo",
 ]

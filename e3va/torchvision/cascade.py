@@ -1,6 +1,6 @@
 """Cascade R-CNN heads, which torchvision lacks (Cai and Vasconcelos, arXiv 1712.00726).
 
-The arithmetic is that of Detectron2's ``CascadeROIHeads`` with its defaults, down to the pixel
+They compute the same as Detectron2's ``CascadeROIHeads`` with its defaults, including the pixel
 grid of RoIAlign and of the mask targets; boxes, matching, sampling and NMS are torchvision's.
 """
 
@@ -18,28 +18,27 @@ from torchvision.ops.poolers import LevelMapper
 IOUS = (0.5, 0.6, 0.7)
 BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 
-Boxes = list[Tensor]  # for each image [N, 4], x1 y1 x2 y2 in pixels
+Boxes = list[Tensor]  # one [N, 4] for each image, x1 y1 x2 y2 in pixels
 
 
 class AlignedPooler(nn.Module):
     """RoIAlign over p2..p5 without the half-pixel offset of torchvision's ``MultiScaleRoIAlign``.
 
     Args:
-        levels: the features to pool from, in the order of their strides 4, 8, 16, …
-        output_size: side of what comes out.
+        levels: names of the levels to pool from, in the order of their strides 4, 8, 16, …
+        output_size: side of the output.
     """
 
     def __init__(self, levels: Sequence[str], output_size: int):
         super().__init__()
         self.levels = tuple(levels)
-        self.output_size = (output_size, output_size)  # as torchvision's, which its models read
+        self.output_size = (output_size, output_size)  # torchvision's models read it
 
     def forward(self, features: dict[str, Tensor], boxes: Boxes, image_shapes: list) -> Tensor:
-        """Features [B, C, H_l, W_l] and boxes → [sum of N, C, side, side]."""
-        del image_shapes  # torchvision's pooler infers its strides from them
-        mapper = LevelMapper(2, 1 + len(self.levels))
+        """Map features [B, C, H_l, W_l] and boxes to [sum of N, C, side, side]."""
+        del image_shapes  # for torchvision's pooler, which infers the strides
         rois = with_places(boxes)
-        level_of = mapper(boxes)
+        level_of = LevelMapper(2, 1 + len(self.levels))(boxes)
         first = features[self.levels[0]]
         pooled = first.new_zeros(len(rois), first.shape[1], *self.output_size)
         for level, name in enumerate(self.levels):
@@ -52,13 +51,13 @@ class AlignedPooler(nn.Module):
 
 
 def with_places(boxes: Boxes) -> Tensor:
-    """Boxes of several images → [sum of N, 5], the image's place in front."""
+    """Join the boxes of several images to [sum of N, 5], with the image's index in front."""
     places = [torch.full_like(b[:, :1], place) for place, b in enumerate(boxes)]
     return torch.cat([torch.cat(places), torch.cat(boxes)], dim=1)
 
 
 class CascadePredictor(nn.Module):
-    """Class logits (background first) and one class-agnostic box offset for each RoI."""
+    """Predictor of class logits (background first) and one box offset for all classes."""
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
@@ -70,34 +69,24 @@ class CascadePredictor(nn.Module):
         nn.init.zeros_(self.bbox_pred.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, channels] → [N, num_classes], [N, 4]."""
+        """Map [N, channels] to [N, num_classes] and [N, 4]."""
         return self.cls_score(x), self.bbox_pred(x)
 
 
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.scale, None
-
-
 class CascadeRoIHeads(RoIHeads):
-    """Three box stages, each trained on the boxes of the one before; then masks.
+    """Three box stages, each of which trains on the boxes of the one before, and a mask head.
 
-    Takes and gives what torchvision's ``RoIHeads`` does. Losses: ``loss_classifier_stage{k}``,
-    ``loss_box_reg_stage{k}``, ``loss_mask``. In evaluation the stages' class probabilities are
-    averaged and the last stage's boxes count.
+    Inputs and outputs are those of torchvision's ``RoIHeads``. The losses are
+    ``loss_classifier_stage{k}``, ``loss_box_reg_stage{k}`` and ``loss_mask``. In evaluation the
+    scores are the mean over the stages and the boxes are those of the last stage.
 
     Args:
-        box_roi_pool: shared by the stages.
-        box_heads, box_predictors: one for each stage.
-        mask_roi_pool, mask_head, mask_predictor: as torchvision's.
-        batch_size_per_image: RoIs sampled for training, a quarter of them on objects.
-        score_thresh, nms_thresh, detections_per_img: of the evaluation.
+        box_roi_pool: pooler of all stages.
+        box_heads: one head for each stage.
+        box_predictors: one predictor for each stage.
+        mask_roi_pool: see torchvision's ``RoIHeads``, as the other arguments of masks.
+        batch_size_per_image: number of sampled RoIs in training, a quarter of them on objects.
+        score_thresh: see torchvision's ``RoIHeads``, as the other arguments of evaluation.
     """
 
     def __init__(
@@ -140,7 +129,7 @@ class CascadeRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """See torchvision's ``RoIHeads.forward``."""
+        """Return detections and losses, see torchvision's ``RoIHeads.forward``."""
         if self.training:
             return [], self._losses(features, proposals, image_shapes, targets)
         detections = self._detect(features, proposals, image_shapes)
@@ -153,8 +142,8 @@ class CascadeRoIHeads(RoIHeads):
 
     def _run_stage(self, stage: int, features, proposals: Boxes, shapes) -> tuple[Tensor, Tensor]:
         pooled = self.box_roi_pool(features, proposals, shapes)
-        if self.training:  # three losses flow back into features that one would do for
-            pooled = _ScaleGradient.apply(pooled, 1 / len(IOUS))
+        if self.training and pooled.requires_grad:  # the mean of the three stages' gradients
+            pooled.register_hook(lambda gradient: gradient * (1 / len(IOUS)))
         return self.box_predictor[stage](self.box_head[stage](pooled))
 
     def _refine(self, stage: int, deltas: Tensor, proposals: Boxes, shapes) -> Boxes:
@@ -172,7 +161,7 @@ class CascadeRoIHeads(RoIHeads):
         for stage in range(len(IOUS)):
             logits, deltas = self._run_stage(stage, features, proposals, shapes)
             classes, wanted = torch.cat(labels), torch.cat(box_targets)
-            on, count = classes > 0, max(len(classes), 1)  # all boxes may have left the images
+            on, count = classes > 0, max(len(classes), 1)  # there may be no box left
             class_loss = F.cross_entropy(logits, classes, reduction="sum")
             box_loss = F.l1_loss(deltas[on], wanted[on], reduction="sum")
             losses[f"loss_classifier_stage{stage}"] = class_loss / count
@@ -184,7 +173,7 @@ class CascadeRoIHeads(RoIHeads):
         return losses
 
     def _assign(self, stage: int, proposals: Boxes, targets) -> tuple[list[Tensor], list[Tensor]]:
-        """Class of each proposal at this stage's IoU (0: background), and its box's offset."""
+        """Return each proposal's class at this stage's IoU (0: background) and its box offset."""
         labels, truth = [], []
         for boxes, target in zip(proposals, targets, strict=True):
             if not len(boxes) or not len(target["boxes"]):
@@ -225,7 +214,7 @@ class CascadeRoIHeads(RoIHeads):
         return [self._select(b, p) for b, p in zip(proposals, split, strict=True)]
 
     def _select(self, boxes: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
-        """Boxes [N, 4] and probabilities [N, classes] → what lives through threshold and NMS."""
+        """Select from boxes [N, 4] and probabilities [N, classes] by score threshold and NMS."""
         place, label = torch.where(probabilities[:, 1:] > self.score_thresh)
         boxes, scores, labels = boxes[place], probabilities[place, label + 1], label + 1
         keep = box_ops.remove_small_boxes(boxes, min_size=1e-2)

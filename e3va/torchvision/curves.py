@@ -12,20 +12,19 @@ SCORES = ("AP mask", "mIoU")
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's ``metrics.jsonl``."""
+    """Return the lines of a run's ``metrics.jsonl``."""
     lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
-def write(folder: Path) -> None:
-    """Write ``curves.png`` into a run's folder; nothing without matplotlib, which is optional."""
-    plot({"": read_metrics(folder)}, folder / "curves.png")
-
-
 def plot(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Draw the losses of runs, and their scores where there are some, side by side.
+    """Draw the losses of runs and, where there are some, their scores beside them.
 
-    Nothing is drawn without matplotlib, which is optional.
+    Without matplotlib, which is optional, nothing is drawn.
+
+    Args:
+        runs: results of :func:`read_metrics`, by the names for the legend.
+        path: the PNG file.
     """
     try:
         matplotlib = require("matplotlib", "a plot")
@@ -38,8 +37,9 @@ def plot(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
     figure, _ = pyplot.subplots(1, 2 if score else 1, figsize=(10 if score else 5, 3.4))
     for name, metrics in runs.items():
         for axis, key in zip(figure.axes, ("loss", score), strict=False):
-            steps = [m["step"] for m in metrics if key in m]
-            axis.plot(steps, _smooth([m[key] for m in metrics if key in m], key), label=name)
+            values = [m[key] for m in metrics if key in m]
+            values = _smooth(values) if key == "loss" else values
+            axis.plot([m["step"] for m in metrics if key in m], values, label=name)
             axis.set_xlabel("step")
             axis.set_title("training loss" if key == "loss" else f"{key}, validation")
             axis.grid(alpha=0.3)
@@ -51,9 +51,7 @@ def plot(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _smooth(values: list[float], key: str) -> list[float]:
-    if key != "loss":
-        return values
+def _smooth(values: list[float]) -> list[float]:
     smoothed = values[:1]
     for value in values[1:]:
         smoothed.append(0.7 * smoothed[-1] + 0.3 * value)

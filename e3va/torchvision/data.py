@@ -1,4 +1,4 @@
-"""A user's data for this framework: COCO-format instances, or images with label maps."""
+"""Data sets of this framework: COCO-format instances, or images with label maps."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ..data.label_maps import (
     pair_label_maps,
     read_label_map,
 )
-from ..utils.errors import UserError
+from ..utils.errors import UserError, unreadable_image
 from ..utils.optional import require
 from ..utils.progress import track
 
@@ -30,15 +30,16 @@ Target = dict[str, Tensor]
 
 @dataclass
 class Dataset:
-    """Records of images, and how one of them becomes an example.
+    """Records of images, and the function that reads their targets.
 
     Attributes:
-        records: with ``path``, ``width``, ``height`` and what :attr:`read_target` needs.
-        classes: names; of label maps that of label 0 first.
-        read_target: a record → ``boxes`` [N, 4] float32 (x1 y1 x2 y2), ``labels`` [N] int64 from 1
-            and ``masks`` [N, H, W] uint8; or ``labels`` [H, W] int64 for label maps.
-        coco: the annotation file, None for label maps.
-        summary: one line for people.
+        records: dicts with ``path``, ``width``, ``height`` and entries for :attr:`read_target`.
+        classes: class names; for label maps the name of label 0 comes first.
+        read_target: function of a record that returns ``boxes`` [N, 4] float32 (x1 y1 x2 y2),
+            ``labels`` [N] int64 from 1 and ``masks`` [N, H, W] uint8; for label maps ``labels``
+            [H, W] int64.
+        summary: one line of text about the data.
+        coco: the annotation file; None for label maps.
     """
 
     records: list[Record]
@@ -49,39 +50,27 @@ class Dataset:
 
     @property
     def category_ids(self) -> tuple[int, ...]:
-        """Of the annotation file, in the order of the classes; empty for label maps."""
+        """Category ids in the order of the classes; empty for label maps."""
         return tuple(c["id"] for c in self.coco.categories) if self.coco else ()
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Decode an image as RGB, turned as its EXIF data say.
-
-    Raises:
-        UserError: it is missing or does not decode.
-    """
+    """Decode an image as RGB, turned as its EXIF data say."""
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     # Pillow raises all of these for broken files, the last for ones of absurd size.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
-        raise UserError(
-            f"image {path} cannot be read: {' '.join(reason.split())[:160]}; expected an image "
-            "file that Pillow decodes; replace it or take it out of the data"
-        ) from None
+        raise unreadable_image(path, error) from None
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An RGB image → [3, H, W] float32 in 0..1."""
+    """Convert an RGB image to a tensor [3, H, W] float32 in 0..1."""
     return v2.functional.to_dtype(v2.functional.pil_to_tensor(image), torch.float32, scale=True)
 
 
 def read_example(record: Record, dataset: Dataset) -> tuple[Tensor, Target]:
-    """Image [3, H, W] in 0..1 and its target.
-
-    Raises:
-        UserError: the image or its label map cannot be read, or is not of the stated size.
-    """
+    """Read the image [3, H, W] in 0..1 and the target of a record."""
     image = read_image(record["path"])
     if image.size != (record["width"], record["height"]):
         raise UserError(
@@ -92,9 +81,9 @@ def read_example(record: Record, dataset: Dataset) -> tuple[Tensor, Target]:
 
 
 class TrainMapper:
-    """Record → example, flipped left to right half of the time (torch's generator decides).
+    """Reads the example of a record, and flips half of them left to right, by torch's generator.
 
-    Resizing belongs to the model, as in torchvision's detectors.
+    The model resizes the images, as torchvision's detectors do.
     """
 
     def __init__(self, dataset: Dataset):
@@ -102,6 +91,7 @@ class TrainMapper:
         self.flip = v2.RandomHorizontalFlip(0.5)
 
     def __call__(self, record: Record) -> tuple[Tensor, Target]:
+        """Return the image and the target."""
         image, target = read_example(record, self.dataset)
         size = image.shape[-2:]
         wrapped = {"image": tv_tensors.Image(image), **target}
@@ -116,22 +106,65 @@ class TrainMapper:
         return flipped.pop("image"), flipped
 
 
-def coco_dataset(annotations: str, images: str, training: bool) -> Dataset:
-    """COCO-format instances.
+def open_dataset(
+    images: str | None,
+    annotations: str | None = None,
+    labels: str | None = None,
+    *,
+    classes: tuple[str, ...] = (),
+    training: bool = False,
+    prefix: str = "",
+) -> Dataset:
+    """Open the data of a folder of images and either an annotation file or label maps.
+
+    Args:
+        images: folder of images.
+        annotations: a COCO-format file.
+        labels: folder of label maps.
+        classes: class names for label maps, label 0 first.
+        training: whether to leave out images and objects that cannot be trained on.
+        prefix: prefix of the arguments' names in messages, such as ``"--val-"``.
 
     Raises:
-        UserError: as :func:`e3va.data.coco.read_coco`.
+        UserError: not exactly one of ``annotations`` and ``labels`` is given, or the data are
+            unusable.
     """
+    if not images:
+        raise UserError(f"{prefix}images is not given: expected a folder of images")
+    if not Path(images).expanduser().is_dir():
+        raise UserError(f"{prefix}images {images}: no such folder")
+    if bool(annotations) == bool(labels):
+        raise UserError(
+            f"expected one of {prefix}annotations (a COCO-format file) and {prefix}labels (a "
+            f"folder of label maps), got {'both' if labels else 'neither'}"
+        )
+    if labels:
+        return label_dataset(images, labels, classes)
+    if classes:
+        raise UserError("--classes is for label maps: the annotation file has its own class names")
+    return coco_dataset(annotations, images, training)
+
+
+def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
+    """Raise a UserError for data with other classes, or another order, than the model's."""
+    if dataset.classes != tuple(classes):
+        raise UserError(
+            f"the data have the classes {', '.join(dataset.classes)}, but the model was trained on "
+            f"{', '.join(classes)}: expected the same names in the order of their ids"
+        )
+
+
+def coco_dataset(annotations: str, images: str, training: bool) -> Dataset:
+    """Open COCO-format instances, see :func:`e3va.data.coco.read_coco`."""
     data = read_coco(Path(annotations).expanduser(), Path(images).expanduser(), training=training)
     require("pycocotools", "reading masks")
-    return Dataset(
-        data.images, tuple(data.class_names), _InstanceTargets(data), data.summary(), data
-    )
+    names = tuple(data.class_names)
+    return Dataset(data.images, names, _InstanceTargets(data), data.summary(), data)
 
 
 @dataclass
 class _InstanceTargets:
-    """Record → target; a class, since reader processes may be sent it."""
+    """Function that reads a record's target; a class, so that it can be pickled for workers."""
 
     data: CocoData
 
@@ -154,11 +187,7 @@ class _InstanceTargets:
 
 
 def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Polygons or RLE, compressed or not, → [H, W] uint8.
-
-    Raises:
-        UserError: an RLE of another size than (H, W).
-    """
+    """Decode polygons or RLE, compressed or not, to a mask [H, W] uint8."""
     mask_util = require("pycocotools.mask", "reading masks")
     if isinstance(segmentation, list):
         rles = mask_util.frPyObjects(segmentation, *size)
@@ -175,15 +204,12 @@ def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Dataset:
-    """Images with label maps, see :mod:`e3va.data.label_maps`; every map is read and checked.
+    """Open images with label maps, see :mod:`e3va.data.label_maps`; every map is checked.
 
     Args:
         images: folder of images.
         labels: folder of label maps, one channel of 8 bits (or a palette).
         names: class names, label 0 first; by default ``class 0`` … up to the largest label.
-
-    Raises:
-        UserError: as :func:`e3va.data.label_maps.pair_label_maps` and ``check_labels``.
     """
     pairs = pair_label_maps(images, labels)
 

@@ -1,4 +1,4 @@
-"""What the files of a training say of it: the arguments of :func:`e3va.adapter_files.files.save_adapter`."""
+"""What the files of a training record about its model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,50 +16,50 @@ FRAMEWORK = "torchvision"
 
 
 def trunk_name(trunk: str) -> str:
-    """How files that leave this machine name a trunk: a file without its folders."""
+    """Return the name of a trunk for files that leave this machine: a file without its folders."""
     return trunk if trunk in (DEMO, RANDOM) or trunk.startswith(SCHEME) else Path(trunk).name
 
 
-def about(
+def adapter_fields(
     config: ModelConfig, summary: str = "", steps: int | None = None, scores: Mapping | None = None
 ) -> dict[str, Any]:
-    """What an adapter's description says beside its backbone and trunk.
+    """Return the fields of :class:`e3va.adapter_files.description.AdapterConfig` of a training.
 
     Args:
-        config: of the model.
-        summary: of the training data; folders in it are left out.
-        steps: of training.
-        scores: on validation data.
+        config: the model's config.
+        summary: line about the training data; its path is shortened to the last name.
+        steps: number of steps of the training.
+        scores: scores on validation data.
     """
+    path, colon, rest = summary.partition(": ")
     return {
         "framework": FRAMEWORK,
         "model": {**config.to_dict(), "trunk": trunk_name(config.trunk)},
         "classes": tuple(config.classes),
-        "trained_on": _without_folders(summary),
+        "trained_on": f"{Path(path).name}{colon}{rest}" if colon else summary,
         "steps": steps,
         "scores": dict(scores or {}),
     }
 
 
-def _without_folders(summary: str) -> str:
-    path, colon, rest = summary.partition(": ")
-    return f"{Path(path).name}{colon}{rest}" if colon else summary
-
-
 def why_no_adapter(config: ModelConfig) -> str | None:
-    """Why a model of ``config`` has no adapter files, for people; None if it has some."""
+    """Return the reason why a model has no adapter files; None if it has some."""
     if config.highway.train_trunk:
         return "the trunk trains too, so the whole model is the result"
     if config.highway.adapter == OUTSIDE:
-        return "its adapters come from outside the registry: the whole model is the result"
+        return "its adapters come from outside the registry, so the whole model is the result"
     if config.trunk == RANDOM:
-        return "its trunk is random, so nobody else has it: the whole model is the result"
+        return "its trunk is random, so the whole model is the result"
     return None
 
 
-def whole_entry(model: nn.Module, said: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of the whole model says of itself: ``said``, see :func:`about`, and which
-    trunk is inside; nothing if that trains."""
+def checkpoint_entry(model: nn.Module, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry by which a checkpoint of a whole model describes its adapter and trunk.
+
+    Args:
+        model: the model; one with a trunk that trains has no such entry.
+        fields: the result of :func:`adapter_fields`.
+    """
     if not model.backbone.bottom_up.trunk.frozen:
         return {}
-    return {FULL_KEY: describe_model(model, **said).to_dict()}
+    return {FULL_KEY: describe_model(model, **fields).to_dict()}

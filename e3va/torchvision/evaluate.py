@@ -4,7 +4,6 @@ import contextlib
 import io
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,19 +17,19 @@ from .data import Dataset, read_example
 
 @dataclass
 class Scores:
-    """What an evaluation found, all in percent.
+    """Scores of an evaluation, in percent.
 
     Attributes:
-        values: by name: ``AP box``, ``AP50 box``, ``AP75 box``, the same of masks; or ``mIoU`` and
-            ``pixel accuracy``. NaN where there was nothing to find.
-        per_class: AP of masks, or IoU, by class name.
+        values: scores by name: ``AP box``, ``AP50 box``, ``AP75 box`` and the same of masks; or
+            ``mIoU`` and ``pixel accuracy``. NaN if the data have no object.
+        per_class: mask AP or IoU by class name.
     """
 
     values: dict[str, float]
     per_class: dict[str, float] = field(default_factory=dict)
 
     def table(self) -> str:
-        """Two lines for people, and one for each class."""
+        """Return a line of text for each score and each class."""
         width = max(map(len, [*self.values, *self.per_class]))
         rows = [*self.values.items(), *((f"  {k}", v) for k, v in self.per_class.items())]
         return "\n".join(f"{name:<{width + 2}}{value:>7.1f}" for name, value in rows)
@@ -38,7 +37,7 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, dataset: Dataset, device: torch.device) -> Scores:
-    """Evaluate a model on a data set; the model is in its former mode afterwards."""
+    """Evaluate a model on a data set; the model's mode is restored afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -59,7 +58,7 @@ def _coco_results(model: nn.Module, dataset: Dataset, device: torch.device) -> l
 
 
 def to_coco(found: dict[str, Tensor], image_id: int, category_ids: tuple[int, ...]) -> list[dict]:
-    """A detector's output for one image → records of COCO's results format.
+    """Convert a detector's output for one image to records of COCO's results format.
 
     Masks are cut at probability 0.5 and written as compressed RLE.
     """
@@ -81,16 +80,19 @@ def to_coco(found: dict[str, Tensor], image_id: int, category_ids: tuple[int, ..
 
 
 def coco_scores(results: list[dict], dataset: Dataset) -> Scores:
-    """Box and mask AP of results in COCO's format."""
+    """Return box and mask AP of results in COCO's format."""
     require("pycocotools", "evaluating")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     values: dict[str, float] = {}
     per_class: dict[str, float] = {}
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints tables of its own
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own tables
         truth = COCO()
-        truth.dataset = _ground_truth(dataset)
+        data = dataset.coco
+        annotations = [dict(a) for image in data.images for a in data.annotations[image["id"]]]
+        truth.dataset = {"images": data.images, "categories": data.categories}
+        truth.dataset["annotations"] = annotations
         truth.createIndex()
         for kind, name in (("bbox", "box"), ("segm", "mask")):
             keys = (f"AP {name}", f"AP50 {name}", f"AP75 {name}")
@@ -114,12 +116,6 @@ def _percent(value: float) -> float:
     return 100 * float(value) if value >= 0 else math.nan
 
 
-def _ground_truth(dataset: Dataset) -> dict[str, Any]:
-    data = dataset.coco
-    annotations = [dict(a) for image in data.images for a in data.annotations[image["id"]]]
-    return {"images": data.images, "annotations": annotations, "categories": data.categories}
-
-
 def _label_scores(model: nn.Module, dataset: Dataset, device: torch.device) -> Scores:
     count = len(dataset.classes)
     confusion = torch.zeros(count, count, dtype=torch.int64)
@@ -131,14 +127,14 @@ def _label_scores(model: nn.Module, dataset: Dataset, device: torch.device) -> S
 
 
 def confusion_matrix(truth: Tensor, predicted: Tensor, count: int) -> Tensor:
-    """Pixels by true (row) and predicted (column) class [count, count]; ignored ones left out."""
+    """Count the pixels of each true (row) and predicted (column) class, without ignored ones."""
     known = truth != IGNORED
     index = truth[known] * count + predicted[known]
     return torch.bincount(index, minlength=count**2).view(count, count)
 
 
 def label_scores(confusion: Tensor, classes: tuple[str, ...]) -> Scores:
-    """mIoU over the classes that occur in truth or prediction, and the share of right pixels."""
+    """Return mIoU, over the classes in truth or prediction, and the share of correct pixels."""
     right = confusion.diag().double()
     union = confusion.sum(0) + confusion.sum(1) - right
     iou = torch.where(union > 0, 100 * right / union, torch.nan)

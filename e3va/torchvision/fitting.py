@@ -1,14 +1,16 @@
-"""Which model of this framework an adapter is of, whichever framework wrote it."""
+"""The model of this framework that an adapter of either framework belongs to."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapter_files.description import AdapterConfig
+from ..adapter_files.files import without_trunk
 from ..adapter_files.heads import to_framework
+from ..backbone import trunk_prefix
 from ..utils.errors import UserError
 from .description import FRAMEWORK, trunk_name
 from .models import HEADS, ModelConfig, build_model
@@ -18,47 +20,51 @@ _AS_DETECTRON2: dict[str, Any] = {
     **{"size": 800, "max_size": 1333, "jitter": (0.6, 1.0)},
     "pooling": "aligned",
 }
-# Of each kind of model, a tensor that it alone has, whose rows are its classes (and background).
+# A tensor that only one kind of model has; its rows are the classes, and the background or not.
 _MARKS = {
     "mask_rcnn": ("roi_heads.box_predictor.cls_score.weight", 1),
     "cascade_mask_rcnn": ("roi_heads.box_predictor.0.cls_score.weight", 1),
     "semantic_fpn": ("sem_seg_head.predictor.weight", 0),
 }
-_MOST_PIXELS = 16384  # of an image's side
+_LARGEST_SIDE = 16384  # pixels of an image
 
 
-def model_of(
+def fit_model(
     about: AdapterConfig, state: Mapping[str, Tensor], source: str
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The model that an adapter is of, and the adapter's tensors under this framework's names.
+    """Return the config of an adapter's model, and the adapter's tensors under its names.
 
-    An adapter of Detectron2 says by its tensors of which kind of model and how wide it is; sizes of
-    images are then those of that framework's configs, and category ids count from 1.
+    For an adapter of Detectron2 the kind and the widths of the model are read off the tensors;
+    image sizes are those of Detectron2's configs, and category ids count from 1.
 
     Args:
-        about, state: of :func:`e3va.adapter_files.files.read_adapter`.
-        source: names the adapter in errors.
+        about: the adapter's description.
+        state: the adapter's tensors, see :func:`e3va.adapter_files.files.read_adapter`.
+        source: name of the adapter, for messages.
 
     Raises:
-        UserError: a description that cannot be one of this framework's models, or a model that this framework
-            does not have.
+        UserError: the description is of no model of this framework, or it was altered.
     """
     if about.framework == FRAMEWORK:
-        return _own(about, source), dict(state)
-    mapped, left = to_framework(state, FRAMEWORK)
-    config = None if left else _config_of(about, mapped)
-    if config is None or not _fits(config, mapped, about.trunk_prefix):
+        return _own_config(about, source), dict(state)
+    mapped, unknown = to_framework(state, FRAMEWORK)
+    config = None if unknown else _config_from_tensors(about, mapped)
+    with torch.device("meta"):
+        model = build_model(config) if config else None
+    if model is None or not fits(model, mapped):
         raise UserError(
-            f"{source} is of a model of {about.framework or 'another program'} that this framework does not "
-            "have; its backbone part can be used with e3va train --adapter"
+            f"{source} belongs to a model of {about.framework or 'another program'} that this "
+            "framework does not have; e3va train --adapter can start from its backbone part"
         )
     return config, mapped
 
 
-def _own(about: AdapterConfig, source: str) -> ModelConfig:
+def _own_config(about: AdapterConfig, source: str) -> ModelConfig:
     config = ModelConfig.from_dict(about.model, source)
-    own = about.backbone  # of which it is known that it is within bounds
-    config = replace(config, classes=about.classes, preset=own.preset, highway=own.highway)
+    backbone = about.backbone  # these settings have been checked
+    config = replace(
+        config, classes=about.classes, preset=backbone.preset, highway=backbone.highway
+    )
     if not _is_sound(config):
         raise UserError(
             f"{source}: its model description cannot be read (a value is of another type or out "
@@ -68,14 +74,13 @@ def _own(about: AdapterConfig, source: str) -> ModelConfig:
 
 
 def _is_sound(config: ModelConfig) -> bool:
-    """Whether the entries that anybody may have written are of the types and in the ranges that
-    building and running a model takes for granted."""
+    """Check types and ranges of the fields, which anybody may have written into the file."""
     texts = (config.model, config.trunk, config.memory, config.trunk_precision)
     texts += (config.heads, config.pooling)
     sides = (config.size, config.max_size)
     return (
         all(isinstance(text, str) for text in texts)
-        and all(isinstance(side, int) and 0 < side <= _MOST_PIXELS for side in sides)
+        and all(isinstance(side, int) and 0 < side <= _LARGEST_SIDE for side in sides)
         and isinstance(config.jitter, tuple)
         and len(config.jitter) == 2
         and all(isinstance(f, (int, float)) and 0 < f <= 8 for f in config.jitter)
@@ -85,18 +90,23 @@ def _is_sound(config: ModelConfig) -> bool:
     )
 
 
-def recognise(state: Mapping[str, Tensor]) -> tuple[str | None, str | None]:
-    """Of tensors under this framework's names, the kind of model (a key of ``MODELS``) and the widths of
-    its heads (a key of ``HEADS``); None for what is neither known."""
+def recognize(state: Mapping[str, Tensor]) -> tuple[str | None, str | None]:
+    """Return the kind of model (a key of ``MODELS``) and the widths of its heads (of ``HEADS``).
+
+    Args:
+        state: tensors under this framework's names.
+
+    Returns:
+        both; None in place of an unknown one.
+    """
     kinds = [kind for kind, (mark, _) in _MARKS.items() if mark in state]
     lateral = state.get("backbone.fpn.inner_blocks.0.0.weight", ())
-    widths = [name for name, own in HEADS.items() if own.channels == len(lateral)]
+    widths = [name for name, sizes in HEADS.items() if sizes.channels == len(lateral)]
     return kinds[0] if len(kinds) == 1 else None, widths[0] if widths else None
 
 
-def _config_of(about: AdapterConfig, state: Mapping[str, Tensor]) -> ModelConfig | None:
-    """The description of a model whose tensors have this framework's names; None if it has none such."""
-    kind, heads = recognise(state)
+def _config_from_tensors(about: AdapterConfig, state: Mapping[str, Tensor]) -> ModelConfig | None:
+    kind, heads = recognize(state)
     if kind is None or heads is None:
         return None
     mark, background = _MARKS[kind]
@@ -116,8 +126,7 @@ def _config_of(about: AdapterConfig, state: Mapping[str, Tensor]) -> ModelConfig
     )
 
 
-def _fits(config: ModelConfig, state: Mapping[str, Tensor], prefix: str) -> bool:
-    with torch.device("meta"):
-        own = build_model(config).state_dict()
-    shapes = {name: value.shape for name, value in own.items() if not name.startswith(prefix)}
-    return shapes == {name: value.shape for name, value in state.items()}
+def fits(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Return whether an adapter's tensors have the names and shapes of a model's."""
+    own = without_trunk(model.state_dict(), trunk_prefix(model))
+    return {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in state.items()}

@@ -1,10 +1,8 @@
-"""``memory="lean"`` for this framework's models: neck and heads compute again what they do not keep.
+"""``memory="lean"`` for this framework's models: neck and heads recompute their activations.
 
-What is recomputed at once is what is in memory at once, so the pieces are small where their seams
-cost little.
+The pieces are small where that costs little, because a whole piece is in memory while it is
+recomputed.
 """
-
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,15 +15,14 @@ from .semantic import SemanticFPN
 
 
 def prepare_model(model: nn.Module, mixed: bool) -> None:
-    """Bring a model into the form in which it trains, as its backbone's ``memory`` says.
+    """Bring a model into the form in which it trains with the ``memory`` mode of its backbone.
 
-    Call it once weights are loaded or a run is resumed, and before the first step: a trunk that
-    is kept in fewer bits takes its weights then. Calling it again changes nothing. For evaluation
-    alone there is no need of it.
+    Call it before the first step, once weights are loaded or a run is resumed: a trunk that is
+    stored in fewer bits is rounded here. A second call changes nothing; evaluation needs no call.
 
     Args:
-        model: of :func:`e3va.torchvision.build_model`, on its device.
-        mixed: whether it trains in mixed precision.
+        model: a model of :func:`e3va.torchvision.build_model`, on its device.
+        mixed: whether the model trains in mixed precision.
     """
     backbone = model.backbone.bottom_up
     backbone.prepare(mixed)
@@ -50,45 +47,31 @@ def prepare_model(model: nn.Module, mixed: bool) -> None:
 def _recompute_chain(*members: nn.Module | None) -> None:
     """Recompute modules that run one after another as one piece.
 
-    torchvision's ``RoIHeads`` calls pooler, head and predictor in a function that does more. Here
-    all but the last hand on what they get, and the last does the work of all.
+    torchvision's ``RoIHeads`` calls pooler, head and predictor in a function that does more.
     """
     if None in members or any(has_batch_norm(member) for member in members):
         return
-    *first, last = members
-    if "forward" in vars(last):
-        return
-    for member in first:
-        member.forward = _HandOn(member)
-    last.forward = _WholeChain(members)
-    recompute(last)
+    if "forward" not in vars(members[-1]):
+        for place, member in enumerate(members):
+            member.forward = _Chained(members, place)
+        recompute(members[-1])
 
 
-class _HandOn:
-    """A member's ``forward``: while training it gives its arguments, as a tuple."""
+class _Chained:
+    """The ``forward`` of one module of a chain: in training, the last one runs the whole chain.
 
-    def __init__(self, member: nn.Module):
-        self.member = member
+    The others then return their arguments as a tuple, which the last one takes.
+    """
+
+    def __init__(self, members: tuple[nn.Module, ...], place: int):
+        self.members, self.place = members, place
 
     def __call__(self, *args):
-        if self.member.training and torch.is_grad_enabled():
-            return args[0] if isinstance(args[0], tuple) else args
-        return _own_forward(self.member, *args)
-
-
-class _WholeChain:
-    """The last member's ``forward``: of a tuple, the arguments of the first, it runs all."""
-
-    def __init__(self, members: tuple[nn.Module, ...]):
-        self.members = members
-
-    def __call__(self, x):
-        if not isinstance(x, tuple):
-            return _own_forward(self.members[-1], x)
-        for member in self.members:
-            x = _own_forward(member, *x) if isinstance(x, tuple) else _own_forward(member, x)
-        return x
-
-
-def _own_forward(member: nn.Module, *args) -> Any:
-    return type(member).forward(member, *args)
+        own, passed_on = self.members[self.place], isinstance(args[0], tuple)
+        args = args[0] if passed_on else args
+        last = self.place == len(self.members) - 1
+        if not last and own.training and torch.is_grad_enabled():
+            return args
+        for member in self.members if passed_on else (own,):
+            args = (type(member).forward(member, *args),)
+        return args[0]

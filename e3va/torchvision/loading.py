@@ -1,4 +1,4 @@
-"""Trained models from their files: whole models, and adapters over the trunk they belong to."""
+"""Trained models from their files: whole models, and adapters with the trunk they belong to."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,16 +17,12 @@ from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
 from .description import FRAMEWORK
-from .fitting import model_of
+from .fitting import fit_model
 from .models import ModelConfig, build_model, load_state
 
 
 def find_saved(path: str | Path) -> Path:
-    """The file or folder that a path or an ``e3va://`` address means; the latter is downloaded.
-
-    Raises:
-        UserError: the zoo has none such, or it cannot be downloaded.
-    """
+    """Return the file or folder of a path or an ``e3va://`` address, which is downloaded."""
     path = str(path)
     return local_path(path) if path.startswith(SCHEME) else Path(path).expanduser()
 
@@ -37,76 +33,74 @@ def load_model(
     trunk: str | None = None,
     any_trunk: bool = False,
 ) -> tuple[nn.Module, ModelConfig]:
-    """A trained model, in evaluation mode.
+    """Load a trained model, in evaluation mode.
 
-    An adapter gets the very trunk that it was trained on, rounded as it was then: its model
-    computes what the whole model computes, to the bit.
+    The trunk of an adapter is rounded as in its training, so that the model computes what the
+    whole model computes, to the bit.
 
     Args:
         path: ``model.pth`` or ``training.pth`` of ``e3va train``; an adapter's folder or one of its
             files, of either framework; or ``e3va://NAME``, an adapter of the zoo.
-        trunk: of an adapter, see :func:`e3va.torchvision.models.read_trunk`; None to look for the
+        device: the model's device.
+        trunk: trunk of an adapter, see :func:`e3va.torchvision.models.read_trunk`; None to find the
             one that it was trained on, see :func:`e3va.model_zoo.trunks.find_trunk_of`.
-        any_trunk: take the trunk though it is another than that one.
+        any_trunk: whether to accept another trunk than that one.
 
     Raises:
-        UserError: the file is missing, broken, of another kind, or its tensors do not fit; or the
-            trunk is not to be found, or another.
+        UserError: the file is missing, broken or of another kind, or its tensors do not fit; or the
+            trunk is not found, or it is another one.
     """
     place = find_saved(path)
     if place.is_dir() or is_adapter(place):
-        return _from_adapter(place, torch.device(device), trunk, any_trunk)
-    if trunk:
+        state, about = read_adapter(place)
+        config, state = fit_model(about, state, str(place))
+        module = open_trunk(about, place, trunk, any_trunk)
+        whole = {about.trunk_prefix + name: value for name, value in module.state_dict().items()}
+        state, origin = {**whole, **state}, module.origin
+    elif trunk:
         raise UserError(f"{path} is a whole model with its trunk inside: --trunk is for adapters")
-    data = load_file(place)
-    if not isinstance(data.get("config"), dict):
-        raise UserError(_not_ours(data, str(path)))
-    config = ModelConfig.from_dict(data["config"], str(path))
+    else:
+        data = load_file(place)
+        if not isinstance(data.get("config"), dict):
+            raise _not_of_train(data, str(path))
+        config = ModelConfig.from_dict(data["config"], str(path))
+        state, origin = model_state(data, str(path)), recorded_origin(data)
     model = build_model(config)
-    load_state(model, model_state(data, str(path)), str(path))
-    model.backbone.bottom_up.trunk.origin = recorded_origin(data)
+    load_state(model, state, str(path))
+    model.backbone.bottom_up.trunk.origin = origin
     return model.to(device).eval(), config
 
 
-def _not_ours(data: Mapping[str, Any], source: str) -> str:
+def _not_of_train(data: Mapping[str, Any], source: str) -> UserError:
     if FULL_KEY in data:
-        return (
-            f"{source} is a whole model of another framework: make an adapter of it with e3va convert "
-            f"{source} --output FOLDER, and give that"
+        return UserError(
+            f"{source} is a whole model of another framework: make an adapter of it with e3va "
+            f"convert {source} --output FOLDER, and give that folder"
         )
-    return (
+    return UserError(
         f"{source} is not a model of e3va train: it has no model description; for pretrained Swin "
         "weights use e3va train --trunk"
     )
 
 
-def _from_adapter(
-    path: Path, device: torch.device, given: str | None, any_trunk: bool
-) -> tuple[nn.Module, ModelConfig]:
-    state, about = read_adapter(path)
-    config, state = model_of(about, state, str(path))
-    trunk = open_trunk(about, path, given, any_trunk, about.trunk.stored)
-    model = build_model(config)
-    whole = {about.trunk_prefix + name: value for name, value in trunk.state_dict().items()}
-    load_state(model, {**whole, **state}, str(path))
-    model.backbone.bottom_up.trunk.origin = trunk.origin
-    return model.to(device).eval(), config
-
-
 def open_trunk(
-    about: AdapterConfig, path: Path, given: str | None, any_trunk: bool, stored: str
+    about: AdapterConfig,
+    path: Path,
+    given: str | None = None,
+    any_trunk: bool = False,
+    stored: str | None = None,
 ) -> SwinTrunk:
-    """The trunk of an adapter, its weights rounded as ``stored`` says.
+    """Find and build the trunk of an adapter.
 
     Args:
+        about: the adapter's description.
         path: the adapter's folder or one of its files.
-        given, any_trunk: ``trunk`` and ``any_trunk`` of :func:`load_model`.
-
-    Raises:
-        UserError: it is not to be found, or another.
+        given: ``trunk`` of :func:`load_model`.
+        any_trunk: whether to accept another trunk than that of the adapter's training.
+        stored: form in which the weights are rounded, see
+            :func:`e3va.adapter_files.trunk.build_trunk`.
     """
-    folder = path if path.is_dir() else path.parent
-    state, source = find_trunk_of(about, given, folder)
+    state, source = find_trunk_of(about, given, path if path.is_dir() else path.parent)
     return build_trunk(
         *(about, state, source), adapter=str(path), any_trunk=any_trunk, stored=stored
     )
@@ -118,15 +112,17 @@ def load_adapters(
     device: str | torch.device = "cpu",
     any_trunk: bool = False,
 ) -> AdapterSet:
-    """Several adapters over one trunk, which is in memory once.
+    """Load several adapters over one trunk, which is in memory once.
 
-    Each computes what :func:`load_model` gives for it, to the bit, if all of them were trained on
-    the trunk with its weights kept in the same way. Where one was kept in bfloat16 and another in 8
-    bits, say, the weights are not rounded at all, and results differ by that much.
+    Each computes what :func:`load_model` computes with it, to the bit, if the trainings of all of
+    them stored the trunk's weights in the same form. If one stored them in bfloat16 and another in
+    8 bits, for example, the weights are not rounded here, and results differ by the rounding.
 
     Args:
-        paths: adapters by the names to switch by; folders, their files or ``e3va://`` addresses.
-        trunk, any_trunk: see :func:`load_model`.
+        paths: folders, files or ``e3va://`` addresses of adapters, by the names to select them.
+        trunk: see :func:`load_model`.
+        device: the models' device.
+        any_trunk: see :func:`load_model`.
 
     Raises:
         UserError: see :func:`load_model`; or the adapters are of different trunks.
@@ -137,18 +133,18 @@ def load_adapters(
         models.set_adapter("leaves")([image])
     """
     if not paths:
-        raise UserError("no adapter is given: expected some, by name")
+        raise UserError("no adapter is given: expected at least one, by its name")
     places = {name: find_saved(path) for name, path in paths.items()}
-    described = [read_config(place) for place in places.values()]
-    kept = {about.trunk.stored for about in described}
+    configs = [read_config(place) for place in places.values()]
+    forms = {about.trunk.stored for about in configs}
     first = next(iter(places.values()))
-    stored = kept.pop() if len(kept) == 1 else "fp32"
-    shared = open_trunk(described[0], first, trunk, any_trunk, stored).to(device)
+    stored = forms.pop() if len(forms) == 1 else "fp32"
+    shared = open_trunk(configs[0], first, trunk, any_trunk, stored).to(device)
 
     def build(about: AdapterConfig, state: Mapping[str, Tensor], trunk: SwinTrunk) -> nn.Module:
-        config, _ = model_of(about, state, "the adapter")
+        config, _ = fit_model(about, state, "the adapter")
         model = build_model(config, trunk)
-        model.backbone.bottom_up.register_forward_pre_hook(_compute_as_its_own)
+        model.backbone.bottom_up.register_forward_pre_hook(_set_trunk_mode)
         return model.to(device)
 
     models = AdapterSet(shared, build, FRAMEWORK, find_saved)
@@ -157,7 +153,7 @@ def load_adapters(
     return models
 
 
-def _compute_as_its_own(backbone: nn.Module, _: Any) -> None:
-    """Let a shared trunk compute as the model's own would."""
+def _set_trunk_mode(backbone: nn.Module, _: Any) -> None:
+    """Set a shared trunk to the precision and form of the model that uses it now."""
     backbone.trunk.precision = backbone.trunk_precision
     backbone.trunk.fast = backbone.memory != "plain"

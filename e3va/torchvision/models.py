@@ -1,6 +1,7 @@
-"""Models as data: a :class:`ModelConfig` says what to build, and every checkpoint holds its own."""
+"""Models and their configs; every checkpoint holds the config of its model."""
 
-from dataclasses import asdict, dataclass, fields, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from ..highway.config import (
     highway_config,
 )
 from ..model_zoo.trunks import DEMO, SCHEME, read_trunk_file
-from ..swin.presets import SwinPreset, preset_name
+from ..swin.presets import SwinPreset
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
 from ..weights.loading import (
@@ -49,15 +50,15 @@ LIGHT_TRUNK = 96  # channels of stage 0 below which the heads are light too
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """Widths of what follows the backbone.
+    """Widths of neck and heads.
 
     Attributes:
-        channels: of the pyramid.
-        box: of the box heads' two fully connected layers.
-        mask: of each of the mask head's convolutions.
-        semantic: of the semantic head's convolutions.
-        rois: sampled for each training image.
-        lr: a learning rate at which they train well from random weights (AdamW).
+        channels: channels of the pyramid.
+        box: width of the two fully connected layers of a box head.
+        mask: channels of each convolution of the mask head.
+        semantic: channels of the semantic head's convolutions.
+        rois: number of RoIs that are sampled from each training image.
+        lr: learning rate at which they train well from random weights (AdamW).
     """
 
     channels: int
@@ -76,23 +77,25 @@ HEADS = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a model is.
+    """The config of a model.
 
     Attributes:
         model: a key of ``MODELS``.
-        classes: names; of label maps the name of label 0 first.
+        classes: class names; for label maps the name of label 0 comes first.
         preset: the trunk's geometry.
-        trunk: where its weights came from: ``"demo"``, a file's path, an address of the zoo, or
+        trunk: source of the trunk's weights: ``"demo"``, a file's path, an address of the zoo, or
             ``"random"``.
-        highway: the highway's config, see :class:`e3va.E3VABackbone`; it is completed.
-        memory, trunk_precision: see :class:`e3va.E3VABackbone`.
+        highway: the highway's config, a recipe's name or a mapping of settings, see
+            :class:`e3va.E3VABackbone`; it is completed.
+        memory: see :class:`e3va.E3VABackbone`.
+        trunk_precision: see :class:`e3va.E3VABackbone`.
         heads: a key of ``HEADS``.
-        size, max_size: images are resized so that the shorter side has ``size`` pixels and the
-            longer at most ``max_size``.
-        jitter: the least and largest multiple of ``size`` that training draws from.
-        category_ids: of the annotation file, for each class; empty for label maps.
-        pooling: of a Mask R-CNN's RoIs: ``"torchvision"``, or ``"aligned"``, as Detectron2 pools
-            (the cascade always does). Weights trained with one lose by the other.
+        size: shorter side of the resized images in pixels.
+        max_size: largest longer side of the resized images in pixels.
+        jitter: smallest and largest multiple of ``size`` in training.
+        category_ids: id of each class in the annotation file; empty for label maps.
+        pooling: RoI pooling of a Mask R-CNN: ``"torchvision"``, or ``"aligned"`` as in Detectron2
+            and in the cascade. Weights lose accuracy with the one they were not trained with.
     """
 
     model: str
@@ -110,29 +113,25 @@ class ModelConfig:
     pooling: str = "torchvision"
 
     def __post_init__(self) -> None:
-        # Complete, so that a checkpoint describes its whole model.
         complete = as_highway_config(self.highway).complete(self.preset.embed_dim)
         object.__setattr__(self, "highway", complete)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain lists, strings and numbers."""
-        return _plain({**asdict(self), "highway": self.highway.to_dict()})
+        """Return plain lists, strings and numbers."""
+        return json.loads(json.dumps({**asdict(self), "highway": self.highway.to_dict()}))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], source: str) -> "ModelConfig":
-        """The inverse of :meth:`to_dict`.
+        """Read the result of :meth:`to_dict`.
 
-        Raises:
-            UserError: an entry is missing or unknown; ``source`` names the file.
+        Args:
+            data: the fields; those of version 0.1 have ``method`` instead of ``highway``.
+            source: name of the file, for messages.
         """
         try:
             preset = SwinPreset(**{k: _tuple(v) for k, v in data["preset"].items()})
-            if "method" in data:  # written by version 0.1
-                old = {name: data[name] for name in _VERSION_1}
-                data = {name: value for name, value in data.items() if name not in _VERSION_1}
-                data["highway"] = from_version_1(old)
-            highway = highway_config(**data["highway"])
-            plain = {name: _tuple(value) for name, value in data.items()}
+            plain = {name: _tuple(value) for name, value in upgrade(data).items()}
+            highway = highway_config(**plain["highway"])
             return cls(**{**plain, "preset": preset, "highway": highway})
         except (KeyError, TypeError, AttributeError, ValueError, UserError) as error:
             raise UserError(
@@ -144,10 +143,12 @@ class ModelConfig:
 _VERSION_1 = ("method", "rank", "reduction", "taps", "downsample")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+def upgrade(data: dict[str, Any]) -> dict[str, Any]:
+    """Convert the highway's settings in fields or options that version 0.1 wrote."""
+    if "method" not in data:
+        return data
+    rest = {name: value for name, value in data.items() if name not in _VERSION_1}
+    return {**rest, "highway": from_version_1(data)}
 
 
 def _tuple(value: Any) -> Any:
@@ -155,17 +156,14 @@ def _tuple(value: Any) -> Any:
 
 
 def read_trunk(trunk: str) -> tuple[dict[str, Tensor], SwinPreset, str]:
-    """Pretrained weights and geometry of a Swin.
+    """Read pretrained weights of a Swin.
 
     Args:
-        trunk: ``"demo"`` for the one that comes with the library, a weights file of any layout of
-            :data:`e3va.weights.layouts.LAYOUTS`, or one of the zoo (``e3va://…``, or its bare name).
+        trunk: ``"demo"`` for the trunk that comes with the library, a weights file in any layout of
+            :data:`e3va.weights.layouts.LAYOUTS`, or a trunk of the zoo (its name or ``e3va://…``).
 
     Returns:
-        its tensors, its geometry, and the file's name.
-
-    Raises:
-        UserError: the file is missing, broken, or holds no Swin that can be read.
+        the tensors, the geometry of the Swin, and the file's name.
     """
     state, source = read_trunk_file(trunk)
     prefix = find_trunk(state, source)
@@ -175,7 +173,7 @@ def read_trunk(trunk: str) -> tuple[dict[str, Tensor], SwinPreset, str]:
 
 
 def default_heads(preset: SwinPreset) -> str:
-    """``"light"`` for trunks below Swin-T, so that a small trunk has heads of its own size."""
+    """Return ``"light"`` for trunks that are smaller than Swin-T, else ``"standard"``."""
     return "light" if preset.embed_dim < LIGHT_TRUNK else "standard"
 
 
@@ -183,16 +181,17 @@ def build_model(config: ModelConfig, trunk: SwinTrunk | None = None) -> nn.Modul
     """Build a model with random weights.
 
     Args:
-        trunk: to share with other models, see :class:`e3va.E3VABackbone`; None for one of its own.
+        config: the model's config.
+        trunk: trunk to share with other models, see :class:`e3va.E3VABackbone`; None to build one.
 
     Raises:
-        UserError: a setting that is not one of those known, or a trunk that cannot be shared.
+        UserError: an unknown setting, or a trunk that cannot be shared.
     """
     for key, known in (("model", MODELS), ("heads", HEADS), ("pooling", POOLINGS)):
         if getattr(config, key) not in known:
             raise UserError(f"{key} {getattr(config, key)!r}: expected one of {', '.join(known)}")
     detects = config.model != "semantic_fpn"
-    # Neck and heads start from the same numbers whatever the backbone drew: methods are compared.
+    # Neck and heads get the same random weights with every highway, for comparisons.
     with torch.random.fork_rng(devices=[]):
         bottom_up = E3VABackbone(
             config.preset,
@@ -206,11 +205,7 @@ def build_model(config: ModelConfig, trunk: SwinTrunk | None = None) -> nn.Modul
 
 
 def load_pretrained(model: nn.Module, trunk: str) -> Loaded:
-    """Load pretrained Swin weights, see :func:`read_trunk`, into the model's trunk.
-
-    Returns:
-        what was loaded; its ``notes`` are sentences for people.
-    """
+    """Load pretrained Swin weights, see :func:`read_trunk`, into the model's trunk."""
     state, source = read_trunk_file(trunk)
     module = model.backbone.bottom_up.trunk
     loaded = load_trunk(module, state, source)
@@ -220,7 +215,7 @@ def load_pretrained(model: nn.Module, trunk: str) -> Loaded:
 
 
 def model_parts(model: nn.Module) -> dict[str, nn.Module]:
-    """Trunk, highway, neck and heads of a model of this framework, for :mod:`e3va.utils.measure`."""
+    """Return trunk, highway, neck and heads of a model, for :mod:`e3va.utils.measure`."""
     bottom_up = model.backbone.bottom_up
     heads = [child for name, child in model.named_children() if name != "backbone"]
     return {
@@ -234,7 +229,7 @@ def model_parts(model: nn.Module) -> dict[str, nn.Module]:
 def _transform(config: ModelConfig) -> GeneralizedRCNNTransform:
     least, most = (round(config.size * factor) for factor in config.jitter)
     sizes = sorted({round(least + (most - least) * i / 8) for i in range(9)})
-    # In evaluation torchvision takes the last of the sizes.
+    # In evaluation torchvision uses the last size.
     sizes = (*(s for s in sizes if s != config.size), config.size)
     return GeneralizedRCNNTransform(sizes, config.max_size, list(MEAN), list(STD))
 
@@ -260,8 +255,8 @@ def _pooler(config: ModelConfig, side: int) -> nn.Module:
     if config.pooling == "aligned":
         return AlignedPooler(LEVEL_NAMES, side)
     pooler = MultiScaleRoIAlign(LEVEL_NAMES, side, 2)
-    # It would read the strides off the first images that it sees, with their padding: wrong for
-    # those of 33 to 45 and 65 to 67 pixels, and then for all others.
+    # By itself the pooler infers the strides from its first images, which is wrong if those have
+    # 33 to 45 or 65 to 67 pixels.
     pooler.scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
     pooler.map_levels = LevelMapper(2, 5)
     return pooler
@@ -320,23 +315,8 @@ MODELS = {
 }
 
 
-def describe(config: ModelConfig) -> str:
-    """One line a field, for people."""
-    lines = []
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, SwinPreset):
-            value = f"{preset_name(value) or 'a Swin'} ({value})"
-        elif isinstance(value, HighwayConfig):
-            value = str(value)
-        elif isinstance(value, tuple):
-            value = ", ".join(map(str, value))
-        lines.append(f"{field.name:<13} {value}")
-    return "\n".join(lines)
-
-
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """``load_state_dict`` with one clear line for tensors that are missing or of another shape."""
+    """Load a state dict; raise a UserError for tensors that are missing or of another shape."""
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]

@@ -1,4 +1,4 @@
-"""Predictions of a trained model, as pictures and as files that other programs read."""
+"""Predictions of a trained model, as pictures and as files for other programs."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from .data import read_image, to_tensor
 from .evaluate import to_coco
 from .models import ModelConfig
 
-READABLE = 480  # pixels of the shorter side from which labels can be read beside what they name
+READABLE = 480  # pixels of the shorter side; labels would cover smaller pictures
 
 
 def draw_instances(
@@ -27,14 +27,14 @@ def draw_instances(
     """Draw masks, boxes, class names and scores.
 
     Args:
-        image: [3, H, W] in 0..1.
-        found: a detector's output for it; or a target, which has no ``scores`` and whose ``masks``
-            are [N, H, W].
-        classes: names, in the order of the labels from 1.
-        threshold: objects of a lower score are left out.
+        image: the image [3, H, W] in 0..1.
+        found: a detector's output for the image; or a target, which has no ``scores`` and has
+            ``masks`` [N, H, W].
+        classes: class names, in the order of the labels from 1.
+        threshold: smallest score of the objects to draw.
 
     Returns:
-        [3, H', W'] uint8; small images are enlarged, or labels would cover them.
+        the picture [3, H', W'] uint8; small images are enlarged.
     """
     scale = max(1, -(-READABLE // min(image.shape[-2:])))
     canvas = _enlarge((image * 255).round().to(torch.uint8), scale)
@@ -44,18 +44,18 @@ def draw_instances(
     if not shown.any():
         return canvas
     labels = found["labels"][shown].tolist()
-    colours = [COLORS[(label - 1) % len(COLORS)] for label in labels]
+    colors = [COLORS[(label - 1) % len(COLORS)] for label in labels]
     texts = [classes[label - 1] for label in labels]
     if scores is not None:
         texts = [f"{t} {s:.0%}" for t, s in zip(texts, scores[shown].tolist(), strict=True)]
     enlarged = _enlarge(_disjoint(masks[shown]), scale)
-    canvas = draw_segmentation_masks(canvas, enlarged, alpha=0.45, colors=colours)
+    canvas = draw_segmentation_masks(canvas, enlarged, alpha=0.45, colors=colors)
     boxes = (found["boxes"][shown] * scale).round()
-    return _write_texts(draw_bounding_boxes(canvas, boxes, colors=colours, width=2), boxes, texts)
+    return _write_texts(draw_bounding_boxes(canvas, boxes, colors=colors, width=2), boxes, texts)
 
 
 def _disjoint(masks: Tensor) -> Tensor:
-    """Give each pixel to the first mask that has it: torchvision paints shared pixels black."""
+    """Assign each pixel to the first mask that has it: torchvision paints shared pixels black."""
     disjoint, taken = masks.clone(), torch.zeros_like(masks[0])
     for mask in disjoint:
         mask &= ~taken
@@ -64,7 +64,7 @@ def _disjoint(masks: Tensor) -> Tensor:
 
 
 def _write_texts(canvas: Tensor, boxes: Tensor, texts: list[str]) -> Tensor:
-    """Write a text at each box's corner; torchvision's own are too small to read."""
+    """Write a text at each box's corner; torchvision's texts are too small to read."""
     picture = Image.fromarray(canvas.permute(1, 2, 0).numpy())
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
     for text, (x, y) in zip(texts, boxes[:, :2].tolist(), strict=True):
@@ -75,14 +75,14 @@ def _write_texts(canvas: Tensor, boxes: Tensor, texts: list[str]) -> Tensor:
 
 
 def draw_labels(image: Tensor, labels: Tensor) -> Tensor:
-    """Lay a colour for each class but the first over an image; [3, H, W] in 0..1 → uint8."""
+    """Draw classes, except the first one, over an image [3, H, W] in 0..1; return uint8."""
     canvas = (image * 255).round().to(torch.uint8)
     present = [int(label) for label in labels.unique() if 0 < label < 255]
     if not present:
         return canvas
     masks = torch.stack([labels == label for label in present])
-    colours = [COLORS[(label - 1) % len(COLORS)] for label in present]
-    return draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colours)
+    colors = [COLORS[(label - 1) % len(COLORS)] for label in present]
+    return draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colors)
 
 
 def _enlarge(pixels: Tensor, scale: int) -> Tensor:
@@ -100,14 +100,14 @@ def write_png(pixels: Tensor | np.ndarray, path: Path) -> None:
 def predict_images(
     model: nn.Module, config: ModelConfig, images: list[Path], folder: Path, threshold: float
 ) -> list[str]:
-    """Predict, draw and write.
+    """Predict, draw, and write the results into a folder.
 
-    ``folder/<name>.png`` are the pictures. Of instances, ``predictions.json`` is a COCO-format
-    file (images, annotations with a ``score``, categories) of what reaches the threshold. Of label
-    maps, ``labels/<name>.png`` has the class number in every pixel.
+    ``<name>.png`` are the pictures. For instances, ``predictions.json`` is a COCO-format file
+    (images, categories, annotations with a ``score`` of at least ``threshold``). For label maps,
+    ``labels/<name>.png`` has the class number in every pixel.
 
     Returns:
-        one line for each image that could not be read; the others are done all the same.
+        one line for each image that could not be read; the others are predicted.
     """
     device = next(model.parameters()).device
     listed, annotations, failed, taken = [], [], [], set()
@@ -122,26 +122,22 @@ def predict_images(
             name = free_name(path, ".png", taken)
             if "boxes" in found:
                 kept = {k: v[found["scores"] >= threshold] for k, v in found.items()}
-                listed.append(_image_record(number, path, image))
+                size = dict(zip(("height", "width"), image.shape[-2:], strict=True))
+                listed.append({"id": number, "file_name": str(path), **size})
                 annotations += to_coco(kept, number, config.category_ids)
                 write_png(draw_instances(image, kept, config.classes), folder / name)
-                said = f"{len(kept['scores'])} objects"
+                text = f"{len(kept['scores'])} objects"
             else:
                 labels = found["labels"].to(torch.uint8).numpy()
                 (folder / "labels").mkdir(exist_ok=True)
                 write_png(labels, folder / "labels" / name)
                 write_png(draw_labels(image, found["labels"]), folder / name)
-                said = f"{len(np.unique(labels))} classes"
-            progress.say(f"{path}: {said} -> {folder / name}")
+                text = f"{len(np.unique(labels))} classes"
+            progress.say(f"{path}: {text} -> {folder / name}")
             progress.step(number, {})
     if config.category_ids:
         _write_coco(listed, annotations, config, folder / "predictions.json")
     return failed
-
-
-def _image_record(number: int, path: Path, image: Tensor) -> dict:
-    height, width = image.shape[-2:]
-    return {"id": number, "file_name": str(path), "height": height, "width": width}
 
 
 def _write_coco(images: list, annotations: list, config: ModelConfig, path: Path) -> None:
@@ -151,7 +147,6 @@ def _write_coco(images: list, annotations: list, config: ModelConfig, path: Path
     ]
     named = zip(config.category_ids, config.classes, strict=True)
     categories = [{"id": category_id, "name": name} for category_id, name in named]
+    data = {"images": images, "annotations": annotations, "categories": categories}
     with atomic_open(path, "w") as file:
-        json.dump(
-            {"images": images, "annotations": annotations, "categories": categories}, file, indent=1
-        )
+        json.dump(data, file, indent=1)

@@ -1,4 +1,4 @@
-"""Semantic FPN: a label for every pixel (Kirillov et al., arXiv 1901.02446, section 3)."""
+"""Semantic FPN: semantic segmentation (Kirillov et al., arXiv 1901.02446, section 3)."""
 
 import math
 
@@ -14,14 +14,14 @@ STRIDES = (4, 8, 16, 32)
 
 
 class SemanticHead(nn.Module):
-    """Every level is brought to stride 4 by convolutions and upsampling; their sum is classified.
+    """The head: convolutions and upsampling to stride 4, a sum over the levels, a classifier.
 
-    The same arithmetic as Detectron2's ``SemSegFPNHead``.
+    It computes the same as Detectron2's ``SemSegFPNHead``.
 
     Args:
-        in_channels: of the pyramid's levels.
-        num_classes: classes, background among them where the labels have one.
-        channels: inside the head.
+        in_channels: channels of the pyramid's levels.
+        num_classes: number of classes, with the background if the labels have one.
+        channels: channels inside the head.
     """
 
     def __init__(self, in_channels: int, num_classes: int, channels: int = 128):
@@ -43,23 +43,24 @@ class SemanticHead(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """{p2..p5} at strides 4 to 32 → logits [B, num_classes, H / 4, W / 4]."""
+        """Map {p2..p5} at strides 4 to 32 to logits [B, num_classes, H / 4, W / 4]."""
         levels = zip(self.levels, LEVEL_NAMES, strict=True)
         return self.predictor(sum(level(features[name]) for level, name in levels))
 
 
 class SemanticFPN(nn.Module):
-    """Semantic segmentation over a pyramid backbone.
+    """A model for semantic segmentation.
 
-    In training ``model(images, targets)`` gives ``{"loss_sem_seg": …}``; in evaluation
-    ``model(images)`` gives ``[{"labels": [H, W] int64}]`` at the images' own sizes. Images are
-    [3, H, W] in 0..1; targets have ``labels`` [H, W], classes from 0 and 255 for "no matter".
+    Images are [3, H, W] in 0..1. In training ``model(images, targets)`` returns
+    ``{"loss_sem_seg": …}``; targets have ``labels`` [H, W], classes from 0, and 255 for ignored
+    pixels. In evaluation ``model(images)`` returns ``[{"labels": [H, W] int64}]`` at the images'
+    own sizes.
 
     Args:
-        backbone: with ``out_channels``, gives p2..p5.
-        num_classes: number of labels.
-        transform: resizes, normalises and pads; torchvision's.
-        channels: inside the head.
+        backbone: backbone with the attribute ``out_channels`` and the levels p2..p5.
+        num_classes: number of classes.
+        transform: torchvision's transform, which resizes, normalizes and pads.
+        channels: channels inside the head.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class SemanticFPN(nn.Module):
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """See the class."""
+        """Return losses in training and label maps in evaluation, see the class."""
         sizes = [image.shape[-2:] for image in images]
         batch, _ = self.transform(images)
         logits = self.sem_seg_head(self.backbone(batch.tensors))
@@ -93,9 +94,8 @@ class SemanticFPN(nn.Module):
         return results
 
     def _loss(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        """Of logits [B, num_classes, h, w] at any size and labels [B, H, W]."""
-        # The mean over no pixel at all is not a number.
-        count = (wanted != IGNORED).sum().clamp(min=1)
+        """Return the mean loss of logits [B, num_classes, h, w] against labels [B, H, W]."""
+        count = (wanted != IGNORED).sum().clamp(min=1)  # 1 where all pixels are ignored
         logits = _resize(logits.float(), wanted.shape[-2:])
         loss = F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
         return loss / count
@@ -106,7 +106,7 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _pad_labels(labels: list[Tensor], sizes: list[tuple[int, int]], padded) -> Tensor:
-    """Label maps at their images' sizes in the batch [B, H, W]; what was padded is ignored."""
+    """Resize label maps to their images in the batch [B, H, W]; padding is ignored."""
     batch = torch.full((len(labels), *padded), IGNORED, device=labels[0].device)
     for row, label, (height, width) in zip(batch, labels, sizes, strict=True):
         resized = F.interpolate(label[None, None].float(), size=(height, width), mode="nearest")

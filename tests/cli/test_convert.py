@@ -23,8 +23,8 @@ from e3va.torchvision import load_model
 from e3va.weights.loading import load_trunk
 
 from ..conftest import write_trunk
+from ..torchvision.test_loading import KEPT
 from .test_cli import fails
-from .test_loading import KEPT
 
 
 def convert(capsys, *arguments):
@@ -49,7 +49,7 @@ def test_nothing_is_lost_either_way(stored, make_trained, pretrained, tmp_path, 
     make_trained("mask_rcnn", "fruit", mixed, **changes)
     fruit, apart, back = tmp_path / "fruit", tmp_path / "apart", tmp_path / "back.pth"
     out = convert(capsys, fruit / "model.pth", "--output", apart)
-    assert "all but the trunk swin.pth (fingerprint" in out and "optimizer" not in out
+    assert "the trunk swin.pth (fingerprint" in out and "optimizer" not in out
     assert (apart / CONFIG_FILE).read_bytes() == (fruit / CONFIG_FILE).read_bytes()
     assert equal(read_adapter(apart)[0], read_adapter(fruit)[0])
     out = convert(capsys, apart, "--output", back, "--trunk", pretrained)
@@ -60,7 +60,7 @@ def test_nothing_is_lost_either_way(stored, make_trained, pretrained, tmp_path, 
     assert {**before["config"], "trunk": "swin.pth"} == after["config"]
     assert equal(load_model(back)[0].state_dict(), load_model(fruit)[0].state_dict())
     out = convert(capsys, fruit / "training.pth", "--output", tmp_path / "again")
-    assert "the optimizer's state is left out" in out
+    assert "optimizer" in out
     assert equal(read_adapter(tmp_path / "again")[0], read_adapter(apart)[0])
 
 
@@ -83,11 +83,11 @@ def test_a_checkpoint_without_a_record_of_its_trunk_is_compared_with_it(
     fails(
         capsys,
         ["convert", theirs, "--output", tmp_path / "b"],
-        "does not say which pretrained trunk .* --trunk FILE",
+        "theirs.pth .* --trunk FILE",
     )
     other = write_trunk(tmp_path / "other.pth", seed=8)
     arguments = ["convert", theirs, "--output", tmp_path / "b", "--trunk"]
-    fails(capsys, [*arguments, other], "trained on another trunk than other.pth .fingerprint")
+    fails(capsys, [*arguments, other], "theirs.pth .* other.pth .fingerprint")
     assert not (tmp_path / "b").exists()
     convert(capsys, *arguments[1:], pretrained)
     state, about = read_adapter(tmp_path / "b")
@@ -100,13 +100,13 @@ def test_a_detectron2_model_comes_back_as_it_was(make_trained, pretrained, tmp_p
     make_trained("cascade_mask_rcnn", "fruit")
     data = read(tmp_path / "fruit" / "model.pth")
     state, _ = to_framework(data["model"], "detectron2")
-    said = {**data[FULL_KEY], "framework": "detectron2", "model": {"config": "COCO/x.py"}}
-    torch.save({"model": state, FULL_KEY: said, "iteration": 9}, tmp_path / "model_final.pth")
+    own = {**data[FULL_KEY], "framework": "detectron2", "model": {"config": "COCO/x.py"}}
+    torch.save({"model": state, FULL_KEY: own, "iteration": 9}, tmp_path / "model_final.pth")
     convert(capsys, tmp_path / "model_final.pth", "--output", tmp_path / "a")
     out = convert(capsys, tmp_path / "a", "--output", tmp_path / "back.pth")
     assert "for Detectron2" in out
     back = read(tmp_path / "back.pth")
-    assert equal(back["model"], state) and back[FULL_KEY] == said
+    assert equal(back["model"], state) and back[FULL_KEY] == own
     assert load_model(tmp_path / "a")[1].model == "cascade_mask_rcnn"
 
 
@@ -148,16 +148,16 @@ def test_what_convert_refuses(make_trained, make_small, pretrained, tmp_path, ca
         assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
 
     whole = tmp_path / "whole.pth"
-    refuses("expected the name of a file, as model.pth", fruit, "--output", tmp_path)
-    refuses("expected the name of a file, as model.pth", fruit, "--output", tmp_path / "x.bin")
-    refuses("other.pth is there already: add --force", fruit, "--output", other)
-    refuses("fruit is there already: add --force", fruit / "model.pth", "--output", fruit)
+    refuses("--output .*expected the name of a file", fruit, "--output", tmp_path)
+    refuses("--output .*expected the name of a file", fruit, "--output", tmp_path / "x.bin")
+    refuses("other.pth .*--force", fruit, "--output", other)
+    refuses("fruit .*--force", fruit / "model.pth", "--output", fruit)
     refuses("other.pth is a file: expected a folder", fruit / "model.pth", "--output", other)
     refuses("no weights file .*none.pth", tmp_path / "none.pth", "--output", whole)
-    refuses("cannot be made", fruit, "--output", pretrained / "x" / "model.pth")
+    refuses("swin.pth/x", fruit, "--output", pretrained / "x" / "model.pth")
     refuses("fingerprint .*fingerprint", fruit, "--output", whole, "--trunk", other)
     arguments = (fruit / "model.pth", "--output", tmp_path / "a", "--trunk", other)
-    refuses("on the trunk swin.pth .fingerprint .* than other.pth .fingerprint", *arguments)
+    refuses("swin.pth .fingerprint .* other.pth .fingerprint", *arguments)
     refuses("holds no E³VA backbone", pretrained, "--output", tmp_path / "a")
     refuses("e3va://nothing|no 'nothing'", "e3va://nothing", "--output", whole)
     os.truncate(fruit / MODEL_FILE, 999)
@@ -167,7 +167,7 @@ def test_what_convert_refuses(make_trained, make_small, pretrained, tmp_path, ca
     assert read(other)["config"]["model"] == "semantic_fpn"
 
 
-@pytest.mark.parametrize("changes", [{"method": "full"}, {"trunk": "random"}])
+@pytest.mark.parametrize("changes", [{"highway": "full"}, {"trunk": "random"}])
 def test_models_without_an_adapter_say_why(changes, make_small, tmp_path, capsys):
     config, model = make_small("semantic_fpn", **changes)
     data = {"model": model.state_dict(), "config": config.to_dict()}
@@ -192,14 +192,14 @@ def test_the_highway_alone(which, make_trained, pretrained, tmp_path, capsys):
     _, whole = make_trained("mask_rcnn", "fruit")
     fruit, small = tmp_path / "fruit", tmp_path / "small"
     out = convert(capsys, fruit / which, "--output", small, "--backbone-only")
-    assert "the highway alone, for the trunk swin.pth" in out
+    assert "the highway, for the trunk swin.pth" in out
     state, config = read_adapter(small)
     before = read_adapter(fruit)[0]
     assert equal(state, {k: v for k, v in before.items() if ".highway." in k})
     assert 0 < len(state) < len(before) and config.classes == ()
-    with pytest.raises(UserError, match="can be used with e3va train --adapter"):
+    with pytest.raises(UserError, match="e3va train --adapter"):
         load_model(small)
-    other = E3VABackbone("swin_nano", rank=4)
+    other = E3VABackbone("swin_nano", {"rank": 4})
     load_trunk(other.trunk, read(pretrained)["model"], str(pretrained))
     load_adapter(other, small, backbone_only=True)
     assert equal(other.highway.state_dict(), whole.backbone.bottom_up.highway.state_dict())

@@ -13,7 +13,6 @@ from e3va.torchvision.cascade import (
     AlignedPooler,
     CascadePredictor,
     CascadeRoIHeads,
-    _ScaleGradient,
 )
 
 LEVELS = ("p2", "p3", "p4", "p5")
@@ -63,12 +62,17 @@ def make_input(images=2, proposals=40):
     return features, [torch.cat([boxes(proposals, 50), n]) for n in near], targets
 
 
-def test_gradient_is_scaled_and_the_value_is_not():
-    x = torch.randn(5, requires_grad=True)
-    out = _ScaleGradient.apply(x, 0.25)
-    assert torch.equal(out, x)
-    (out * torch.arange(5.0)).sum().backward()
-    assert torch.equal(x.grad, torch.arange(5.0) / 4)
+def test_gradient_of_a_stage_is_a_third_and_the_value_is_not():
+    heads, found = make_heads(), []
+    for training in (True, False):  # evaluation does not scale
+        features, proposals, _ = make_input()
+        features["p2"].requires_grad_()
+        logits, _ = heads.train(training)._run_stage(0, features, proposals, [(SIDE, SIDE)] * 2)
+        logits.square().sum().backward()
+        found.append((logits, features["p2"].grad))
+    (scaled, own), (plain, full) = found
+    assert torch.equal(scaled, plain) and full.abs().max() > 0
+    torch.testing.assert_close(3 * own, full)
 
 
 def test_scores_are_averaged_and_boxes_refined_three_times():

@@ -9,8 +9,9 @@ from torch import nn
 from e3va import UserError
 from e3va.cli.main import main
 from e3va.torchvision import ModelConfig, build_model
+from e3va.torchvision.info import describe_config
 from e3va.torchvision.lean import prepare_model
-from e3va.torchvision.models import MODELS, describe, model_parts
+from e3va.torchvision.models import MODELS, model_parts
 from e3va.torchvision.trainer import STATE, Trainer, TrainSettings
 from e3va.utils.measure import track_saved_bytes
 
@@ -105,6 +106,7 @@ def test_batch_norm_is_left_alone(make_small):
     assert "forward" in vars(model.roi_heads.mask_predictor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resumed_lean_run_ends_with_the_same_bits(precision, make_small, instances, tmp_path):
     def trainer(folder):
@@ -137,7 +139,8 @@ def test_the_switch_reaches_the_backbone_and_older_files_have_its_default(make_s
     config, model = make_small("mask_rcnn", memory="lean", trunk_precision="bf16")
     backbone = model.backbone.bottom_up
     assert (backbone.memory, backbone.trunk_precision) == ("lean", "bf16")
-    assert "memory        lean" in describe(config) and "trunk_precision bf16" in describe(config)
+    lines = describe_config(config)
+    assert "memory        lean" in lines and "trunk_precision bf16" in lines
     data = config.to_dict()
     assert ModelConfig.from_dict(data, "file") == config
     del data["memory"], data["trunk_precision"]
@@ -159,15 +162,15 @@ def test_wrong_values_are_refused(make_small, tmp_path, capsys):
         assert f"argument {option}: invalid choice: '{value}'" in error
 
 
-def test_the_command_trains_lean_and_says_so(drawn, tmp_path, capsys):
+def test_the_command_trains_lean(drawn, tmp_path, capsys):
     out = str(tmp_path / "out")
-    tiny = ["--trunk", "random", "--preset", "swin_nano", "--rank", "4", "--size", "48"]
+    tiny = ["--trunk", "random", "--preset", "swin_nano", "--highway", "rank=4", "--size", "48"]
     data = ["--images", str(drawn.images), "--annotations", str(drawn.json), "--steps", "1"]
     options = ["--memory", "lean", "--trunk-precision", "fp32", "--output", out]
     assert main(["train", *data, *tiny, *options]) == 0
     capsys.readouterr()
     assert main(["info", f"{out}/model.pth"]) == 0
-    said = capsys.readouterr().out
-    assert "memory        lean" in said and "trunk_precision fp32" in said
+    text = capsys.readouterr().out
+    assert "memory        lean" in text and "trunk_precision fp32" in text
     assert main(["train", *data, *tiny, "--output", out, "--resume", "--memory", "plain"]) == 1
     assert "--resume with --memory plain" in capsys.readouterr().err

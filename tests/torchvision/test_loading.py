@@ -17,7 +17,8 @@ from e3va.adapter_files.files import CONFIG_FILE, FULL_KEY, MODEL_FILE, read_ada
 from e3va.adapter_files.heads import to_framework
 from e3va.torchvision import ModelConfig, build_model, load_adapters, load_model, load_pretrained
 from e3va.torchvision.data import Dataset
-from e3va.torchvision.trainer import Trainer, TrainSettings
+from e3va.torchvision.start import resumed_options
+from e3va.torchvision.trainer import Trainer, TrainSettings, read_state
 from e3va.weights.origin import fingerprint
 
 from ..conftest import write_trunk
@@ -55,11 +56,11 @@ def test_an_adapter_over_its_trunk_is_the_whole_model(kind, stored, make_trained
     changes, mixed = KEPT[stored]
     config, model = make_trained(kind, "fruit", mixed, **changes)
     folder = tmp_path / "fruit"
-    said = json.loads((folder / CONFIG_FILE).read_text())
-    assert said["trunk"]["stored"] == stored and said["trunk"]["source"] == "swin.pth"
-    assert said["classes"] == [*config.classes] and said["trained_on"] == "x: 4 images"
-    assert (said["framework"], said["steps"]) == ("torchvision", 7)
-    assert said["scores"] == {"AP mask": 12.5}  # JSON has no NaN
+    text = json.loads((folder / CONFIG_FILE).read_text())
+    assert text["trunk"]["stored"] == stored and text["trunk"]["source"] == "swin.pth"
+    assert text["classes"] == [*config.classes] and text["trained_on"] == "x: 4 images"
+    assert (text["framework"], text["steps"]) == ("torchvision", 7)
+    assert text["scores"] == {"AP mask": 12.5}  # JSON has no NaN
     assert str(tmp_path) not in (folder / CONFIG_FILE).read_text()
     whole, _ = load_model(folder / "model.pth")
     expected = run(whole, kind)
@@ -198,7 +199,7 @@ def test_an_adapter_of_detectron2_is_recognised_by_its_tensors(kind, make_traine
     whole, _ = load_model(tmp_path / "fruit")
     loaded, config = load_model(as_detectron2(tmp_path / "fruit"))
     assert (config.model, config.classes, config.heads) == (kind, names, "light")
-    assert (config.rank, config.size, config.max_size) == (4, 800, 1333)
+    assert (config.highway.options["rank"], config.size, config.max_size) == (4, 800, 1333)
     assert config.category_ids == (() if kind == "semantic_fpn" else (1, 2, 3))
     images = [torch.rand(3, 40, 60)]
     with torch.no_grad():
@@ -208,7 +209,7 @@ def test_an_adapter_of_detectron2_is_recognised_by_its_tensors(kind, make_traine
 def test_heads_that_this_framework_does_not_have_are_one_line(make_trained, tmp_path):
     make_trained("mask_rcnn", "fruit")
     folder = as_detectron2(tmp_path / "fruit", drop="proposal_generator")
-    with pytest.raises(UserError, match="its backbone part can be used with e3va train --adapter"):
+    with pytest.raises(UserError, match="e3va train --adapter"):
         load_model(folder)
 
 
@@ -216,9 +217,7 @@ def test_checkpoints_of_another_framework_say_what_to_do(make_trained, tmp_path)
     make_trained("semantic_fpn", "fruit")
     data = torch.load(tmp_path / "fruit" / "model.pth")
     torch.save({k: data[k] for k in ("model", FULL_KEY)}, tmp_path / "final.pth")
-    with pytest.raises(
-        UserError, match="of another framework: make an adapter of it with e3va convert"
-    ):
+    with pytest.raises(UserError, match="final.pth .*e3va convert"):
         load_model(tmp_path / "final.pth")
 
 
@@ -228,12 +227,13 @@ def storages(*tensors):
     return sum(found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", KEPT)
 def test_several_adapters_share_a_trunk_and_switch_to_the_bit(stored, make_trained, tmp_path):
     changes, mixed = KEPT[stored]
     make_trained("mask_rcnn", "a", mixed, **changes)
     make_trained("semantic_fpn", "bb", mixed, **changes, classes=("x", "y", "z"))
-    make_trained("mask_rcnn", "ccc", mixed, **changes, method="paper", rank=8)
+    make_trained("mask_rcnn", "ccc", mixed, **changes, highway={"recipe": "e3va", "rank": 8})
     paths = {name: tmp_path / name for name in ("a", "bb", "ccc")}
     as_detectron2(paths["a"])
     alone = {name: load_model(path)[0] for name, path in paths.items()}
@@ -298,3 +298,47 @@ def test_adapters_of_different_trunks_are_refused_and_the_loaded_ones_stay(
     assert models.names == ["bb"] and same(run(models, "semantic_fpn"), expected)
     with pytest.raises(UserError, match="no adapter is given"):
         load_adapters({})
+
+
+VERSION_1 = {"method": "paper", "rank": 8, "reduction": 4, "taps": None, "downsample": None}
+
+
+def as_version_1(data: dict) -> dict:
+    """Rewrite a checkpoint as version 0.1 wrote it, with the highway's settings side by side."""
+    config = {k: v for k, v in data["config"].items() if k != "highway"}
+    options = {k: v for k, v in data["data"].get("options", {}).items() if k != "highway"}
+    entry = data[FULL_KEY]
+    preset = {k: entry["backbone"][k] for k in ("preset", "geometry", "out_features")}
+    taps = {"taps": "sublayer", "downsample": "direct"}
+    flat = {"method": "paper", "rank": 8, "bottleneck_reduction": 4, **taps}
+    model = {**{k: v for k, v in entry["model"].items() if k != "highway"}, **VERSION_1, **taps}
+    rest = {k: v for k, v in entry.items() if k not in ("framework", "format_version")}
+    return {
+        **data,
+        "config": {**config, **VERSION_1, **taps},
+        "data": {**data["data"], "options": {**options, **VERSION_1}},
+        FULL_KEY: {
+            **{**rest, "format_version": 1, "host": "torchvision", "model": model},
+            "backbone": {**preset, **flat},
+        },
+    }
+
+
+def test_files_of_version_0_1_are_read(make_trained, instances, tmp_path):
+    config, model = make_trained("mask_rcnn", "fruit", highway={"recipe": "e3va", "rank": 8})
+    whole, _ = load_model(tmp_path / "fruit")
+    for name in ("model.pth", "training.pth"):
+        path = tmp_path / "fruit" / name
+        torch.save(as_version_1(torch.load(path)), path)
+        loaded, again = load_model(path)
+        assert again == config and same(loaded.state_dict(), whole.state_dict())
+    state = read_state(tmp_path / "fruit")
+    trainer = Trainer(model, config, TrainSettings(), instances, tmp_path / "fruit")
+    trainer.load(state)
+    assert trainer.step == 7
+    given = {"highway": {"recipe": "e3va", "rank": 8, "reduction": 4}}
+    resumed_options({"highway": {"reduction": 4, **given["highway"]}}, state, tmp_path)
+    options = resumed_options(given, state, tmp_path)
+    assert options["highway"] == given["highway"] and "method" not in options
+    with pytest.raises(UserError, match="--highway .*frozen.* has .*e3va"):
+        resumed_options({"highway": {"recipe": "frozen"}}, state, tmp_path)

@@ -59,6 +59,7 @@ def test_detectors_learn_from_images_without_objects(kind, make_small):
     assert losses["loss_mask"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [*MODELS])
 def test_mixed_precision_trains_and_predicts(kind, dtype, make_small, request):
@@ -187,8 +188,9 @@ def test_saved_models_come_back_equal(make_small, tmp_path):
         load_model(path)
 
 
-def test_methods_start_from_the_same_neck_and_heads(make_small, instances):
-    states = [make_small("mask_rcnn", method=m)[1].state_dict() for m in ("e3va", "frozen", "full")]
+def test_recipes_start_from_the_same_neck_and_heads(make_small, instances):
+    recipes = ("e3va_chain", "frozen", "full")
+    states = [make_small("mask_rcnn", highway=r)[1].state_dict() for r in recipes]
     shared = [k for k in states[0] if ".bottom_up." not in k]
     assert len(shared) > 20
     assert all(torch.equal(states[0][k], other[k]) for k in shared for other in states[1:])

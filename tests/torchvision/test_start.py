@@ -14,10 +14,10 @@ from e3va.cli.main import main
 from e3va.torchvision import load_model
 from e3va.torchvision.trainer import Trainer
 
+from ..cli.test_cli import fails
 from ..conftest import write_trunk
-from .test_cli import fails
 
-SHORT = ["--rank", "4", "--size", "64", "--steps", "2", "--seed", "3"]
+SHORT = ["--highway", "rank=4", "--size", "64", "--steps", "2", "--seed", "3"]
 
 
 @pytest.fixture
@@ -44,13 +44,14 @@ def highway(state):
     return {k: v for k, v in state.items() if ".highway." in k}
 
 
+@pytest.mark.slow
 def test_train_leaves_an_adapter_that_every_command_reads(
     train, drawn, pretrained, tmp_path, capsys
 ):
     validation = ["--val-images", drawn.images, "--val-annotations", drawn.json]
-    said = train("out", "--trunk", pretrained, *validation)
+    text = train("out", "--trunk", pretrained, *validation)
     folder, model = tmp_path / "out", tmp_path / "out" / "model.pth"
-    assert f"wrote {folder / MODEL_FILE}" in said
+    assert f"wrote {folder / MODEL_FILE}" in text
     data = ["--images", drawn.images, "--annotations", drawn.json]
     scores = []
     for name in (model, folder, folder / CONFIG_FILE):
@@ -68,7 +69,7 @@ def test_train_leaves_an_adapter_that_every_command_reads(
     assert found[0] == found[1] and len(json.loads(found[0])["annotations"]) > 3
     capsys.readouterr()
     assert main(["info", str(folder)]) == 0
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     trunk = read_adapter(folder)[1].trunk
     for part in (
         "torchvision",
@@ -78,16 +79,16 @@ def test_train_leaves_an_adapter_that_every_command_reads(
         "6 images",
         trunk.fingerprint,
     ):
-        assert part in said, said
-    assert re.search(r"rank +4\n", said) and "trunk         swin.pth" in said
-    assert f"AP mask       {scores[0]['AP mask']:.1f}" in said
+        assert part in text, text
+    assert "rank 4" in text and "trunk         swin.pth" in text
+    assert f"AP mask       {scores[0]['AP mask']:.1f}" in text
     state = read_adapter(folder)[0]
     in_highway = sum(t.numel() for t in highway(state).values())
     after = sum(t.numel() for t in state.values()) - in_highway
-    assert f"highway       {in_highway:,} numbers" in said
-    assert f"neck, heads   {after:,} numbers" in said
+    assert f"highway       {in_highway:,} numbers" in text
+    assert f"neck, heads   {after:,} numbers" in text
     assert main(["info", str(folder), "--trunk", str(pretrained)]) == 0
-    assert "swin.pth is the trunk that it was trained on" in capsys.readouterr().out
+    assert "swin.pth is the trunk" in capsys.readouterr().out
     other = write_trunk(tmp_path / "other.pth", seed=8)
     fails(capsys, ["info", folder, "--trunk", other], "fingerprint .*fingerprint")
     fails(capsys, ["eval", folder, *data, "--trunk", other], "fingerprint .*fingerprint")
@@ -100,7 +101,7 @@ def test_train_leaves_an_adapter_that_every_command_reads(
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (["--method", "full"], "method full trains the trunk too"),
+        (["--recipe", "full"], "the trunk trains too"),
         (["--trunk", "random", "--preset", "swin_nano"], "its trunk is random"),
     ],
 )
@@ -108,8 +109,9 @@ def test_without_a_trunk_to_share_no_adapter_is_written(
     options, reason, train, pretrained, tmp_path
 ):
     start = [] if "--trunk" in options else ["--trunk", pretrained]
-    said = train("out", *start, *options)
-    lines = [line for line in said.splitlines() if reason in line]
+    short = SHORT[2:] if "full" in options else SHORT
+    text = train("out", *start, *options, short=short)
+    lines = [line for line in text.splitlines() if reason in line]
     assert len(lines) == 1 and lines[0].startswith("no adapter files are written: ")
     assert not (tmp_path / "out" / MODEL_FILE).exists()
     load_model(tmp_path / "out" / "model.pth")
@@ -147,12 +149,12 @@ def test_a_resumed_run_knows_the_trunk_that_it_began_with(
 def test_an_adapter_starts_a_training_on_other_classes(
     train, drawn, drawn_labels, make_trained, tmp_path, capsys
 ):
-    make_trained("mask_rcnn", "fruit", method="paper", rank=6)
+    make_trained("mask_rcnn", "fruit", highway={"recipe": "e3va", "rank": 8})
     expected = highway(read_adapter(tmp_path / "fruit")[0])
     labels = ("--labels", drawn_labels)
     short = ["--size", "48", "--steps", "1", "--lr", "1e-30"]  # what it starts from stays
-    said = train("out", "--adapter", tmp_path / "fruit", data=labels, short=short)
-    assert "its backbone part; neck and heads start anew" in said
+    text = train("out", "--adapter", tmp_path / "fruit", data=labels, short=short)
+    assert "its backbone part; neck and heads" in text
     state, about = read_adapter(tmp_path / "out")
     assert about.backbone == read_adapter(tmp_path / "fruit")[1].backbone
     assert about.trunk == read_adapter(tmp_path / "fruit")[1].trunk  # found beside the adapter
@@ -161,7 +163,7 @@ def test_an_adapter_starts_a_training_on_other_classes(
     assert all(torch.allclose(ours[k], expected[k], atol=1e-6) for k in ours)
     assert any(v.abs().max() > 0.01 for k, v in ours.items() if ".u2." in k)
     stored = read(tmp_path / "out" / "training.pth")["data"]["options"]
-    assert stored["adapter"] == str(tmp_path / "fruit") and stored["method"] == "paper"
+    assert stored["adapter"] == str(tmp_path / "fruit") and stored["highway"]["recipe"] == "e3va"
     train("out", "--resume", data=labels, short=[])
     arguments = ["train", "--output", tmp_path / "out", "--resume", "--adapter", tmp_path]
     fails(capsys, arguments, "--adapter .*, but the run in .* has .*fruit")
@@ -173,14 +175,14 @@ def test_an_adapter_of_the_same_classes_starts_with_its_heads_too(
 ):
     make_trained(kind, "fruit", classes=("red", "blue"))
     short = ["--size", "48", "--steps", "1", "--lr", "1e-30"]
-    said = train("out", "--adapter", tmp_path / "fruit", short=short)
-    assert "fruit: the whole of it" in said
+    text = train("out", "--adapter", tmp_path / "fruit", short=short)
+    assert "fruit: the whole adapter" in text
     before, after = (read_adapter(tmp_path / name)[0] for name in ("fruit", "out"))
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[k], after[k], atol=1e-6) for k in before)
     if kind == "mask_rcnn":  # or another model is asked for
         start = ("--adapter", tmp_path / "fruit", "--model", "cascade_mask_rcnn")
-        assert "neck and heads start anew" in train("other", *start, short=short)
+        assert "its backbone part" in train("other", *start, short=short)
 
 
 def test_mistakes_of_starting_are_one_line(drawn, make_trained, pretrained, tmp_path, capsys):
@@ -190,12 +192,12 @@ def test_mistakes_of_starting_are_one_line(drawn, make_trained, pretrained, tmp_
     other = write_trunk(tmp_path / "other.pth", seed=8)
     fails(capsys, [*start, "--trunk", other], "fingerprint .*fingerprint .*--any-trunk")
     fails(capsys, [*start, "--trunk", "random"], "fingerprint .*fingerprint")
-    fails(capsys, [*start, "--rank", "7"], "other settings .rank 4, not 7")
-    fails(capsys, [*start, "--method", "full"], "method e3va, not full")
+    fails(capsys, [*start, "--highway", "rank=7"], "rank 4, not 7")
+    fails(capsys, [*start, "--recipe", "full"], "e3va_chain, not full")
     fails(capsys, [*start[:-1], tmp_path], "no adapter_model.safetensors in")
     fails(capsys, [*start[:-1], "e3va://nothing"], "nothing")
     pretrained.unlink()
-    fails(capsys, start, "swin.pth .* is not to be found")
+    fails(capsys, start, "swin.pth .*--trunk")
     assert main([str(a) for a in [*start, "--trunk", other, "--any-trunk"]]) == 0
     trunk = read_adapter(tmp_path / "out")[1].trunk
     assert trunk.source == "other.pth"
@@ -209,8 +211,8 @@ def test_a_preset_gives_the_window_and_a_wrong_one_is_an_error(train, drawn, tmp
         k: v if wide[k].shape == v.shape else torch.randn_like(wide[k]) for k, v in data.items()
     }
     torch.save({"model": state}, tmp_path / "wide.pth")
-    said = train("out", "--trunk", tmp_path / "wide.pth", "--preset", "swin_micro")
-    assert "of window 5, were interpolated to the model's window 7" in said
+    text = train("out", "--trunk", tmp_path / "wide.pth", "--preset", "swin_micro")
+    assert "of window 5, were interpolated to the model's window 7" in text
     loaded, config = load_model(tmp_path / "out")  # interpolated again, with the same fingerprint
     assert config.preset.window == 7
     assert same(loaded.state_dict(), load_model(tmp_path / "out" / "model.pth")[0].state_dict())
@@ -237,9 +239,9 @@ def test_weights_of_other_libraries_are_trunks(library, train, tmp_path, capsys)
     path = tmp_path / "weights.pth"
     torch.save(swin.state_dict(), path)
     assert main(["info", str(path)]) == 0
-    said = capsys.readouterr().out
-    assert f"layout        {library}" in said and "holds the Swin swin_nano" in said
-    digest = re.search(r"fingerprint +([0-9a-f]{64})\n", said)[1]
+    text = capsys.readouterr().out
+    assert f"layout        {library}" in text and "holds the Swin swin_nano" in text
+    digest = re.search(r"fingerprint +([0-9a-f]{64})\n", text)[1]
     train("out", "--trunk", path)
     about = read_adapter(tmp_path / "out")[1]
     assert (about.trunk.source, about.trunk.fingerprint) == ("weights.pth", digest)
@@ -266,8 +268,8 @@ def test_the_zoo_is_part_of_the_command(train, tmp_path, capsys, monkeypatch):
     assert same(model.state_dict(), load_model(tmp_path / "out" / "model.pth")[0].state_dict())
     assert main(["info", "e3va://rectangles"]) == 0
     assert "swin_micro" in capsys.readouterr().out
-    said = train("again", "--adapter", "e3va://rectangles")
-    assert "starts from e3va://rectangles: the whole of it" in said
+    text = train("again", "--adapter", "e3va://rectangles")
+    assert "starts from e3va://rectangles: the whole adapter" in text
     train("named", "--trunk", "swin_micro")
     about = read_adapter(tmp_path / "named")[1]
     assert about.trunk.source == "e3va://swin_micro"

@@ -1,0 +1,85 @@
+"""Arguments that several subcommands have, and their types."""
+
+import argparse
+from argparse import ArgumentParser, _ArgumentGroup
+from typing import Any
+
+import torch
+
+from ..utils.errors import UserError, brief
+
+ANY_TRUNK = "accept a trunk with other weights than that of the adapter's training"
+Parser = ArgumentParser | _ArgumentGroup
+
+
+def whole(least: int):
+    """Return an argparse type: a whole number of at least ``least``."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text}: expected at least {least}")
+        return value
+
+    parse.__name__ = "whole number"
+    return parse
+
+
+def positive(text: str) -> float:
+    """Parse a number above zero, as an argparse type."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """Parse a number from 0 to 1, as an argparse type."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 to 1")
+    return value
+
+
+def add_model(parser: Parser) -> None:
+    """Add the trained model and the trunk of an adapter."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="model.pth, the folder of an adapter, or e3va://NAME for an adapter of the zoo",
+    )
+    add_trunk(parser, "pretrained weights for an adapter; default: those of its training")
+
+
+def add_trunk(parser: Parser, text: str) -> None:
+    """Add ``--trunk`` with a help text, and ``--any-trunk``."""
+    parser.add_argument("--trunk", metavar="FILE", help=text)
+    parser.add_argument("--any-trunk", action="store_true", help=ANY_TRUNK)
+
+
+def add_data(parser: Parser, prefix: str, purpose: str, **options: Any) -> None:
+    """Add the folder of images, and the annotation file or the folder of label maps."""
+    for name, metavar, text in (
+        ("images", "DIR", f"folder of the images to {purpose}"),
+        ("annotations", "JSON", "COCO-format file with the annotations of the images"),
+        ("labels", "DIR", "instead: folder of the images' label maps (PNG files)"),
+    ):
+        parser.add_argument(f"--{prefix}{name}", metavar=metavar, help=text, **options)
+
+
+def add_device(parser: Parser) -> None:
+    """Add ``--device``."""
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda if there is a GPU")
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Return the device of a name; for None CUDA if there is a GPU, else the CPU."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = brief(error)
+        raise UserError(f"--device {name}: {reason}; expected cpu, cuda or cuda:N") from None
+    return device
