@@ -24,13 +24,13 @@ from e3va.utils.measure import MIB
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
-    "highway (E³VA)": ("e3va", "--method", "e3va"),
-    "frozen backbone": ("frozen", "--method", "frozen"),
-    "full fine-tuning": ("full", "--method", "full"),
+    "highway (E³VA)": ("e3va", "--recipe", "e3va_chain"),
+    "frozen backbone": ("frozen", "--recipe", "frozen"),
+    "full fine-tuning": ("full", "--recipe", "full"),
 }
 RANDOM = {
     "frozen, random trunk": (
-        *("random", "--method", "frozen", "--trunk", "random", "--preset", "swin_micro"),
+        *("random", "--recipe", "frozen", "--trunk", "random", "--preset", "swin_micro"),
     )
 }
 SIZE = 128  # pixels

@@ -98,7 +98,8 @@ class DenseHeads(nn.Module):
 
 def targets(kind: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
     """From kind and number of each pixel's shape [B, H, W]: offset to its middle (in units of the
-    root of its area) [B, 2, H, W], and whether a neighbouring pixel is of another shape."""
+    root of its area) [B, 2, H, W], and whether a neighbouring pixel is of another shape.
+    """
     batch, height, width = kind.shape
     shapes = number.flatten(1) + 32 * torch.arange(batch)[:, None]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -164,7 +165,7 @@ def train(pictures: Tensor, preset: str, steps: int, batch: int, rate: float) ->
     """Train a backbone of ``preset`` with everything trained; returns its trunk and accuracy."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    backbone = E3VABackbone(preset, method="full")
+    backbone = E3VABackbone(preset, "full")
     backbone.apply(start)
     heads = DenseHeads(get_preset(preset).dims)
     parameters = [*backbone.parameters(), *heads.parameters()]

@@ -42,7 +42,8 @@ WORLDS = {2: "Detectron2's launcher", 4: "torchrun"}
 @dataclass(frozen=True)
 class Case:
     """A training, and into how many parts the one process divides the batch to be the same:
-    ``None`` for as many as there are in all processes."""
+    ``None`` for as many as there are in all processes.
+    """
 
     model: str
     parts: int | None = 1

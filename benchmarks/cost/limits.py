@@ -15,7 +15,8 @@ COPIED = 2**28  # bytes
 
 def measure(device: torch.device, precision: str) -> dict[str, float]:
     """``flops``: FLOP/s of a large square product in that precision; ``bytes``: bytes read and
-    written by a copy, per second. The best of several tries."""
+    written by a copy, per second. The best of several tries.
+    """
     side = SIDE.get(device.type, SIDE["cpu"])
     a, b = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
     best = min(_fastest(product, device) for product in _products(a, b))

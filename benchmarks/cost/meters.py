@@ -84,7 +84,7 @@ def _bytes(tensors: list[Tensor]) -> int:
 
 
 def _linear_flops(x: torch.Size, *others: Any, out_shape: torch.Size, **_: Any) -> int:
-    """x [..., K] times a weight [N, K], plain or packed; out [..., N]."""
+    """X [..., K] times a weight [N, K], plain or packed; out [..., N]."""
     return 2 * x.numel() * out_shape[-1]
 
 

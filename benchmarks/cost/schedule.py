@@ -216,8 +216,8 @@ def measure(args: argparse.Namespace) -> None:
     Raises:
         UserError: a mistake in what was asked for.
     """
-    from e3va.utils.progress import Progress
     from e3va.torchvision.trainer import make_folder
+    from e3va.utils.progress import Progress
 
     make_folder(args.output)
     kind = growth if args.growth else report

@@ -59,7 +59,8 @@ def why_no_adapter(config: ModelConfig) -> str | None:
 
 def whole_entry(model: nn.Module, said: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint of the whole model says of itself: ``said``, see :func:`about`, and which
-    trunk is inside; nothing if that trains."""
-    if not model.backbone.bottom_up.trunk.frozen:
+    trunk is inside; nothing if that trains, or if the adapters are of no registered kind."""
+    backbone = model.backbone.bottom_up
+    if not backbone.trunk.frozen or backbone.config.highway.adapter == OUTSIDE:
         return {}
     return {FULL_KEY: describe_model(model, **said).to_dict()}

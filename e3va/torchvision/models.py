@@ -178,11 +178,15 @@ def default_heads(preset: SwinPreset) -> str:
     return "light" if preset.embed_dim < LIGHT_TRUNK else "standard"
 
 
-def build_model(config: ModelConfig, trunk: SwinTrunk | None = None) -> nn.Module:
+def build_model(
+    config: ModelConfig, trunk: SwinTrunk | None = None, bottom_up: E3VABackbone | None = None
+) -> nn.Module:
     """Build a model with random weights.
 
     Args:
-        trunk: to share with other models, see :class:`e3va.E3VABackbone`; None for one of its own.
+        config: description of the model.
+        trunk: trunk to share with other models, see :class:`e3va.E3VABackbone`; None for a new one.
+        bottom_up: backbone in place of the one that ``config`` describes; None to build that one.
 
     Raises:
         UserError: a setting that is not one of those known, or a trunk that cannot be shared.
@@ -193,7 +197,7 @@ def build_model(config: ModelConfig, trunk: SwinTrunk | None = None) -> nn.Modul
     detects = config.model != "semantic_fpn"
     # Neck and heads start from the same numbers whatever the backbone drew: methods are compared.
     with torch.random.fork_rng(devices=[]):
-        bottom_up = E3VABackbone(
+        bottom_up = bottom_up or E3VABackbone(
             config.preset,
             config.highway,
             memory=config.memory,
