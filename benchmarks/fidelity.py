@@ -150,7 +150,7 @@ def main() -> int:
     parser.add_argument("--images", help="a folder to train on")
     parser.add_argument("--labels", help="its label maps")
     parser.add_argument("--classes", help="their names, label 0 first, by commas")
-    parser.add_argument("--steps", type=whole(50), default=200)
+    parser.add_argument("--steps", type=whole(1), default=200)
     parser.add_argument("--output", type=Path, default=Path("output/fidelity"))
     args = parser.parse_args()
     try:

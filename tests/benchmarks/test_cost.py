@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 from argparse import Namespace
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -223,8 +224,52 @@ def check(table: dict) -> None:
         assert row["ratios"]["step"] == [only["step"] / full["rounds"][0]["step"]]
 
 
+class Here:
+    """A worker that computes in this process: real ones are in the test of the growth."""
+
+    def __init__(self, cost, spec):
+        self.cost, self.spec = cost, spec
+
+    def send(self, command):
+        assert command == "build"
+
+    def receive(self):
+        self.bench = self.cost.bench.Bench(self.spec)
+        return self.bench.facts()
+
+    def ask(self, command):
+        return getattr(self.bench, command)()
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def small_work(cost, monkeypatch):
+    """Measure in this process, with small heads and small matrices."""
+    monkeypatch.setattr(cost.schedule, "Worker", lambda spec: Here(cost, spec))
+    for name, value in (("SIDE", {"cpu": 256}), ("TRIES", 1), ("COPIED", 2**20)):
+        monkeypatch.setattr(cost.limits, name, value)
+    if not util.find_spec("detectron2"):
+        return
+    detectron2 = importlib.import_module("e3va.detectron2")
+    load = detectron2.load_config
+
+    def small(name):
+        cfg = load(name)
+        rpn, heads = cfg.model.proposal_generator, cfg.model.roi_heads
+        rpn.pre_nms_topk, rpn.post_nms_topk, heads.batch_size_per_image = [50] * 2, [30] * 2, 16
+        heads.mask_head.conv_dims = [16, 16]
+        for head, predictor in zip(heads.box_heads, heads.box_predictors, strict=True):
+            head.fc_dims, predictor.input_shape.channels = [32], 32
+        return cfg
+
+    monkeypatch.setattr(detectron2, "load_config", small)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["torchvision", "detectron2"])
-def test_a_detector_from_end_to_end(cost, tmp_path, framework):
+def test_a_detector_from_end_to_end(cost, tmp_path, framework, small_work):
     pytest.importorskip(framework)
     size = "64x96" if framework == "torchvision" else "32x48"  # for the sake of time
     more = ["--methods", "e3va_chain", "full", "frozen", "--framework", framework, "--size", size]
@@ -237,6 +282,7 @@ def test_a_detector_from_end_to_end(cost, tmp_path, framework):
     )
 
 
+@pytest.mark.slow
 def test_growth_from_end_to_end(cost, tmp_path):
     arguments = [*SMALL, "--growth", "--backbone", "--sizes", "32", "64", "--batches", "1", "2"]
     arguments += ["--side", "32", "--methods", "e3va_chain", "--output", str(tmp_path)]
