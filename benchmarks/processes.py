@@ -10,6 +10,7 @@ it counts without building them. Tables in MiB and JSON.
 """
 
 import argparse
+import inspect
 import json
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from e3va.utils.atomic import atomic_open
 from e3va.utils.measure import MIB
 
 BATCH, SIDE, STEPS = 8, 64, 3
+RECIPES = ("e3va_chain", "full")
 WORLDS = {2: "Detectron2's launcher", 4: "torchrun"}
 
 
@@ -79,13 +81,15 @@ OTHER = [
 ]
 
 
-def small_cfg(case: Case, method: str = "e3va") -> CfgNode:
-    """A model with a tiny trunk, in Detectron2's yacs form."""
+def small_cfg(case: Case, recipe: str = "e3va_chain") -> CfgNode:
+    """Return a yacs config of a model with a tiny trunk."""
     cfg = get_cfg()
     add_e3va_config(cfg)
     model, fpn = cfg.MODEL, ["p0", "p1", "p2", "p3"]
-    model.DEVICE, model.E3VA.PRESET, model.E3VA.RANK = "cpu", "swin_nano", 4
-    model.E3VA.METHOD, model.E3VA.MEMORY = method, case.memory
+    model.DEVICE, model.E3VA.PRESET, model.E3VA.MEMORY = "cpu", "swin_nano", case.memory
+    model.E3VA.HIGHWAY = CfgNode({"RECIPE": recipe})
+    if recipe != "full":
+        model.E3VA.HIGHWAY.RANK = 4
     model.BACKBONE.NAME = "build_e3va_swin_fpn_backbone"
     model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS = fpn, 16
     model.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
@@ -135,10 +139,12 @@ def draw_batch(step: int) -> list[dict]:
     return batch
 
 
-def trainer_for(case: Case, parts: int | None = None, method: str = "e3va") -> HighwayTrainer:
-    """A trainer with this process's consecutive share of every batch."""
-    torch.manual_seed(comm.get_rank())  # the first process's weights are to count
-    model = build_model(small_cfg(case, method)).train()
+def trainer_for(
+    case: Case, parts: int | None = None, recipe: str = "e3va_chain"
+) -> HighwayTrainer:
+    """Build a trainer with this process's consecutive share of every batch."""
+    torch.manual_seed(comm.get_rank())  # all processes must get the first one's weights
+    model = build_model(small_cfg(case, recipe)).train()
     share = BATCH // comm.get_world_size()
     first = comm.get_rank() * share
     batches = [draw_batch(step)[first : first + share] for step in range(STEPS)]
@@ -147,6 +153,9 @@ def trainer_for(case: Case, parts: int | None = None, method: str = "e3va") -> H
         trained, lr=1e-3 if case.optimizer == "AdamW" else 0.01
     )
     settings = {**case.settings, **({"accumulate": parts} if parts else {})}
+    # Samples of proposals must not depend on the number of processes.
+    if "sample_by_image" in inspect.signature(HighwayTrainer.__init__).parameters:
+        settings["sample_by_image"] = True
     ddp = {"broadcast_buffers": False, "find_unused_parameters": False}
     return HighwayTrainer(share_model(model, "cpu", ddp), batches, optimizer, **settings)
 
@@ -172,9 +181,9 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_bytes(case: Case, method: str) -> dict:
-    """What one process gives to collectives in the last step, by two ways of counting."""
-    trainer = trainer_for(case, method=method)
+def count_bytes(case: Case, recipe: str) -> dict:
+    """Count the bytes that a process gives to collectives in the last step, in two ways."""
+    trainer = trainer_for(case, recipe=recipe)
     buckets: list[int] = []
 
     def hook(_, bucket):
@@ -194,7 +203,7 @@ def count_bytes(case: Case, method: str) -> dict:
     trained = sum(p.numel() * p.element_size() for p in trainer.trained)
     return {
         "model": case.name,
-        "method": method,
+        "recipe": recipe,
         "all_reduces": len(buckets),
         "gradient_bytes": sum(buckets),
         "trained_bytes": trained,
@@ -206,9 +215,9 @@ def count_bytes(case: Case, method: str) -> dict:
 
 
 COUNTED = [
-    (Case("semantic", settings={"accumulate": 2}), "e3va"),
+    (Case("semantic", settings={"accumulate": 2}), "e3va_chain"),
     (Case("semantic", settings={"accumulate": 2}), "full"),
-    (Case("cascade"), "e3va"),
+    (Case("cascade"), "e3va_chain"),
     (Case("cascade"), "full"),
 ]
 
@@ -222,7 +231,7 @@ def work(folder: str) -> None:
         trainer.train(0, STEPS)
         weights[case.name] = bare(trainer).state_dict()
     torch.save(weights, f"{folder}/{comm.get_rank()}.pth")
-    counts = [count_bytes(case, method) for case, method in COUNTED]
+    counts = [count_bytes(case, recipe) for case, recipe in COUNTED]
     if comm.is_main_process():
         Path(folder, "counts.json").write_text(json.dumps(counts))
 
@@ -271,12 +280,12 @@ def large_models() -> list[dict]:
     for preset in ("swin_t", "swin_s", "swin_b", "swin_l"):
         name = f"COCO/cascade_mask_rcnn_e3va_{preset}_3x.py"
         row = {"config": name}
-        for method in ("e3va", "full"):
-            cfg = load_config(name, [f"model.backbone.bottom_up.method={method}"])
+        for recipe in RECIPES:
+            cfg = load_config(name, [f"model.backbone.bottom_up.highway.recipe={recipe}"])
             with torch.device("meta"):
                 model = instantiate(cfg.model)
             for part, module in (("backbone", model.backbone.bottom_up), ("model", model)):
-                row[f"{part}_{method}"] = sum(
+                row[f"{part}_{recipe}"] = sum(
                     p.numel() * p.element_size() for p in module.parameters() if p.requires_grad
                 )
         rows.append(row)
@@ -301,14 +310,14 @@ def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
         "",
         "Bytes that a process gives to collectives in one step, of two (counted).",
         "",
-        "| training | method | all-reduces | gradients | trained parameters | other |",
+        "| training | recipe | all-reduces | gradients | trained parameters | other |",
         "| --- | --- | ---: | ---: | ---: | --- |",
     ]
     for row in counts:
         rest = {k: v for k, v in row["collectives"].items() if k != "allreduce"}
         other = ", ".join(f"{name} {size:,}" for name, size in rest.items()) or "none"
         lines.append(
-            f"| {row['model']} | {row['method']} | {row['all_reduces']} | "
+            f"| {row['model']} | {row['recipe']} | {row['all_reduces']} | "
             f"{row['gradient_bytes']:,} | {row['trained_bytes']:,} | {other} |"
         )
     lines += [
@@ -320,7 +329,7 @@ def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
     ]
     for row in large:
         sizes = [
-            row[f"{part}_{m}"] / MIB for part in ("backbone", "model") for m in ("e3va", "full")
+            row[f"{part}_{m}"] / MIB for part in ("backbone", "model") for m in RECIPES
         ]
         lines.append(
             f"| {row['config']} | {' | '.join(f'{s:.1f}' for s in sizes)} | "
