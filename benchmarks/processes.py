@@ -1,12 +1,12 @@
-"""One training in one, two and four processes, and the bytes that cross between them in a step.
+"""Compare a training in one, two and four processes, and count the bytes that they exchange.
 
     python benchmarks/processes.py [--output benchmarks/results/processes]
 
-Trains small Detectron2 models on drawn images in real processes on the CPU (Gloo), two started by
-Detectron2's launcher, four by torchrun, and compares their weights with those of one process that
-has the same batch of eight. Then counts, in two processes, what one step sends (also by the calls
-that torch's dispatcher sees), and from that for models over Swin-T to L, whose trained parameters
-it counts without building them. Tables in MiB and JSON.
+Trains small Detectron2 models on drawn images in real processes on the CPU (Gloo): two are started
+by Detectron2's launcher, four by torchrun. Compares their weights with those of one process that
+has the same batch of eight. Then counts, in two processes, the bytes that one step sends, from
+DistributedDataParallel's buckets and from the collective calls that torch dispatches. For models
+over Swin-T to L the bytes are those of the trained parameters. Writes tables in MiB, and JSON.
 """
 
 import argparse
@@ -43,8 +43,17 @@ WORLDS = {2: "Detectron2's launcher", 4: "torchrun"}
 
 @dataclass(frozen=True)
 class Case:
-    """A training, and into how many parts the one process divides the batch to be the same:
-    ``None`` for as many as there are in all processes.
+    """A training.
+
+    Attributes:
+        model: ``"semantic"``, ``"cascade"`` or ``"retinanet"``.
+        parts: number of parts into which the single process divides the batch, so that it computes
+            the same; None for as many parts as all processes have together.
+        settings: arguments of the trainer.
+        norm: norm of the semantic head; empty for the default.
+        memory: memory mode of the backbone.
+        optimizer: name in :mod:`torch.optim`.
+        note: remark in the table.
     """
 
     model: str
@@ -57,9 +66,9 @@ class Case:
 
     @property
     def name(self) -> str:
-        told = [f"{key} {value}" for key, value in self.settings.items()]
+        settings = [f"{key} {value}" for key, value in self.settings.items()]
         return ", ".join(
-            [self.model, self.memory, *told, *filter(None, [self.norm]), self.optimizer]
+            [self.model, self.memory, *settings, *filter(None, [self.norm]), self.optimizer]
         )
 
 
@@ -117,7 +126,7 @@ def small_cfg(case: Case, recipe: str = "e3va_chain") -> CfgNode:
 
 
 def draw_batch(step: int) -> list[dict]:
-    """Images of one or two bright rectangles, as Detectron2's mapper gives them."""
+    """Draw images of one or two bright rectangles, in the form of Detectron2's mapper."""
     generator = torch.Generator().manual_seed(step)
     batch = []
     for place in range(BATCH):
@@ -139,9 +148,7 @@ def draw_batch(step: int) -> list[dict]:
     return batch
 
 
-def trainer_for(
-    case: Case, parts: int | None = None, recipe: str = "e3va_chain"
-) -> HighwayTrainer:
+def trainer_for(case: Case, parts: int | None = None, recipe: str = "e3va_chain") -> HighwayTrainer:
     """Build a trainer with this process's consecutive share of every batch."""
     torch.manual_seed(comm.get_rank())  # all processes must get the first one's weights
     model = build_model(small_cfg(case, recipe)).train()
@@ -161,12 +168,12 @@ def trainer_for(
 
 
 def bare(trainer: HighwayTrainer) -> nn.Module:
-    """The model without DistributedDataParallel around it."""
+    """Return the model without DistributedDataParallel around it."""
     return getattr(trainer.model, "module", trainer.model)
 
 
 class Collectives(TorchDispatchMode):
-    """Bytes of the tensors given to each of torch's collective operations within it."""
+    """A mode that counts the bytes given to each of torch's collective operations."""
 
     def __init__(self):
         super().__init__()
@@ -223,7 +230,7 @@ COUNTED = [
 
 
 def work(folder: str) -> None:
-    """What every process does: all cases, then the counting."""
+    """Do the work of one process: all cases, then the counting."""
     torch.set_num_threads(1)
     weights = {}
     for case in SAME + OTHER:
@@ -244,7 +251,7 @@ def start(world: int, folder: Path) -> None:
 
 
 def compare(world: int, folder: Path) -> list[dict]:
-    """Weights of ``world`` processes, which left them in ``folder``, beside those of one."""
+    """Compare the weights of ``world`` processes, in ``folder``, with those of one process."""
     ranks = [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(world)]
     rows = []
     for case in SAME + OTHER:
@@ -270,12 +277,12 @@ def compare(world: int, folder: Path) -> list[dict]:
 
 
 def largest(first: dict, second: dict, names) -> float:
-    """The largest difference of a number."""
+    """Return the largest difference of a number."""
     return max((first[n].double() - second[n].double()).abs().max().item() for n in names)
 
 
 def large_models() -> list[dict]:
-    """Bytes of the trained parameters of the project's configs, built without memory."""
+    """Count the bytes of the trained parameters of the project's configs, on the meta device."""
     rows = []
     for preset in ("swin_t", "swin_s", "swin_b", "swin_l"):
         name = f"COCO/cascade_mask_rcnn_e3va_{preset}_3x.py"
@@ -293,7 +300,7 @@ def large_models() -> list[dict]:
 
 
 def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
-    """All of it as Markdown."""
+    """Return all tables as Markdown."""
     lines = [
         f"Largest difference of a weight after {STEPS} steps on batches of {BATCH} images.",
         "",
@@ -328,9 +335,7 @@ def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in large:
-        sizes = [
-            row[f"{part}_{m}"] / MIB for part in ("backbone", "model") for m in RECIPES
-        ]
+        sizes = [row[f"{part}_{m}"] / MIB for part in ("backbone", "model") for m in RECIPES]
         lines.append(
             f"| {row['config']} | {' | '.join(f'{s:.1f}' for s in sizes)} | "
             f"{sizes[2] / sizes[3]:.0%} |"
@@ -340,7 +345,7 @@ def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="folder for the tables; none to print them")
+    parser.add_argument("--output", type=Path, help="folder for the tables (default: print only)")
     parser.add_argument("--work", help=argparse.SUPPRESS)  # in the processes that this starts
     args = parser.parse_args()
     if args.work:

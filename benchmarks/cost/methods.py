@@ -1,4 +1,4 @@
-"""The ways of tuning whose cost is measured, and the backbone that each of them trains."""
+"""The ways of tuning that are measured, and their backbones."""
 
 import re
 from collections.abc import Callable
@@ -79,8 +79,10 @@ def choose(names: list[str], framework: str) -> list[str]:
 def make_bottom_up(
     name: str, preset: str, rank: int, kind: type[E3VABackbone] = E3VABackbone
 ) -> nn.Module:
-    """A method's backbone. The trunk's weights are the same for all, and so is the state of the
-    random numbers afterwards: what is built next is equal too.
+    """Build a method's backbone.
+
+    All methods get the same weights in the trunk. The random generators are in the same state
+    afterwards, so that neck and heads are equal too.
     """
     method = METHODS[name]
     seed_everything("trunk", 0)

@@ -201,7 +201,7 @@ SUBJECTS: dict[str, type[Subject]] = {
 
 
 def pick_framework(name: str | None) -> str:
-    """Return the framework of that name; for None Detectron2 where it is installed, else torchvision.
+    """Return the framework of that name; for None Detectron2 if it is installed, else torchvision.
 
     Raises:
         UserError: an unknown framework, or one that is not installed.

@@ -172,7 +172,7 @@ MISTAKES = {
     "--size 800": "--size 800: expected HEIGHTxWIDTH",
     "--size 0x32": "--size 0x32: expected HEIGHTxWIDTH",
     "--methods full magic": "method 'magic': expected some of full, frozen, lora",
-    "--methods full-detectron2 --framework torchvision": "method 'full detectron2' needs --framework detectron2",
+    "--methods full-detectron2 --framework torchvision": "needs --framework detectron2",
     "--presets swin_q": "no Swin preset 'swin_q'",
     "--precision fp8": "--precision fp8: expected some of fp32, bf16, fp16",
     "--cap 24 --device cpu": "--cap 24 needs CUDA",
