@@ -1,10 +1,10 @@
-"""Sizes of adapter files beside those of whole models, as they lie on disk.
+"""Compare the sizes of adapter files and of whole models on disk.
 
     python benchmarks/adapter_sizes.py [--output benchmarks/results/adapters]
 
 Builds each model over Swin-T to L for 80 classes (150 for label maps), writes its adapter files and
-the whole model into a temporary folder, and prints a table in MiB. Highway: the backbone's part of
-the adapter file; the rest of it is neck and heads, which are new for each task.
+the whole model into a temporary folder, and prints a table in MiB. The column "highway" is the
+backbone's part of the adapter file; neck and heads are the rest.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MODELS = {"semantic_fpn": 150, "mask_rcnn": 80, "cascade_mask_rcnn": 80}
 
 
 def sizes(model_name: str, preset: str, folder: Path) -> tuple[float, float, float]:
-    """MiB of the highway, of the adapter file and of the whole model's file."""
+    """Return MiB of the highway, of the adapter file and of the whole model's file."""
     classes = tuple(f"class {n}" for n in range(MODELS[model_name]))
     model = build_model(ModelConfig(model_name, classes, get_preset(preset), "random"))
     save_adapter(model, folder, classes=classes)
@@ -38,7 +38,7 @@ def sizes(model_name: str, preset: str, folder: Path) -> tuple[float, float, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="folder for the table; none to print it alone")
+    parser.add_argument("--output", type=Path, help="folder for the table (default: print only)")
     args = parser.parse_args()
     lines = ["| model | Swin | highway | adapter file | whole model | adapter / whole |"]
     lines.append("| --- | --- | ---: | ---: | ---: | ---: |")

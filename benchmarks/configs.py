@@ -1,11 +1,11 @@
-"""The table of all configs in projects/E3VA/README.md, in the form of Detectron2's model zoo.
+"""Write the table of all configs in projects/E3VA/README.md, like that of Detectron2's model zoo.
 
     python benchmarks/configs.py [--readme projects/E3VA/README.md] [--only 'VOC/*'] [--side 512]
 
-Builds the model of each config at its full size, with random weights, and runs it forward once on
-one square image: what it then keeps for the backward pass is measured. The image has as many
-objects as fill the samples of the box and mask heads. A user's own data stand for three classes.
-Takes some minutes on the CPU.
+Builds the model of each config at its full size, with random weights, runs it forward once on one
+square image, and measures the bytes kept for the backward pass. The image has enough objects to
+fill the samples of the box and mask heads. Configs for a user's own data get three classes. Takes
+some minutes on the CPU.
 """
 
 import argparse
@@ -36,7 +36,7 @@ LINK = "../../configs"  # from the README's folder
 OWN = ("one", "two", "three")  # classes of a user's own data
 MEMORIES = ("standard", "lean")
 GRID = (8, 16)  # objects; a quarter of 512 samples are of objects
-OPEN = "–"  # nobody has trained it
+OPEN = "–"  # not measured: nobody has trained it
 DATA = {"COCO": "COCO", "VOC": "Pascal VOC 2007+2012", "ADE20K": "ADE20K", "custom": "Own data"}
 TASKS = {
     ("box AP", "mask AP"): "instance segmentation",
@@ -49,12 +49,12 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What the table says of a model.
+    """The measurements of a model.
 
     Attributes:
-        trained: parameters of the whole model that train.
-        highway: those of the backbone.
-        share: of the backbone's parameters that train.
+        trained: number of parameters that train in the whole model.
+        highway: number of parameters that train in the backbone.
+        share: share of the backbone's parameters that train.
         kept: MiB kept for the backward pass, by ``memory``.
     """
 
@@ -65,10 +65,10 @@ class Row:
 
 
 def config_names(pattern: str = "*") -> list[str]:
-    """Names of all LazyConfigs for training that match.
+    """Return the names of all LazyConfigs for training that match.
 
     Raises:
-        UserError: there is none.
+        UserError: no config matches.
     """
     paths = (path.relative_to(CONFIG_ROOT) for path in CONFIG_ROOT.rglob("*.py"))
     names = [p.as_posix() for p in paths if p.parts[0] != "common" and not p.name.startswith("_")]
@@ -79,7 +79,7 @@ def config_names(pattern: str = "*") -> list[str]:
 
 
 def order(name: str) -> tuple:
-    """Data sets as in ``DATA``, then kinds, then schedules, then Swin-T to L."""
+    """Return a sort key: data sets as in ``DATA``, then kinds, schedules and Swin-T to L."""
     folder, _, stem = name.partition("/")
     kind, _, rest = stem.removesuffix(".py").partition("_e3va_swin_")
     size, _, schedule = rest.partition("_")
@@ -89,7 +89,7 @@ def order(name: str) -> tuple:
 
 
 def load(name: str) -> DictConfig:
-    """A config; one for a user's own data gets ``OWN`` classes."""
+    """Load a config; one for a user's own data gets the classes ``OWN``."""
     cfg = load_config(name)
     if "data" in cfg:
         set_classes(cfg, OWN)
@@ -97,7 +97,7 @@ def load(name: str) -> DictConfig:
 
 
 def metrics(cfg: DictConfig) -> tuple[str, ...]:
-    """Names of the scores by which a config's model is judged."""
+    """Return the names of the scores of a config's model."""
     if "PascalVOC" in str(cfg.dataloader.evaluator):
         return ("AP", "AP50", "AP75")
     heads = cfg.model.get("roi_heads", {})
@@ -108,7 +108,7 @@ def metrics(cfg: DictConfig) -> tuple[str, ...]:
 
 
 def example(side: int) -> dict:
-    """A square image with a grid of rectangles, their masks, and a label map of one class."""
+    """Return a square image with a grid of rectangles, their masks, and a label map."""
     rows, columns = GRID
     high, wide = side / rows, side / columns
     boxes = [
@@ -126,7 +126,7 @@ def example(side: int) -> dict:
 
 
 def measure(model_cfg: DictConfig, side: int) -> Row:
-    """Build a model in each form of ``memory`` and run it forward."""
+    """Build a model with each ``memory`` and run it forward."""
     kept = {}
     for memory in MEMORIES:
         torch.manual_seed(0)
@@ -144,7 +144,7 @@ def measure(model_cfg: DictConfig, side: int) -> Row:
 
 
 def rows(names: list[str], side: int) -> Iterator[tuple[str, DictConfig, Row]]:
-    """Measure configs; those with the same model once."""
+    """Measure configs; equal models are measured once."""
     measured: dict[str, Row] = {}
     for name in tqdm(names, unit="config", disable=None):
         cfg = load(name)
@@ -155,22 +155,22 @@ def rows(names: list[str], side: int) -> Iterator[tuple[str, DictConfig, Row]]:
 
 
 def title(name: str, cfg: DictConfig) -> str:
-    """Heading of the table that a config belongs to."""
+    """Return the heading of a config's table."""
     folder = name.split("/")[0]
     scores = metrics(cfg)
     return f"{DATA.get(folder, folder)}: {TASKS.get(scores, ', '.join(scores))}"
 
 
 def head(scores: tuple[str, ...]) -> list[str]:
-    """The first two lines of a table."""
-    names = ["config", "iterations × batch", "trains (M)", "of it in the backbone (M)"]
+    """Return the first two lines of a table."""
+    names = ["config", "iterations × batch", "trained (M)", "trained in the backbone (M)"]
     names += ["share of the backbone", "kept for backward (MiB)", "the same, `memory=lean`"]
     names += [*scores, "download"]
     return [f"| {' | '.join(names)} |", "|---|" + "---:|" * (len(names) - 2) + "---|"]
 
 
 def line(name: str, cfg: DictConfig, row: Row) -> str:
-    """A config's line; what needs a training is left open."""
+    """Return a config's line; the scores, which need a training, stay empty."""
     cells = [
         f"[{name.removesuffix('.py')}]({LINK}/{name})",
         f"{cfg.train.max_iter:,} × {cfg.dataloader.train.total_batch_size}",
@@ -185,7 +185,7 @@ def line(name: str, cfg: DictConfig, row: Row) -> str:
 
 
 def table(names: list[str], side: int) -> str:
-    """The tables, one for each data set and task."""
+    """Return the tables, one for each data set and task."""
     tables: dict[str, list[str]] = {}
     for name, cfg, row in rows(names, side):
         lines = tables.setdefault(title(name, cfg), head(metrics(cfg)))
@@ -199,7 +199,7 @@ def replace_table(readme: Path, text: str, side: int) -> None:
     """Put the tables between the marks of a file.
 
     Raises:
-        UserError: the file is not there or has no marks.
+        UserError: the file does not exist or has no marks.
     """
     if not readme.is_file():
         raise UserError(f"--readme {readme}: no such file")
@@ -217,9 +217,11 @@ def replace_table(readme: Path, text: str, side: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--readme", type=Path, help="whose tables are replaced; none to print them")
-    parser.add_argument("--only", default="*", help="configs that match (default: all)")
-    parser.add_argument("--side", type=int, default=512, help="of the image (default: 512)")
+    parser.add_argument(
+        "--readme", type=Path, help="file with the tables to replace (default: print only)"
+    )
+    parser.add_argument("--only", default="*", help="pattern of config names (default: all)")
+    parser.add_argument("--side", type=int, default=512, help="side of the image (default: 512)")
     args = parser.parse_args()
     try:
         text = table(config_names(args.only), args.side)

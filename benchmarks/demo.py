@@ -1,11 +1,11 @@
-"""The demonstration: one small trunk, tuned along its highway, frozen, and in full.
+"""Run the demonstration: one small trunk, tuned along its highway, frozen, and in full.
 
     python benchmarks/demo.py [--output output/demo] [--steps 220]
 
 Draws a data set of things that the trunk has never seen (benchmarks/things.py), trains a Mask R-CNN
-on it with each method (same steps, same seed), prints one table, and writes it beside the learning
-curves and pictures of what the highway's model finds. --random adds the same frozen backbone with
-random weights, to see what the pretraining is worth.
+on it with each method (same steps, same seed), and prints one table. The output folder gets the
+table, the learning curves, and pictures with the predictions of the model with a highway. --random
+adds a frozen backbone with random weights, which shows the effect of the pretraining.
 """
 
 import argparse
@@ -24,20 +24,20 @@ from e3va.utils.measure import MIB
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
-    "highway (E³VA)": ("e3va", "--method", "e3va"),
-    "frozen backbone": ("frozen", "--method", "frozen"),
-    "full fine-tuning": ("full", "--method", "full"),
+    "highway (E³VA)": ("e3va", "--recipe", "e3va_chain"),
+    "frozen backbone": ("frozen", "--recipe", "frozen"),
+    "full fine-tuning": ("full", "--recipe", "full"),
 }
 RANDOM = {
     "frozen, random trunk": (
-        *("random", "--method", "frozen", "--trunk", "random", "--preset", "swin_micro"),
+        *("random", "--recipe", "frozen", "--trunk", "random", "--preset", "swin_micro"),
     )
 }
 SIZE = 128  # pixels
 
 
 def run(*command: str) -> None:
-    """Run a command as a user would, showing it; stop where it fails."""
+    """Print and run a command as a user would; exit if it fails."""
     print(f"\n$ {shlex.join(command)}\n", flush=True)
     start = {"python": [sys.executable], "e3va": [sys.executable, "-m", "e3va"]}
     done = subprocess.run([*start[command[0]], *command[1:]])
@@ -59,7 +59,7 @@ def train(name: str, options: tuple[str, ...], data: Path, output: Path, steps: 
 
 
 def table(methods: dict[str, tuple], output: Path) -> str:
-    """Markdown: a row for each method."""
+    """Return a Markdown table with a row for each method."""
     lines = [
         "| | AP box | AP mask | trained in the backbone | trained | kept for backward | s/step |",
         "|---|---|---|---|---|---|---|",
@@ -101,12 +101,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("--steps", type=int, default=220, help="training steps of each method")
-    parser.add_argument("--random", action="store_true", help="a random frozen trunk, too")
+    parser.add_argument(
+        "--random", action="store_true", help="add a frozen trunk with random weights"
+    )
     args = parser.parse_args()
     began, output, data = time.monotonic(), args.output, args.output / "data"
     if (output / "e3va").exists():
         sys.exit(
-            f"error: {output} holds a demonstration already: remove it or give another --output"
+            f"error: {output} already holds a demonstration: remove it or give another --output"
         )
     methods = METHODS | (RANDOM if args.random else {})
     run("python", str(ROOT / "benchmarks/things.py"), str(data), "--size", str(SIZE))
@@ -135,13 +137,13 @@ def main() -> None:
 
 
 def say_next() -> None:
-    """What to do after the demonstration."""
+    """Print the next steps after the demonstration."""
     print(
         "Next, the same on your own images (for label maps see e3va train --help):\n"
         "  .venv/bin/e3va train --images photos --annotations photos.json \\\n"
         "    --val-images more --val-annotations more.json \\\n"
         "    --trunk swin_tiny_patch4_window7_224    # downloaded; see e3va zoo list\n"
-        "or along Detectron2, see projects/E3VA/README.md"
+        "or with Detectron2, see projects/E3VA/README.md"
         + (
             "."
             if importlib.util.find_spec("detectron2")

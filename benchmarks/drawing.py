@@ -1,6 +1,6 @@
-"""Outlines, textures and occlusion: the pieces that drawn pictures are made of.
+"""Outlines, textures and occlusion: the pieces of drawn pictures.
 
-Everything follows from the generator that is handed in. Pictures are [H, W, 3] float32 in 0..1;
+Everything follows from the given generator. Pictures are [H, W, 3] float32 in 0..1;
 masks [H, W] bool; points (x, y) in pixels.
 """
 
@@ -14,13 +14,13 @@ Generator = np.random.Generator
 
 
 def circle(count: int = 40, start: float = 0.0, extent: float = 2 * math.pi) -> np.ndarray:
-    """Points [count, 2] on the unit circle."""
+    """Return points [count, 2] on the unit circle."""
     angle = start + np.linspace(0, extent, count, endpoint=extent < 2 * math.pi)
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
 def star(tips: int, inner: float) -> np.ndarray:
-    """A star with ``tips`` points; ``inner`` is the radius between them."""
+    """Return a star with ``tips`` points; ``inner`` is the radius between them."""
     points = circle(2 * tips)
     points[1::2] *= inner
     return points
@@ -72,7 +72,7 @@ OUTLINES: dict[str, np.ndarray] = {
 
 @dataclass
 class Pose:
-    """Where a unit outline goes: a rotation and a stretch, then a place (pixels)."""
+    """The pose of a unit outline: a rotation and a stretch, then a place in pixels."""
 
     centre: tuple[float, float]
     radius: float
@@ -81,21 +81,21 @@ class Pose:
     flip: bool = False
 
     def place(self, outline: np.ndarray) -> np.ndarray:
-        """Unit points [N, 2] → pixels [N, 2]."""
+        """Map unit points [N, 2] to pixels [N, 2]."""
         points = outline * [self.radius * (-1 if self.flip else 1), self.radius * self.stretch]
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         return points @ np.array([[cos, sin], [-sin, cos]]) + self.centre
 
 
 def cover(points: np.ndarray, size: int) -> np.ndarray:
-    """How much of each pixel a polygon covers: [size, size] in 0..1, from 3×3 samples."""
+    """Return the share of each pixel that a polygon covers: [size, size], from 3×3 samples."""
     canvas = Image.new("L", (3 * size, 3 * size))
     ImageDraw.Draw(canvas).polygon([tuple(3 * p) for p in points], fill=255)
     return np.asarray(canvas.reduce(3), np.float32) / 255
 
 
 def stroke(points: np.ndarray, size: int, width: float) -> np.ndarray:
-    """As :func:`cover`, of a polygon's outline drawn with a pen of ``width`` pixels."""
+    """Return the same as :func:`cover` for an outline drawn with a pen of ``width`` pixels."""
     canvas = Image.new("L", (3 * size, 3 * size))
     closed = [tuple(3 * p) for p in (*points, points[0], points[1])]
     ImageDraw.Draw(canvas).line(closed, fill=255, width=round(3 * width), joint="curve")
@@ -103,7 +103,7 @@ def stroke(points: np.ndarray, size: int, width: float) -> np.ndarray:
 
 
 def smooth_noise(size: int, cells: int, rng: Generator) -> np.ndarray:
-    """Noise [size, size] in 0..1 that varies over ``size / cells`` pixels."""
+    """Return noise [size, size] in 0..1 that varies over ``size / cells`` pixels."""
     grid = rng.integers(0, 256, (cells + 1, cells + 1), dtype=np.uint8)
     image = Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image, np.float32) / 255
@@ -152,11 +152,11 @@ TEXTURES = (_plain, _gradient, _stripes, _checks, _dots, _clouds, _grain)
 
 
 def texture(size: int, rng: Generator, kind: int | None = None) -> np.ndarray:
-    """A picture [size, size, 3] of two colours mixed by a random (or the given) texture."""
+    """Mix two colors by a random (or the given) texture into a picture [size, size, 3]."""
     kind = int(rng.integers(len(TEXTURES))) if kind is None else kind
     mix = TEXTURES[kind](size, rng).astype(np.float32)[..., None]
     one, other = rng.uniform(0, 1, (2, 3)).astype(np.float32)
-    if rng.random() < 0.5:  # two shades of one colour
+    if rng.random() < 0.5:  # two shades of one color
         other = np.clip(one + rng.uniform(-0.35, 0.35), 0, 1).astype(np.float32)
     return one + (other - one) * mix
 
@@ -170,12 +170,12 @@ def paint(picture: np.ndarray, alpha: np.ndarray, fill: np.ndarray) -> None:
 
 
 def shade(fill: np.ndarray, rng: Generator) -> np.ndarray:
-    """Light from one side."""
+    """Add light from one side."""
     return fill * (1 + rng.uniform(0, 0.5) * (_gradient(fill.shape[0], rng)[..., None] - 0.25))
 
 
 def finish(picture: np.ndarray, rng: Generator) -> np.ndarray:
-    """A camera's share: blur, contrast, sensor noise. [H, W, 3] in 0..1 → uint8."""
+    """Add the blur, contrast and noise of a camera: [H, W, 3] in 0..1 → uint8."""
     picture = picture * rng.uniform(0.7, 1.15) + rng.uniform(-0.05, 0.15)
     if rng.random() < 0.4:
         picture = sum(np.roll(picture, s, a) for s in (-1, 0, 1) for a in (0, 1)) / 6

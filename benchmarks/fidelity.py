@@ -1,12 +1,13 @@
-"""What each memory mode costs in accuracy: of taps, of gradients, of a training.
+"""Measure the error of each memory mode: in outputs, in gradients, in a training.
 
     python benchmarks/fidelity.py --image PHOTO [--trunk FILE] [--output DIR]
     python benchmarks/fidelity.py --image PHOTO --images DIR --labels DIR --classes NAMES
 
-First, one image through one backbone in every mode: relative errors (2-norm) of the pyramid's
-outputs and of the adapters' gradients against the plain path in float64. The adapters' last factors
-are drawn at random, since at the start they are zero. With --labels also a training of semantic FPN
-in each mode, from the same start on the same images: loss curves as a table and a plot.
+Runs one image through one backbone in every mode and prints the relative errors (2-norm) of the
+pyramid's outputs and of the adapters' gradients against the plain path in float64. The adapters'
+weights are drawn at random, because the last ones are zero at the start. With --labels the script
+also trains a semantic FPN in each mode, from the same weights on the same images, and writes the
+losses as a table and a plot.
 """
 
 import argparse
@@ -42,7 +43,7 @@ MODES = {
 
 
 def load_image(path: Path, side: int) -> Tensor:
-    """An image [1, 3, H, W], normalised, its shorter side ``side``."""
+    """Read an image as [1, 3, H, W], normalized, with the shorter side ``side``."""
     image = to_tensor(read_image(path))[None]
     scale = side / min(image.shape[2:])
     image = nn.functional.interpolate(image, scale_factor=scale, mode="bilinear")
@@ -50,7 +51,7 @@ def load_image(path: Path, side: int) -> Tensor:
 
 
 def build(trunk: str, memory: str) -> E3VABackbone:
-    """A backbone whose adapters do something, the same in every mode."""
+    """Build a backbone with random adapters, the same in every mode."""
     state, preset, source = read_trunk(trunk)
     backbone = E3VABackbone(preset, memory=memory)
     load_trunk(backbone.trunk, state, source)
@@ -63,7 +64,7 @@ def build(trunk: str, memory: str) -> E3VABackbone:
 
 
 def run(backbone: E3VABackbone, image: Tensor) -> tuple[Tensor, Tensor]:
-    """All outputs and all gradients of the highway in one row each, float64.
+    """Return all outputs and all gradients of the highway, each as one float64 vector.
 
     The loss is a fixed random weighting of the outputs.
     """
@@ -80,7 +81,7 @@ def _in_one_row(tensors) -> Tensor:
 
 
 def errors(trunk: str, image: Tensor) -> dict[str, dict[str, float]]:
-    """Relative errors by mode."""
+    """Return the relative errors by mode."""
     exact = run(build(trunk, "plain").double(), image.double())
     found = {}
     for name, (memory, mixed) in MODES.items():
@@ -94,7 +95,7 @@ def errors(trunk: str, image: Tensor) -> dict[str, dict[str, float]]:
 
 
 def train(args: argparse.Namespace, name: str) -> list[tuple[int, float]]:
-    """Losses (step, loss) of a training in one mode."""
+    """Train in one mode and return (step, loss) of its log."""
     memory, mixed = MODES[name]
     folder = args.output / "runs" / name.replace(", ", "-")
     options = ["--images", args.images, "--labels", args.labels, "--classes", args.classes]
@@ -109,7 +110,7 @@ def train(args: argparse.Namespace, name: str) -> list[tuple[int, float]]:
 
 
 def plot(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Losses over steps."""
+    """Plot losses over steps."""
     require("matplotlib", "the plot")
     import matplotlib
 
@@ -128,7 +129,7 @@ def plot(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
 
 
 def table(found: dict, curves: dict) -> str:
-    """Markdown."""
+    """Return a Markdown table with a row for each mode."""
     head, ruler = "| mode | outputs | gradients |", "| --- | ---: | ---: |"
     last = {name: losses[-5:] for name, losses in curves.items()}
     if curves:
@@ -146,12 +147,12 @@ def table(found: dict, curves: dict) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", type=Path, required=True, help="a photograph")
-    parser.add_argument("--side", type=whole(32), default=320, help="its shorter side, pixels")
+    parser.add_argument("--side", type=whole(32), default=320, help="shorter side in pixels")
     parser.add_argument("--trunk", default=DEMO_TRUNK, help="pretrained Swin weights")
-    parser.add_argument("--images", help="a folder to train on")
-    parser.add_argument("--labels", help="its label maps")
-    parser.add_argument("--classes", help="their names, label 0 first, by commas")
-    parser.add_argument("--steps", type=whole(50), default=200)
+    parser.add_argument("--images", help="folder of training images")
+    parser.add_argument("--labels", help="folder of their label maps")
+    parser.add_argument("--classes", help="class names, label 0 first, separated by commas")
+    parser.add_argument("--steps", type=whole(1), default=200)
     parser.add_argument("--output", type=Path, default=Path("output/fidelity"))
     args = parser.parse_args()
     try:

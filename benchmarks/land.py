@@ -2,9 +2,9 @@
 
     python benchmarks/land.py OUTPUT [--train 24] [--val 24] [--test 60] [--size 128]
 
-writes OUTPUT/{train,val,test}/*.png and OUTPUT/{train,val,test}_labels/*.png. Colours change from
-picture to picture (season, light), so a class shows in its texture, its shape and what lies beside
-it. The same arguments draw the same data.
+writes OUTPUT/{train,val,test}/*.png and OUTPUT/{train,val,test}_labels/*.png. Colors change from
+picture to picture (season, light), so only texture, shape and
+surroundings identify a class. The same arguments draw the same data.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _SQUARE = np.array([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
 
 
 def _mix(size: int, kind: int, one, other, rng: Generator) -> np.ndarray:
-    """Two colours mixed by a texture, [size, size, 3]."""
+    """Return two colors mixed by a texture, [size, size, 3]."""
     weight = drawing.TEXTURES[kind](size, rng).astype(np.float32)[..., None]
     one, other = np.float32(one), np.float32(other)
     return one + (other - one) * weight
@@ -58,7 +58,7 @@ def _roads(picture, labels, size: int, rng: Generator) -> list[np.ndarray]:
         along = np.linspace(-1, 1, 24)
         line = np.stack([1.6 * along, bend * along**2], axis=1)
         points = Pose(tuple(rng.uniform(0.2, 0.8, 2) * size), size, angle).place(line)
-        # There and back again: a polygon's outline is drawn, and a road has two ends.
+        # Forth and back, because stroke() closes the outline and a road has two ends.
         alpha = drawing.stroke(np.concatenate([points, points[::-1]]), size, rng.uniform(2.5, 5))
         one, other = _shades([0.5, 0.48, 0.46], 0.1, rng)
         _lay(picture, labels, "road", alpha, _mix(size, _GRAIN, one, other, rng))
@@ -82,7 +82,7 @@ def _roofs(picture, labels, roads: list[np.ndarray], size: int, rng: Generator) 
 
 
 def draw_view(size: int, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One view [size, size, 3] uint8 and its labels [size, size] uint8."""
+    """Draw a view [size, size, 3] uint8 and its labels [size, size] uint8."""
     picture = _mix(size, _CLOUDS, *_shades([0.45, 0.55, 0.3], 0.2, rng), rng)
     labels = np.zeros((size, size), np.uint8)
     height = 0.7 * drawing.smooth_noise(size, 3, rng) + 0.3 * drawing.smooth_noise(size, 8, rng)

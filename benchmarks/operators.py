@@ -1,11 +1,11 @@
-"""Where the fast forms take another operator than the obvious one, and by how much it is faster.
+"""Time the operators of the fast forms beside the obvious ones.
 
     python benchmarks/operators.py [--output DIR]
 
-On a CPU, sizes of Swin-L on an 800×1216 image: products with weights (oneDNN's beside
+The sizes are those of Swin-L on an 800×1216 image, on a CPU: products with weights (oneDNN's beside
 ``F.linear``), with and without GELU; attention in windows in bfloat16 (in steps beside the fused
-operator); the weight gradient of the highway's depthwise convolution in bfloat16 (widened to
-float32 beside as it is). Medians of interleaved rounds.
+operator); the weight gradient of the highway's depthwise convolution in bfloat16 (in float32 beside
+bfloat16). The table shows medians of interleaved rounds.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
 def products(dtype: torch.dtype, channels: int = 768, rows: int = 1365) -> dict[str, Pair]:
-    """The MLP's first product on one chunk of tokens, without and with GELU."""
+    """Return the MLP's first product on one chunk of tokens, without and with GELU."""
     weight = torch.randn(4 * channels, channels, dtype=dtype)
     bias, x = torch.randn(4 * channels, dtype=dtype), torch.randn(rows, channels, dtype=dtype)
     product = Product(weight, bias, dtype, rows, calls=2)
@@ -45,7 +45,7 @@ def products(dtype: torch.dtype, channels: int = 768, rows: int = 1365) -> dict[
 
 
 def attention(windows: int = 88, heads: int = 6, side: int = 7, dim: int = 32) -> dict[str, Pair]:
-    """Attention in some windows of the first stage."""
+    """Return attention in some windows of the first stage."""
     qkv = torch.randn(3, windows, heads, side**2, dim, dtype=torch.bfloat16)
     bias = torch.randn(heads, side**2, side**2)
     half = bias.bfloat16()
@@ -58,7 +58,7 @@ def attention(windows: int = 88, heads: int = 6, side: int = 7, dim: int = 32) -
 
 
 def convolution(rank: int = 72, height: int = 200, width: int = 304) -> dict[str, Pair]:
-    """Weight gradient of a depthwise 5×5 convolution on the first stage's map."""
+    """Return the weight gradient of a depthwise 5×5 convolution on the first stage's map."""
     x, gradient = (
         torch.randn(1, height, width, rank, dtype=torch.bfloat16).permute(0, 3, 1, 2)
         for _ in range(2)
@@ -77,7 +77,7 @@ def convolution(rank: int = 72, height: int = 200, width: int = 304) -> dict[str
 
 
 def medians(pair: Pair) -> list[float]:
-    """Seconds of each of the two, in turn."""
+    """Return the median seconds of each of the two, which run in turn."""
     seconds: list[list[float]] = [[], []]
     for number in range(ROUNDS + 2):  # two warm-ups
         for run, times in zip(pair, seconds, strict=True):

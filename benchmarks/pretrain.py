@@ -2,12 +2,11 @@
 
     python benchmarks/pretrain.py [--steps 10000] [--output e3va/assets/swin_micro.safetensors]
 
-The pictures: overlapping shapes of nineteen kinds in random textures over a random texture, with
-light, blur and noise. The task, at strides 4, 8 and 16: for each pixel the kind of the shape that
-shows there, the direction and distance to the middle of what shows of it, and whether the pixel
-lies at its rim. The heads of that task are thrown away. Written are the trunk's tensors alone, in
-float16, with what they were trained on in the file's metadata; and beside them, with --show, a
-picture of twelve of the pictures.
+The pictures show overlapping shapes of nineteen kinds in random textures over a random texture,
+with light, blur and noise. The task, at strides 4, 8 and 16, is to predict for each pixel the kind
+of the visible shape, the offset to the middle of its visible part, and whether the pixel lies at
+its rim. The output file holds only the trunk's tensors, in float16, and a description of the
+training in its metadata. With --show the script also writes a sheet of twelve pictures.
 """
 
 import argparse
@@ -33,7 +32,7 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # as Swin's pret
 
 
 def blob(rng: np.random.Generator) -> np.ndarray:
-    """A smooth random outline."""
+    """Return a smooth random outline."""
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     radius = 0.75 + sum(
         rng.normal(0, 0.16 / order) * np.sin(order * angle + rng.uniform(0, 6))
@@ -43,7 +42,7 @@ def blob(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_picture(size: int, rng: np.random.Generator) -> np.ndarray:
-    """One picture: [size, size, 5] uint8, the last two of which are the shape's kind and number."""
+    """Draw a picture [size, size, 5] uint8; the last two channels are a shape's kind and number."""
     picture = drawing.texture(size, rng)
     labels = np.zeros((size, size, 2), np.uint8)
     for number in range(1, int(rng.integers(3, 10))):
@@ -69,7 +68,7 @@ def _draw_many(job: tuple[int, int, int]) -> np.ndarray:
 
 
 def draw_pictures(count: int, size: int) -> Tensor:
-    """Pictures and labels [count, 5, size, size], uint8; the same every time."""
+    """Draw pictures and labels [count, 5, size, size], uint8; every call draws the same."""
     jobs = [(start, min(64, count - start), size) for start in range(0, count, 64)]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         drawn = tqdm(pool.imap(_draw_many, jobs), "drawing", len(jobs), unit="64 pictures")
@@ -86,7 +85,7 @@ class DenseHeads(nn.Module):
         self.out = nn.Conv2d(width, len(KINDS) + 3, 1)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """p0..p3 → predictions [B, kinds + 3, H, W] at strides 4, 8 and 16."""
+        """Map p0..p3 to predictions [B, kinds + 3, H, W] at strides 4, 8 and 16."""
         above, outputs = None, []
         for level in reversed(range(len(features))):
             x = self.lateral[level](features[level])
@@ -97,8 +96,16 @@ class DenseHeads(nn.Module):
 
 
 def targets(kind: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-    """From kind and number of each pixel's shape [B, H, W]: offset to its middle (in units of the
-    root of its area) [B, 2, H, W], and whether a neighbouring pixel is of another shape."""
+    """Return the offset to a shape's middle and the rim, from each pixel's kind and number.
+
+    Args:
+        kind: kind of each pixel's shape [B, H, W].
+        number: number of each pixel's shape [B, H, W].
+
+    Returns:
+        The offset [B, 2, H, W], in units of the root of the shape's area, and whether a neighboring
+        pixel belongs to another shape.
+    """
     batch, height, width = kind.shape
     shapes = number.flatten(1) + 32 * torch.arange(batch)[:, None]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -117,7 +124,7 @@ def targets(kind: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(predictions: list[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss, and the share of stride-4 pixels on shapes whose kind is right."""
+    """Return the loss, and the share of stride-4 pixels on shapes with the right kind."""
     kind, number = labels[:, 0].long(), labels[:, 1].long()
     offset, rim = targets(kind, number)
     total, right = 0, None
@@ -126,7 +133,7 @@ def loss_of(predictions: list[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
         at = slice(stride // 2, None, stride)
         here, on = kind[:, at, at], kind[:, at, at] > 0
         logits, where, edge = prediction.split([len(KINDS), 2, 1], dim=1)
-        # Most pixels are background; the shapes are what is to be learned.
+        # Most pixels are background, and the shapes are to be learned.
         weight = torch.ones(len(KINDS))
         weight[0] = 0.3
         total = total + F.cross_entropy(logits, here, weight)
@@ -140,7 +147,7 @@ def loss_of(predictions: list[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def augment(pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random flips, quarter turns and colours. Returns normalised images and labels."""
+    """Flip, turn and recolor at random; return normalized images and labels."""
     flip, turns = (
         torch.randint(0, 2, (1,), generator=generator),
         torch.randint(4, (1,), generator=generator),
@@ -155,16 +162,16 @@ def augment(pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
 
 
 def start(module: nn.Module) -> None:
-    """Start a linear layer by its width: Swin's own deviation of 0.02 is meant for wide trunks."""
+    """Initialize a linear layer by its width: Swin's deviation of 0.02 is for wide trunks."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
 
 
 def train(pictures: Tensor, preset: str, steps: int, batch: int, rate: float) -> tuple:
-    """Train a backbone of ``preset`` with everything trained; returns its trunk and accuracy."""
+    """Train a whole backbone of ``preset``; return its trunk and accuracy."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    backbone = E3VABackbone(preset, method="full")
+    backbone = E3VABackbone(preset, "full")
     backbone.apply(start)
     heads = DenseHeads(get_preset(preset).dims)
     parameters = [*backbone.parameters(), *heads.parameters()]

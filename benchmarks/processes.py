@@ -1,15 +1,16 @@
-"""One training in one, two and four processes, and the bytes that cross between them in a step.
+"""Compare a training in one, two and four processes, and count the bytes that they exchange.
 
     python benchmarks/processes.py [--output benchmarks/results/processes]
 
-Trains small Detectron2 models on drawn images in real processes on the CPU (Gloo), two started by
-Detectron2's launcher, four by torchrun, and compares their weights with those of one process that
-has the same batch of eight. Then counts, in two processes, what one step sends (also by the calls
-that torch's dispatcher sees), and from that for models over Swin-T to L, whose trained parameters
-it counts without building them. Tables in MiB and JSON.
+Trains small Detectron2 models on drawn images in real processes on the CPU (Gloo): two are started
+by Detectron2's launcher, four by torchrun. Compares their weights with those of one process that
+has the same batch of eight. Then counts, in two processes, the bytes that one step sends, from
+DistributedDataParallel's buckets and from the collective calls that torch dispatches. For models
+over Swin-T to L the bytes are those of the trained parameters. Writes tables in MiB, and JSON.
 """
 
 import argparse
+import inspect
 import json
 import subprocess
 import sys
@@ -36,13 +37,24 @@ from e3va.utils.atomic import atomic_open
 from e3va.utils.measure import MIB
 
 BATCH, SIDE, STEPS = 8, 64, 3
+RECIPES = ("e3va_chain", "full")
 WORLDS = {2: "Detectron2's launcher", 4: "torchrun"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training, and into how many parts the one process divides the batch to be the same:
-    ``None`` for as many as there are in all processes."""
+    """A training.
+
+    Attributes:
+        model: ``"semantic"``, ``"cascade"`` or ``"retinanet"``.
+        parts: number of parts into which the single process divides the batch, so that it computes
+            the same; None for as many parts as all processes have together.
+        settings: arguments of the trainer.
+        norm: norm of the semantic head; empty for the default.
+        memory: memory mode of the backbone.
+        optimizer: name in :mod:`torch.optim`.
+        note: remark in the table.
+    """
 
     model: str
     parts: int | None = 1
@@ -54,9 +66,9 @@ class Case:
 
     @property
     def name(self) -> str:
-        told = [f"{key} {value}" for key, value in self.settings.items()]
+        settings = [f"{key} {value}" for key, value in self.settings.items()]
         return ", ".join(
-            [self.model, self.memory, *told, *filter(None, [self.norm]), self.optimizer]
+            [self.model, self.memory, *settings, *filter(None, [self.norm]), self.optimizer]
         )
 
 
@@ -78,13 +90,15 @@ OTHER = [
 ]
 
 
-def small_cfg(case: Case, method: str = "e3va") -> CfgNode:
-    """A model with a tiny trunk, in Detectron2's yacs form."""
+def small_cfg(case: Case, recipe: str = "e3va_chain") -> CfgNode:
+    """Return a yacs config of a model with a tiny trunk."""
     cfg = get_cfg()
     add_e3va_config(cfg)
     model, fpn = cfg.MODEL, ["p0", "p1", "p2", "p3"]
-    model.DEVICE, model.E3VA.PRESET, model.E3VA.RANK = "cpu", "swin_nano", 4
-    model.E3VA.METHOD, model.E3VA.MEMORY = method, case.memory
+    model.DEVICE, model.E3VA.PRESET, model.E3VA.MEMORY = "cpu", "swin_nano", case.memory
+    model.E3VA.HIGHWAY = CfgNode({"RECIPE": recipe})
+    if recipe != "full":
+        model.E3VA.HIGHWAY.RANK = 4
     model.BACKBONE.NAME = "build_e3va_swin_fpn_backbone"
     model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS = fpn, 16
     model.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
@@ -112,7 +126,7 @@ def small_cfg(case: Case, method: str = "e3va") -> CfgNode:
 
 
 def draw_batch(step: int) -> list[dict]:
-    """Images of one or two bright rectangles, as Detectron2's mapper gives them."""
+    """Draw images of one or two bright rectangles, in the form of Detectron2's mapper."""
     generator = torch.Generator().manual_seed(step)
     batch = []
     for place in range(BATCH):
@@ -134,10 +148,10 @@ def draw_batch(step: int) -> list[dict]:
     return batch
 
 
-def trainer_for(case: Case, parts: int | None = None, method: str = "e3va") -> HighwayTrainer:
-    """A trainer with this process's consecutive share of every batch."""
-    torch.manual_seed(comm.get_rank())  # the first process's weights are to count
-    model = build_model(small_cfg(case, method)).train()
+def trainer_for(case: Case, parts: int | None = None, recipe: str = "e3va_chain") -> HighwayTrainer:
+    """Build a trainer with this process's consecutive share of every batch."""
+    torch.manual_seed(comm.get_rank())  # all processes must get the first one's weights
+    model = build_model(small_cfg(case, recipe)).train()
     share = BATCH // comm.get_world_size()
     first = comm.get_rank() * share
     batches = [draw_batch(step)[first : first + share] for step in range(STEPS)]
@@ -146,17 +160,20 @@ def trainer_for(case: Case, parts: int | None = None, method: str = "e3va") -> H
         trained, lr=1e-3 if case.optimizer == "AdamW" else 0.01
     )
     settings = {**case.settings, **({"accumulate": parts} if parts else {})}
+    # Samples of proposals must not depend on the number of processes.
+    if "sample_by_image" in inspect.signature(HighwayTrainer.__init__).parameters:
+        settings["sample_by_image"] = True
     ddp = {"broadcast_buffers": False, "find_unused_parameters": False}
     return HighwayTrainer(share_model(model, "cpu", ddp), batches, optimizer, **settings)
 
 
 def bare(trainer: HighwayTrainer) -> nn.Module:
-    """The model without DistributedDataParallel around it."""
+    """Return the model without DistributedDataParallel around it."""
     return getattr(trainer.model, "module", trainer.model)
 
 
 class Collectives(TorchDispatchMode):
-    """Bytes of the tensors given to each of torch's collective operations within it."""
+    """A mode that counts the bytes given to each of torch's collective operations."""
 
     def __init__(self):
         super().__init__()
@@ -171,9 +188,9 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_bytes(case: Case, method: str) -> dict:
-    """What one process gives to collectives in the last step, by two ways of counting."""
-    trainer = trainer_for(case, method=method)
+def count_bytes(case: Case, recipe: str) -> dict:
+    """Count the bytes that a process gives to collectives in the last step, in two ways."""
+    trainer = trainer_for(case, recipe=recipe)
     buckets: list[int] = []
 
     def hook(_, bucket):
@@ -193,7 +210,7 @@ def count_bytes(case: Case, method: str) -> dict:
     trained = sum(p.numel() * p.element_size() for p in trainer.trained)
     return {
         "model": case.name,
-        "method": method,
+        "recipe": recipe,
         "all_reduces": len(buckets),
         "gradient_bytes": sum(buckets),
         "trained_bytes": trained,
@@ -205,15 +222,15 @@ def count_bytes(case: Case, method: str) -> dict:
 
 
 COUNTED = [
-    (Case("semantic", settings={"accumulate": 2}), "e3va"),
+    (Case("semantic", settings={"accumulate": 2}), "e3va_chain"),
     (Case("semantic", settings={"accumulate": 2}), "full"),
-    (Case("cascade"), "e3va"),
+    (Case("cascade"), "e3va_chain"),
     (Case("cascade"), "full"),
 ]
 
 
 def work(folder: str) -> None:
-    """What every process does: all cases, then the counting."""
+    """Do the work of one process: all cases, then the counting."""
     torch.set_num_threads(1)
     weights = {}
     for case in SAME + OTHER:
@@ -221,7 +238,7 @@ def work(folder: str) -> None:
         trainer.train(0, STEPS)
         weights[case.name] = bare(trainer).state_dict()
     torch.save(weights, f"{folder}/{comm.get_rank()}.pth")
-    counts = [count_bytes(case, method) for case, method in COUNTED]
+    counts = [count_bytes(case, recipe) for case, recipe in COUNTED]
     if comm.is_main_process():
         Path(folder, "counts.json").write_text(json.dumps(counts))
 
@@ -234,7 +251,7 @@ def start(world: int, folder: Path) -> None:
 
 
 def compare(world: int, folder: Path) -> list[dict]:
-    """Weights of ``world`` processes, which left them in ``folder``, beside those of one."""
+    """Compare the weights of ``world`` processes, in ``folder``, with those of one process."""
     ranks = [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(world)]
     rows = []
     for case in SAME + OTHER:
@@ -260,22 +277,22 @@ def compare(world: int, folder: Path) -> list[dict]:
 
 
 def largest(first: dict, second: dict, names) -> float:
-    """The largest difference of a number."""
+    """Return the largest difference of a number."""
     return max((first[n].double() - second[n].double()).abs().max().item() for n in names)
 
 
 def large_models() -> list[dict]:
-    """Bytes of the trained parameters of the project's configs, built without memory."""
+    """Count the bytes of the trained parameters of the project's configs, on the meta device."""
     rows = []
     for preset in ("swin_t", "swin_s", "swin_b", "swin_l"):
         name = f"COCO/cascade_mask_rcnn_e3va_{preset}_3x.py"
         row = {"config": name}
-        for method in ("e3va", "full"):
-            cfg = load_config(name, [f"model.backbone.bottom_up.method={method}"])
+        for recipe in RECIPES:
+            cfg = load_config(name, [f"model.backbone.bottom_up.highway.recipe={recipe}"])
             with torch.device("meta"):
                 model = instantiate(cfg.model)
             for part, module in (("backbone", model.backbone.bottom_up), ("model", model)):
-                row[f"{part}_{method}"] = sum(
+                row[f"{part}_{recipe}"] = sum(
                     p.numel() * p.element_size() for p in module.parameters() if p.requires_grad
                 )
         rows.append(row)
@@ -283,7 +300,7 @@ def large_models() -> list[dict]:
 
 
 def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
-    """All of it as Markdown."""
+    """Return all tables as Markdown."""
     lines = [
         f"Largest difference of a weight after {STEPS} steps on batches of {BATCH} images.",
         "",
@@ -300,14 +317,14 @@ def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
         "",
         "Bytes that a process gives to collectives in one step, of two (counted).",
         "",
-        "| training | method | all-reduces | gradients | trained parameters | other |",
+        "| training | recipe | all-reduces | gradients | trained parameters | other |",
         "| --- | --- | ---: | ---: | ---: | --- |",
     ]
     for row in counts:
         rest = {k: v for k, v in row["collectives"].items() if k != "allreduce"}
         other = ", ".join(f"{name} {size:,}" for name, size in rest.items()) or "none"
         lines.append(
-            f"| {row['model']} | {row['method']} | {row['all_reduces']} | "
+            f"| {row['model']} | {row['recipe']} | {row['all_reduces']} | "
             f"{row['gradient_bytes']:,} | {row['trained_bytes']:,} | {other} |"
         )
     lines += [
@@ -318,9 +335,7 @@ def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in large:
-        sizes = [
-            row[f"{part}_{m}"] / MIB for part in ("backbone", "model") for m in ("e3va", "full")
-        ]
+        sizes = [row[f"{part}_{m}"] / MIB for part in ("backbone", "model") for m in RECIPES]
         lines.append(
             f"| {row['config']} | {' | '.join(f'{s:.1f}' for s in sizes)} | "
             f"{sizes[2] / sizes[3]:.0%} |"
@@ -330,7 +345,7 @@ def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="folder for the tables; none to print them")
+    parser.add_argument("--output", type=Path, help="folder for the tables (default: print only)")
     parser.add_argument("--work", help=argparse.SUPPRESS)  # in the processes that this starts
     args = parser.parse_args()
     if args.work:

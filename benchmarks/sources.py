@@ -1,12 +1,12 @@
-"""Stage outputs of a Swin loaded from each library's file, beside those of the library's own model.
+"""Compare the stage outputs of a Swin loaded from each library's file with the library's own model.
 
     python benchmarks/sources.py [--presets swin_t swin_s swin_b swin_l] [--side 448]
         [--output benchmarks/results/sources]
 
 For each source and size: the library's model gets random weights, its state is saved to a file, and
-the trunk reads the file. Both run one random image in float32. Prints the largest absolute
+the trunk reads the file. Both run one random image in float32. The table shows the largest absolute
 difference of the four stage outputs over the largest absolute value of that output. mmdetection is
-taken by its layout: its names of weights, and patch merging by ``nn.Unfold`` as it has it.
+represented by its layout: its names of weights, and its patch merging by ``nn.Unfold``.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def sizes(preset: SwinPreset) -> dict:
 
 
 def inputs_or_outputs(model: nn.Module, modules: list[nn.Module], of_input: bool = False) -> Run:
-    """A function that runs ``model`` and gives what ``modules`` put out, or were given."""
+    """Return a function that runs ``model`` and returns the outputs or inputs of ``modules``."""
     seen = []
     for module in modules:
         module.register_forward_hook(
@@ -80,7 +80,7 @@ def detectron2_swin(preset: SwinPreset, side: int) -> tuple[nn.Module, Run]:
 
 
 class UnfoldMerging(nn.Module):
-    """Patch merging as mmdetection has it: its weights have the order of ``nn.Unfold``."""
+    """Patch merging of mmdetection: its weights have the order of ``nn.Unfold``."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -100,7 +100,7 @@ def mmdetection_swin(preset: SwinPreset, side: int) -> tuple[nn.Module, Run]:
 
 
 def mmdetection_name(name: str) -> str:
-    """A weight's name in ``mmdet/models/backbones/swin.py``, for its official one."""
+    """Return a weight's name in ``mmdet/models/backbones/swin.py`` from its official name."""
     words = {"patch_embed.proj.": "patch_embed.projection.", ".attn.": ".attn.w_msa."}
     words |= {".mlp.fc1.": ".ffn.layers.0.0.", ".mlp.fc2.": ".ffn.layers.1."}
     for ours, theirs in words.items():
@@ -119,7 +119,7 @@ SOURCES = {
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    """Weights at which every part of the network changes its output, and none drowns the others."""
+    """Draw weights with which every part of the network changes the output."""
     generator = torch.Generator().manual_seed(0)
     for name, value in model.named_parameters():
         std = 0.02 if value.dim() > 1 and "table" not in name else 0.3
@@ -129,7 +129,7 @@ def randomise(model: nn.Module) -> nn.Module:
 
 
 def library_outputs(title: str, preset: SwinPreset, images: Tensor, file: Path) -> list[Tensor]:
-    """The stage outputs of a library's own model, whose weights are written to ``file``."""
+    """Return the stage outputs of a library's own model, and write its weights to ``file``."""
     _, build, name_in_file = SOURCES[title]
     model, run = build(preset, images.shape[-1])
     randomise(model)
@@ -140,7 +140,7 @@ def library_outputs(title: str, preset: SwinPreset, images: Tensor, file: Path) 
 
 @torch.no_grad()
 def largest_difference(title: str, preset: SwinPreset, side: int) -> float:
-    """Over the four stages, relative to the largest value of the library's output."""
+    """Return the largest difference of the four stages, relative to the library's largest value."""
     images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(5))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "swin.pth"
@@ -167,13 +167,13 @@ def check(presets: list[str], side: int) -> None:
 
 
 def table(presets: list[str], side: int) -> list[str]:
-    """The lines of the table; each cell is printed as soon as it is there."""
+    """Return the lines of the table, and print each cell as soon as it is measured."""
     lines = [f"| source, {side}×{side} | {' | '.join(presets)} |"]
     lines.append("| --- |" + " ---: |" * len(presets))
     print("\n".join(lines))
     for title, (package, *_) in SOURCES.items():
         if util.find_spec(package) is None:
-            print(f"{title}: left out, {package} is not installed", file=sys.stderr)
+            print(f"{title}: skipped, because {package} is not installed", file=sys.stderr)
             continue
         lines.append(f"| {title} |")
         print(lines[-1], end="", flush=True)
@@ -194,8 +194,8 @@ def versions() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", nargs="+", default=["swin_t", "swin_s", "swin_b", "swin_l"])
-    parser.add_argument("--side", type=int, default=448, help="of the image, in pixels")
-    parser.add_argument("--output", type=Path, help="folder for the table; none to print it alone")
+    parser.add_argument("--side", type=int, default=448, help="side of the image in pixels")
+    parser.add_argument("--output", type=Path, help="folder for the table (default: print only)")
     args = parser.parse_args()
     try:
         check(args.presets, args.side)

@@ -4,8 +4,8 @@
 
 writes OUTPUT/{train,val}.json, OUTPUT/{train,val}/*.png and OUTPUT/{train,val}_labels/*.png (0 is
 background, then the classes in their order). Things lie over one another; a mask is what shows of
-the thing. The pretraining (benchmarks/pretrain.py) has seen none of these classes, and painted
-shapes alone, no pen drawings. The same arguments draw the same data.
+the thing. The pretraining (benchmarks/pretrain.py) has seen none of these classes, and only
+painted shapes, no pen drawings. The same arguments draw the same data.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from PIL import Image
 from e3va.utils.atomic import atomic_open, rename_atomically
 
 SEED = 20231
-LEAST_SHOWN = 0.35  # of a thing's area; what shows less is painted over with the rest
+LEAST_SHOWN = 0.35  # least visible share of a thing's area
 _RECTANGLE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 _RING = np.concatenate([circle(25, 0, 6.28), (0.55 * circle(25, 0, 6.28))[::-1]])
 
@@ -71,7 +71,7 @@ CLASSES = tuple(THINGS)
 def draw_thing(
     picture: np.ndarray, paper: np.ndarray, name: str, pose: Pose, rng: Generator
 ) -> np.ndarray:
-    """Draw a thing's outlines with a pen; inside is the paper. Returns the pixels it covers."""
+    """Draw a thing's outlines with a pen over paper, and return the pixels that it covers."""
     size, width = len(picture), rng.uniform(0.8, 1.6)
     ink = paper + np.float32(rng.choice([-1, 1]) * rng.uniform(0.5, 0.9))
     covered = np.zeros((size, size), bool)
@@ -85,7 +85,7 @@ def draw_thing(
 
 
 def draw_picture(size: int, rng: Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """One picture [size, size, 3] uint8 of two to six things, and (class index, mask) of each."""
+    """Draw a picture [size, size, 3] uint8 of two to six things, with (class, mask) of each."""
     paper = drawing.texture(size, rng)
     picture = paper.copy()
     things: list[tuple[int, np.ndarray, int]] = []
@@ -99,14 +99,14 @@ def draw_picture(size: int, rng: Generator) -> tuple[np.ndarray, list[tuple[int,
         covered = draw_thing(picture, paper, CLASSES[index], pose, rng)
         left = [(i, mask & ~covered, area) for i, mask, area in things]
         if any(mask.sum() < LEAST_SHOWN * area for _, mask, area in left):
-            picture = before  # it would hide another thing nearly whole
+            picture = before  # it would hide most of another thing
             continue
         things = [*left, (index, covered, int(covered.sum()))]
     return drawing.finish(picture, rng), [(index, mask) for index, mask, _ in things]
 
 
 def annotation(number: int, image_id: int, index: int, mask: np.ndarray) -> dict:
-    """The COCO record of one thing, its mask as compressed RLE."""
+    """Return the COCO record of one thing, with its mask as compressed RLE."""
     rle = pycocotools.mask.encode(np.asfortranarray(mask))
     return {
         "id": number,

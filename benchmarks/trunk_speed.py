@@ -1,13 +1,13 @@
-"""Seconds of the frozen trunk's forward pass beside Detectron2's and timm's Swin, in one run.
+"""Time the frozen trunk's forward pass beside Detectron2's and timm's Swin, in one run.
 
     python benchmarks/trunk_speed.py [--presets swin_t swin_b swin_l] [--precision fp32 bf16]
 
 All run under no_grad on one image, in turn, so that a noisy machine disturbs them alike; ratios are
-those of each round. ``plain`` is this project's trunk by its plain modules. timm's Swin has its
-weights in the precision; Detectron2's runs under autocast (it refuses half-precision weights), and
-so does ``plain``. Detectron2 is left out where it is not installed. ``reached`` is the trunk's rate
-of arithmetic over the machine's, measured with a large product of square matrices in the same
-precision.
+taken within each round. ``plain`` is this project's trunk with its plain modules. timm's Swin has
+its weights in the given precision. Detectron2's Swin, which does not accept half-precision weights,
+and ``plain`` run under autocast. Detectron2 is skipped if it is not installed. ``reached`` is the
+trunk's rate of arithmetic divided by the machine's rate, which is measured with a large product of
+square matrices in the same precision.
 """
 
 import argparse
@@ -34,13 +34,13 @@ Forward = Callable[[], object]
 
 
 def read(trunk: SwinTrunk, images: torch.Tensor) -> None:
-    """Run a trunk through, keeping nothing."""
+    """Run a trunk and drop its stages."""
     for stage in trunk.stages(images, taps=None):
         del stage
 
 
 def contestants(preset: str, precision: str, images: torch.Tensor) -> dict[str, Forward]:
-    """Forward passes by name."""
+    """Return the forward passes by name."""
     timm = require("timm.models.swin_transformer", "the comparison")
     dtype, device = limits.DTYPES[precision], images.device
     fast = SwinTrunk(preset, precision=precision).to(device, dtype)
@@ -77,7 +77,7 @@ def contestants(preset: str, precision: str, images: torch.Tensor) -> dict[str, 
 
 
 def measure(preset: str, precision: str, images: torch.Tensor, rounds: int) -> dict:
-    """Seconds of each contestant in each round, and the arithmetic of ``plain``."""
+    """Measure the seconds of each contestant in each round, and the FLOPs of ``plain``."""
     runs = contestants(preset, precision, images)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     with torch.no_grad():
@@ -103,7 +103,7 @@ def measure(preset: str, precision: str, images: torch.Tensor, rounds: int) -> d
 
 
 def row(found: dict) -> str:
-    """A line of the table: seconds, how many times as fast, and how near to the machine's rate."""
+    """Return a line of the table: seconds, ratios, and the share of the machine's rate."""
     seconds = found["seconds"]
     fast = statistics.median(seconds["fast"])
     cells = [found["preset"], found["precision"], f"{fast:.3f}"]

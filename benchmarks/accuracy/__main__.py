@@ -2,12 +2,13 @@
 
     python benchmarks/accuracy [--photos FOLDER] [--streets FOLDER]
 
-trains every method on every task with each learning rate of one grid (seed 0), takes for each the
-rate with the best validation score, trains it with the other seeds, and evaluates those models on
-the test split, once. Steps, order of images, heads and their start are the same for all methods.
-Stopped, the same command goes on. Drawn tasks need nothing; --photos and --streets add real ones,
-see benchmarks/accuracy/tasks.py for their layouts. In the output folder: results.md, results.json,
-scores.png, curves.png, pairs.png.
+Trains every method on every task with each learning rate of one grid (seed 0), chooses for each
+method the rate with the best validation score, trains with that rate and the other seeds, and
+evaluates those models on the test split, once. Steps, order of images, heads and their first
+weights are the same for all methods. After an interruption the same command continues. The drawn
+tasks need no data; --photos and --streets add real ones, see benchmarks/accuracy/tasks.py for the
+layouts of their folders. The output folder gets results.md, results.json, scores.png, curves.png
+and pairs.png.
 """
 
 import sys

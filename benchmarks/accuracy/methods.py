@@ -5,14 +5,14 @@ adds starts as the identity. The ranks of LoRA, bottleneck adapters and highways
 that train at most 1.5% of the backbone.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e3va import E3VABackbone
+from e3va import E3VABackbone, SwinPreset
 from e3va.swin.trunk import SwinTrunk
 from e3va.utils.optional import require
 
@@ -22,17 +22,20 @@ class Method:
     """A way of tuning.
 
     Attributes:
-        title: for people.
-        config: fields of :class:`e3va.torchvision.models.ModelConfig`.
-        prepare: changes the trunk, which comes in trainable, and says what of it trains.
-        change: changes the backbone in another way.
-        searched: whether it has a learning rate of its own; else all trains at the heads' rate.
+        title: name in tables and pictures.
+        highway: recipe, or mapping of a recipe and changes, see :class:`e3va.E3VABackbone`.
+        prepare: function that changes a trunk in which everything trains, and decides which of its
+            parameters train; None for no change.
+        backbone: function that builds a backbone that no config describes; None for the backbone
+            of ``highway``.
+        searched: whether the method has its own learning rate; otherwise everything trains at the
+            learning rate of the heads.
     """
 
     title: str
-    config: dict[str, Any] = field(default_factory=dict)
+    highway: str | Mapping[str, Any] = "e3va_chain"
     prepare: Callable[[SwinTrunk], None] | None = None
-    change: Callable[[E3VABackbone], None] | None = None
+    backbone: Callable[[SwinPreset], E3VABackbone] | None = None
     searched: bool = True
 
 
@@ -100,20 +103,20 @@ def bottleneck(rank: int) -> Callable[[SwinTrunk], None]:
     return prepare
 
 
-FULL = {"method": "full"}
+PAPER = {"recipe": "e3va", "rank": 4}
 METHODS = {
-    "full": Method("full fine-tuning", FULL),
-    "frozen": Method("frozen backbone", {"method": "frozen"}, searched=False),
-    "norms": Method("norms only", FULL, _norms),
-    "biases": Method("biases only", FULL, _biases),
-    "last stage": Method("last stage only", FULL, _last_stage),
-    "lora": Method("LoRA, rank 3", FULL, lora(3)),
-    "bottleneck": Method("bottleneck adapters, rank 6", FULL, bottleneck(6)),
-    "e3va": Method("E³VA", {"rank": 10}),
+    "full": Method("full fine-tuning", "full"),
+    "frozen": Method("frozen backbone", "frozen", searched=False),
+    "norms": Method("norms only", "full", _norms),
+    "biases": Method("biases only", "full", _biases),
+    "last stage": Method("last stage only", "full", _last_stage),
+    "lora": Method("LoRA, rank 3", "full", lora(3)),
+    "bottleneck": Method("bottleneck adapters, rank 6", "full", bottleneck(6)),
+    "e3va_chain": Method("E³VA", {"rank": 10}),
     "offset": Method(
         "E³VA, paper's adapters, offset form",
-        {"method": "paper", "rank": 4, "taps": "residual", "downsample": "offset"},
+        {**PAPER, "taps": "residual", "downsample": "offset"},
     ),
-    "paper": Method("E³VA as in the paper", {"method": "paper", "rank": 4}),
+    "e3va": Method("E³VA as in the paper", PAPER),
 }
-DEFAULT = "e3va"
+DEFAULT = "e3va_chain"

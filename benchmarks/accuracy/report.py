@@ -1,4 +1,4 @@
-"""What the runs found: JSON, Markdown tables, plots, pictures."""
+"""The report on the runs: JSON, Markdown tables, plots, pictures."""
 
 import json
 import platform
@@ -21,17 +21,15 @@ from e3va.weights.checkpoint import load_file, model_state
 
 from .candidates import ALL
 from .methods import DEFAULT
-from .runs import TEST, Run, build
+from .runs import TEST, Run, build, validation
 from .tasks import TASKS, Sources
 
 PAIR = ("full", DEFAULT)
-PAIRS, PANEL, DRAWN_FROM = 10, 256, 0.5  # pictures, their height in pixels, least score
+PAIRS, PANEL, DRAWN_FROM = 10, 256, 0.5  # number of pictures, their height in pixels, least score
 
 
 def collect(schedule, grid, final, tested: bool) -> dict:
-    """task → method → what was measured; scores on the test split, or on the validation split."""
-    from .schedule import validation
-
+    """Return task → method → measurements, with test scores or else validation scores."""
     results: dict = {}
     for (task, method), chosen in final.items():
         metric = TASKS[task].metric
@@ -69,7 +67,7 @@ def _losses(folder: Path) -> list[tuple[int, float]]:
 
 
 def overall(results: dict) -> dict[str, list[float]]:
-    """method → for each seed the mean score of all tasks."""
+    """Return method → the mean score of all tasks for each seed."""
     methods = next(iter(results.values()))
     by_seed = {
         m: zip(*(row[m]["scores"] for row in results.values()), strict=True) for m in methods
@@ -78,14 +76,14 @@ def overall(results: dict) -> dict[str, list[float]]:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
+    """Format the mean and the standard deviation."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def summary_table(results: dict) -> str:
-    """Markdown: a row for each method, a column for each task; the best methods first."""
+    """Return a Markdown table: a row for each method, a column for each task."""
     means, tasks = overall(results), list(results)
     full = statistics.fmean(means["full"]) if "full" in means else None
     head = ["", *tasks, "mean", "trained", *(["of full", "kept", "time"] if full else [])]
@@ -110,7 +108,7 @@ def _over_full(results: dict, method: str, key: str) -> str:
 
 
 def targets(results: dict) -> str:
-    """Markdown: what the default was to reach on the mean of the tasks, and whether it does."""
+    """Return a Markdown list of the default's targets, and whether it meets them."""
     means = overall(results)
     mean = {method: statistics.fmean(scores) for method, scores in means.items()}
     share = mean[DEFAULT] / mean["full"]
@@ -129,7 +127,7 @@ def targets(results: dict) -> str:
 
 
 def search_table(results: dict) -> str:
-    """Markdown: validation scores of the search; the chosen rate in bold."""
+    """Return a Markdown table of the search's validation scores; the chosen rate is bold."""
     rates = sorted(
         {r for row in results.values() for m in row.values() for r in m["search"]}, key=float
     )
@@ -146,7 +144,7 @@ def search_table(results: dict) -> str:
 
 
 def machine() -> dict[str, str]:
-    """Where and with what it ran."""
+    """Return the commit, the version of torch and the machine."""
 
     def git(*words: str) -> str:
         done = subprocess.run(
@@ -196,7 +194,7 @@ def write(schedule, grid, final, args: Namespace, hours: float) -> None:
     plot_scores(results, args.output / "scores.png")
     plot_curves(results, args.output / "curves.png")
     if all(method in args.methods for method in PAIR):
-        # Apart: photographs may not be free to show.
+        # In a file of their own: photographs may not be free to show.
         for name, drawn in (("pairs.png", True), ("pairs_given.png", False)):
             tasks = [task for task in results if (TASKS[task].source == "drawn") == drawn]
             if tasks:
@@ -219,7 +217,7 @@ def _save(figure, path: Path) -> None:
 
 
 def plot_scores(results: dict, path: Path) -> None:
-    """A panel for each task: every seed's test score, and the mean, by method."""
+    """Plot a panel for each task: the score of every seed, and the mean, by method."""
     figure, axes = _axes(len(results), 1, 3.6)
     for column, (axis, (task, row)) in enumerate(zip(axes[0], results.items(), strict=True)):
         for place, found in enumerate(row.values()):
@@ -234,7 +232,7 @@ def plot_scores(results: dict, path: Path) -> None:
 
 
 def plot_curves(results: dict, path: Path) -> None:
-    """Training loss and validation score by step, mean of the seeds, for each task."""
+    """Plot training loss and validation score by step for each task, as means of the seeds."""
     figure, axes = _axes(len(results), 2, 3.0)
     for column, (task, row) in enumerate(results.items()):
         for place, (method, found) in enumerate(row.items()):
@@ -253,7 +251,7 @@ def plot_curves(results: dict, path: Path) -> None:
 
 
 def draw_pairs(schedule, final, tasks: list[str], path: Path) -> None:
-    """Test images as two methods see them, side by side: full on the left of each pair."""
+    """Draw what two methods predict for the same test images: full on the left of each pair."""
     pairs = []
     for place, task in enumerate(tasks):
         count = PAIRS // len(tasks) + (place < PAIRS % len(tasks))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from e3va.torchvision.curves import read_metrics
 from e3va.torchvision.evaluate import evaluate
 from e3va.torchvision.models import (
     DEMO_TRUNK,
@@ -22,7 +23,6 @@ from e3va.torchvision.models import (
 from e3va.torchvision.trainer import (
     MODEL,
     STATE,
-    SUMMARY,
     Trainer,
     TrainSettings,
     make_folder,
@@ -44,10 +44,11 @@ class Run:
     """A training.
 
     Attributes:
-        task, method: keys of ``TASKS`` and ``ALL``.
-        rate: learning rate of what the method trains in the backbone, over that of the heads.
-        seed: of the heads' start, the order of images and all else that is random.
-        steps: updates.
+        task: key of ``TASKS``.
+        method: key of ``ALL``.
+        rate: learning rate of the backbone's trained parameters, as a multiple of the heads' rate.
+        seed: seed of the heads' first weights, the order of images and all other random choices.
+        steps: number of updates.
         trunk: pretrained weights, see ``e3va train --trunk``.
     """
 
@@ -60,41 +61,45 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the run's folder."""
         words = (self.task, self.method, f"rate {self.rate:g}", f"seed {self.seed}")
         return "-".join(words).replace(" ", "_")
 
 
 def build(run: Run, classes: tuple[str, ...], category_ids=()) -> tuple[nn.Module, ModelConfig]:
-    """A model ready to train; equal seeds give equal heads whatever the method."""
+    """Build a model that is ready to train; equal seeds give equal heads whatever the method."""
     task, method = TASKS[run.task], ALL[run.method]
     _, preset, _ = read_trunk(run.trunk)
+    seed_everything("method", run.seed)
+    bottom_up = method.backbone(preset) if method.backbone else None
     config = ModelConfig(
         model=task.model,
         classes=classes,
         preset=preset,
         trunk=run.trunk,
+        highway=bottom_up.config.highway if bottom_up else method.highway,
         heads=default_heads(preset),
         size=task.size,
         max_size=task.max_size,
         category_ids=category_ids,
-        **method.config,
     )
     seed_everything("heads", run.seed)
-    model = build_model(config)
+    model = build_model(config, bottom_up=bottom_up)
     load_pretrained(model, run.trunk)
-    seed_everything("method", run.seed)
     if method.prepare:
+        seed_everything("method", run.seed)
         method.prepare(model.backbone.bottom_up.trunk)
-    if method.change:
-        method.change(model.backbone.bottom_up)
     return model, config
 
 
+def validation(run: Run, folder: Path) -> list[tuple[int, float]]:
+    """Return (step, score) of each validation."""
+    metric = TASKS[run.task].metric
+    return [(m["step"], m[metric]) for m in read_metrics(folder) if metric in m]
+
+
 def train(run: Run, folder: Path, sources: Sources, device: str) -> None:
-    """Train, or go on where a training was stopped; validate at each third of the steps."""
-    if (folder / SUMMARY).is_file():
-        return
+    """Train, or resume a training that was stopped; validate after each third of the steps."""
     task, place = TASKS[run.task], torch.device(device)
     train_data, val_data = (task.load(sources, split) for split in ("train", "val"))
     model, config = build(run, train_data.classes, train_data.category_ids)
@@ -121,8 +126,6 @@ def train(run: Run, folder: Path, sources: Sources, device: str) -> None:
 
 def test(run: Run, folder: Path, sources: Sources, device: str) -> None:
     """Evaluate the trained model on the test split."""
-    if (folder / TEST).is_file():
-        return
     data = TASKS[run.task].load(sources, "test")
     model, _ = build(run, data.classes, data.category_ids)
     path = folder / MODEL

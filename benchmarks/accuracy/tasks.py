@@ -24,14 +24,15 @@ STREET_CLASSES = (
 
 @dataclass(frozen=True)
 class Sources:
-    """Where data are.
+    """Places of the data.
 
     Attributes:
-        drawn: a folder that :func:`draw` filled.
-        photos: few photographs: ``train``, ``train.json``, ``train_sem_seg`` and the same of
-            ``val``, with the classes ``PHOTO_CLASSES``; None without.
-        streets: many photographs: ``train``, ``trainannot`` and the same of ``val`` and ``test``,
-            the layout in which CamVid is usually given (label 11: no class); None without.
+        drawn: folder that :func:`draw` filled.
+        photos: folder of few photographs, with ``train``, ``train.json`` and ``train_sem_seg``, and
+            the same for ``val``; the classes are ``PHOTO_CLASSES``. None for no such data.
+        streets: folder of many photographs, with ``train`` and ``trainannot``, and the same for
+            ``val`` and ``test``, as CamVid is usually distributed (label 11: no class). None for no
+            such data.
     """
 
     drawn: Path
@@ -44,13 +45,14 @@ class Task:
     """A target task.
 
     Attributes:
-        title: for people.
-        model: of :data:`e3va.torchvision.models.MODELS`.
-        metric: the score that counts.
-        size, max_size: of images, see :class:`e3va.torchvision.models.ModelConfig`.
+        title: description for people.
+        model: key of :data:`e3va.torchvision.models.MODELS`.
+        metric: name of the score that is compared.
+        size: shorter side of images, see :class:`e3va.torchvision.models.ModelConfig`.
+        max_size: largest longer side of images.
         batch_size: images in a step.
-        source: the field of :class:`Sources` that it needs.
-        load: sources, split → data set.
+        source: field of :class:`Sources` that the task needs.
+        load: function (sources, split) → data set.
     """
 
     title: str
@@ -64,7 +66,7 @@ class Task:
 
 
 def draw(folder: Path) -> None:
-    """Draw what the drawn tasks need, once; the last file says that all is there."""
+    """Draw the data of the drawn tasks, once; the file ``complete`` is written last."""
     done = folder / "complete"
     if not done.exists():
         things.draw_data(folder / "things", THINGS_SPLITS, DRAWN_SIZE)
@@ -73,13 +75,13 @@ def draw(folder: Path) -> None:
 
 
 def subset(data: Dataset, places: Sequence[int]) -> Dataset:
-    """The data set of some of the records."""
+    """Return the data set of some of the records."""
     records = [data.records[place] for place in places]
     return replace(data, records=records, coco=data.coco and replace(data.coco, images=records))
 
 
 def split_photos(count: int, split: str) -> list[int]:
-    """Every third photograph of the training folder is for validation."""
+    """Return the places of a split: every third training photograph is for validation."""
     return [i for i in range(count) if (i % 3 == 2) == (split == "val")]
 
 
@@ -94,7 +96,7 @@ def _land(sources: Sources, split: str) -> Dataset:
 
 
 def _photo_folder(split: str) -> str:
-    return "val" if split == "test" else "train"  # its own validation photographs are the test
+    return "val" if split == "test" else "train"  # the folder "val" holds the test photographs
 
 
 def _photo_split(data: Dataset, split: str) -> Dataset:
@@ -113,7 +115,7 @@ def _photo_labels(sources: Sources, split: str) -> Dataset:
 
 @dataclass
 class _Ignoring:
-    """A label that stands for no class becomes the one that is ignored."""
+    """A reader of targets that replaces the label of no class by the ignored label."""
 
     read_target: Callable[[Record], Target]
     label: int
@@ -128,7 +130,7 @@ def _streets(sources: Sources, split: str) -> Dataset:
     path, void = sources.streets / split, len(STREET_CLASSES)
     data = label_dataset(str(path), f"{path}annot", (*STREET_CLASSES, "void"))
     data = replace(data, classes=STREET_CLASSES, read_target=_Ignoring(data.read_target, void))
-    # Neighbours in these films look alike: every second and third is enough to tell.
+    # Neighboring frames look alike, so every third is enough for the scores.
     step = {"train": 1, "val": 3, "test": 3}[split]
     return subset(data, range(0, len(data.records), step))
 
@@ -185,10 +187,10 @@ TASKS = {
 
 
 def available(sources: Sources) -> dict[str, Task]:
-    """The tasks whose data are given.
+    """Return the tasks that have data.
 
     Raises:
-        UserError: a folder that is given is not there.
+        UserError: a given folder does not exist or has another layout.
     """
     for name in ("photos", "streets"):
         folder = getattr(sources, name)

@@ -1,4 +1,4 @@
-"""The batch that every method trains on: drawn rectangles and discs, the same each time."""
+"""The batch on which every method trains: drawn rectangles and discs, always the same."""
 
 import math
 import random
@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-OBJECTS = 40  # in an image
+OBJECTS = 40  # in each image
 CLASSES = 80
 CORNERS = 24  # of a disc's polygon
 
@@ -22,8 +22,8 @@ class Drawn:
 
     Attributes:
         image: uint8 [3, H, W].
-        polygons: for each object the corners (x, y) in pixels.
-        classes: for each object a number from 0 to ``CLASSES`` − 1.
+        polygons: corners (x, y) of each object in pixels.
+        classes: class of each object, from 0 to ``CLASSES`` − 1.
     """
 
     image: Tensor
@@ -57,7 +57,7 @@ def draw(height: int, width: int, seed: int) -> Drawn:
 
 
 def _outline(rng: random.Random, height: int, width: int) -> Points:
-    """A rectangle or a disc within the image, its sides from 1/20 to 1/3 of the image's."""
+    """Draw a rectangle or a disc with sides from 1/20 to 1/3 of the image's sides."""
     high, wide = (
         side * math.exp(rng.uniform(math.log(0.05), math.log(1 / 3))) for side in (height, width)
     )
@@ -71,7 +71,7 @@ def _outline(rng: random.Random, height: int, width: int) -> Points:
 
 
 def detectron2_examples(drawn: list[Drawn], device: torch.device) -> list[dict[str, Any]]:
-    """As Detectron2's data loaders give them."""
+    """Convert images to the form of Detectron2's data loaders."""
     from detectron2.structures import Boxes, Instances, PolygonMasks
 
     examples = []
@@ -96,7 +96,7 @@ def detectron2_examples(drawn: list[Drawn], device: torch.device) -> list[dict[s
 def torchvision_examples(
     drawn: list[Drawn], device: torch.device
 ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """As torchvision's detectors take them: images in [0, 1], and targets."""
+    """Convert images to the form of torchvision's detectors: images in [0, 1], and targets."""
     images = [one.image.to(device).float() / 255 for one in drawn]
     targets = [
         {

@@ -1,4 +1,4 @@
-"""One method on its batch: counts and timed steps."""
+"""Counts and timed steps of one method on its batch."""
 
 import contextlib
 import ctypes
@@ -27,8 +27,8 @@ AVERAGES = ("exp_avg", "exp_avg_sq")  # of AdamW
 class Bench:
     """A method's model, its batch and its optimizer.
 
-    The learning rate is zero: an update computes what it always computes and changes nothing, so
-    that every step does the same work.
+    The learning rate is zero: an update does its usual computation and changes nothing, so that
+    every step does the same work.
     """
 
     def __init__(self, spec: Spec):
@@ -45,13 +45,13 @@ class Bench:
             share_frozen(self.subject.model, Path(spec.shared))
         trained = [p for p in self.subject.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.05)
-        # A scale at which the gradients of random weights do not overflow: no update is left out.
+        # With this scale the gradients of random weights do not overflow, so no update is skipped.
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=spec.precision == "fp16", init_scale=1.0
         )
 
     def facts(self) -> dict[str, Any]:
-        """The method's title and its parameters by part."""
+        """Return the method's title and its parameters by part."""
         rows = count_parameters(self.subject.model, self.subject.parts)
         backbone = [row for row in rows if row.part in ("trunk", "highway")]
         trained = sum(row.trained for row in backbone)
@@ -65,11 +65,11 @@ class Bench:
         }
 
     def load(self, height: int, width: int, batch: int) -> None:
-        """Take a batch of another size."""
+        """Draw a batch of another size."""
         self.subject.load(height, width, batch)
 
     def count(self) -> dict[str, Any]:
-        """Bytes saved for backward and FLOPs by part, and the loss: equal losses, equal work."""
+        """Count bytes saved for backward and FLOPs by part; equal losses show equal work."""
         subject = self.subject
         self._wake()
         with flop_counter() as counter:
@@ -92,9 +92,9 @@ class Bench:
         }
 
     def peak(self) -> dict[str, Any]:
-        """Peak bytes of a step above what is there before it, and what is there before it.
+        """Measure the bytes before a step, and the peak above them.
 
-        The optimizer's state must be there: a step has been done before.
+        A step must have run before, so that the optimizer has its state.
         """
         self._wake()
         with track_peak(self.device) as peak:
@@ -105,11 +105,11 @@ class Bench:
         return {"peak_bytes": peak.bytes, "resident_bytes": resident}
 
     def round(self) -> dict[str, Any]:
-        """Seconds of one step, and of its parts.
+        """Measure the seconds of one step, and of its parts.
 
-        A step that is not timed comes first, because memory was given back since, and is slow when
-        it is touched again. On CUDA the parts are timed in a step of their own, for which the
-        device must wait at every boundary.
+        A step that is not timed comes first, because memory was released before, and its first use
+        is slow. On CUDA the parts are timed in a separate step, in which the device is synchronized
+        at every boundary.
         """
         self._wake()
         self._step(divide=False)
@@ -164,15 +164,15 @@ class Bench:
         self.scaler.update()
 
     def _wake(self) -> None:
-        """Make the averages again that :meth:`_rest` let go."""
+        """Create the averages again that :meth:`_rest` dropped."""
         for parameter, state in self.optimizer.state.items():
             for name in AVERAGES:
-                state[name] = torch.empty_like(parameter).zero_()  # written to, so that it is there
+                state[name] = torch.empty_like(parameter).zero_()  # the write allocates memory
 
     def _rest(self) -> None:
-        """Give back what a step leaves: other processes need the memory while this one waits.
+        """Release the memory of a step, which other processes need while this one waits.
 
-        The averages' values are of no account, as the learning rate is zero.
+        The values of the averages do not matter, because the learning rate is zero.
         """
         self.optimizer.zero_grad(set_to_none=True)
         for state in self.optimizer.state.values():

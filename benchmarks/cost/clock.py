@@ -1,4 +1,4 @@
-"""Which part of a model a forward pass, and then a backward pass, is in."""
+"""The part of a model in which a forward or backward pass is."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,18 +12,19 @@ from .models import Subject
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once everything that was asked of the device is done."""
+    """Return the time in seconds, after all work of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class Division:
-    """Divides what a reading (seconds, FLOPs) gains among parts; an inner part takes its share
-    from the one around it.
+    """A division of the gain of a reading (seconds, FLOPs) among parts.
+
+    The gain within an inner part does not count for the part around it.
 
     Attributes:
-        spent: the gain by part.
+        spent: gain by part.
     """
 
     def __init__(self, parts: list[str], read: Callable[[], float]):
@@ -33,12 +34,12 @@ class Division:
         self._last = read()
 
     def enter(self, part: str) -> None:
-        """From here on the gain is this part's."""
+        """Count the gain for this part from now on."""
         self._settle()
         self._running.append(part)
 
     def leave(self) -> None:
-        """From here on the gain is again that of the part before."""
+        """Count the gain for the part around this one again."""
         self._settle()
         self._running.pop()
 
@@ -51,10 +52,10 @@ class Division:
 
 @contextmanager
 def divided(subject: Subject, read: Callable[[], float]) -> Iterator[dict[str, float]]:
-    """Divide what ``read`` gains in the forward passes inside the block among a model's parts.
+    """Divide the gain of ``read`` in the forward passes inside the block among a model's parts.
 
-    What a detector does outside backbone and neck is its heads', what a backbone does outside its
-    trunk is the highway's.
+    A detector's work outside backbone and neck counts for its heads, a backbone's work outside its
+    trunk for the highway.
     """
     division = Division(list(subject.parts), read)
     whole = "highway" if "highway" in subject.parts else "trunk"
@@ -81,7 +82,7 @@ def _around(module: nn.Module, part: str, division: Division) -> Iterator[None]:
 
 @contextmanager
 def _around_stages(trunk: nn.Module, division: Division) -> Iterator[None]:
-    """The trunk runs while its consumer waits for the next stage, and not between two."""
+    """Count for the trunk only while its consumer waits for the next stage."""
 
     def stages(*args: Any, **settings: Any) -> Iterator[Any]:
         running = type(trunk).stages(trunk, *args, **settings)
@@ -94,7 +95,7 @@ def _around_stages(trunk: nn.Module, division: Division) -> Iterator[None]:
             if stage is None:
                 return
             yield stage
-            del stage  # its consumer decides what lives on
+            del stage  # its consumer decides how long it lives
 
     trunk.stages = stages
     try:
@@ -104,10 +105,10 @@ def _around_stages(trunk: nn.Module, division: Division) -> Iterator[None]:
 
 
 class Arrivals:
-    """When the first gradient arrives at the outputs of the neck, and of the backbone.
+    """The times at which the first gradients arrive at the outputs of neck and backbone.
 
-    Autograd goes through a graph in the reverse order of its making, so the heads' backward pass is
-    over when the first gradient reaches the neck's own last step, and so on.
+    Autograd visits a graph in the reverse order of its creation, so the heads' backward pass is
+    over when the first gradient reaches the neck's last step, and so on.
     """
 
     def __init__(self, subject: Subject):
@@ -116,7 +117,7 @@ class Arrivals:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Hook onto what the forward passes inside the block give out."""
+        """Put hooks on the outputs of the forward passes inside the block."""
         subject = self.subject
         if subject.pyramid is None:
             yield
@@ -141,7 +142,7 @@ class Arrivals:
             handle.remove()
 
     def divide(self, began: float, ended: float) -> dict[str, float]:
-        """Seconds of the backward pass by part."""
+        """Return the seconds of the backward pass by part."""
         if not self.moments:
             return {"backbone": ended - began}
         neck, backbone = self.moments["neck"], self.moments["backbone"]

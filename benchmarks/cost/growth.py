@@ -1,4 +1,4 @@
-"""How bytes grow with the images' side and with the batch."""
+"""The growth of bytes with the images' side and with the batch."""
 
 import argparse
 from collections.abc import Callable
@@ -21,22 +21,24 @@ MEASURED = {"saved": "kept for backward", "peak": "peak of a step"}
 
 
 class Lines:
-    """Measures the methods of one setting one after another, each over sides and batches.
+    """The methods of one setting, each over sides and batches.
 
     Args:
-        said: is told what has been done, after each point.
+        setting: a :class:`cost.schedule.Setting`.
+        args: the command line.
+        report_step: function that gets a description of each finished measurement.
     """
 
-    def __init__(self, setting: Any, args: argparse.Namespace, said: Callable[[str], None]):
-        self.setting, self.args, self.said = setting, args, said
+    def __init__(self, setting: Any, args: argparse.Namespace, report_step: Callable[[str], None]):
+        self.setting, self.args, self.report_step = setting, args, report_step
 
     @staticmethod
     def work(args: argparse.Namespace) -> int:
-        """How often ``said`` is told."""
+        """Return the number of measurements."""
         return len(args.methods) * (len(args.sizes) + len(args.batches))
 
     def measure(self) -> dict[str, Any]:
-        """Measure; what goes into growth.json."""
+        """Measure, and return an entry of growth.json."""
         args = self.args
         sides = [(side, 1) for side in args.sizes]
         batches = [(args.side, count) for count in args.batches]
@@ -53,7 +55,7 @@ class Lines:
         return {**setting, "rank": args.rank, "fixed_side": args.side, "rows": rows}
 
     def _line(self, name: str, points: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        """Points ascend: what comes after one that does not fit does not fit either."""
+        """Measure ascending points; after one that does not fit, no larger one fits either."""
         line: list[dict[str, Any]] = []
         worker, why = None, None
         try:
@@ -68,7 +70,7 @@ class Lines:
                 except DoesNotFitError as error:
                     why = str(error)
                 line.append({"side": side, "batch": count, **(found or {"does_not_fit": why})})
-                self.said(f"{name}, {count} × {side}×{side}")
+                self.report_step(f"{name}, {count} × {side}×{side}")
         finally:
             if worker is not None:
                 worker.close()
@@ -89,12 +91,12 @@ KEY = ("preset", "precision", "framework", "device", "cap")
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """The tables of an earlier run."""
+    """Return the tables of an earlier run."""
     return report.load_tables(folder / "growth.json")
 
 
 def add(folder: Path, table: dict[str, Any]) -> None:
-    """Add a table to growth.json, or replace that of the same setting, and write all files."""
+    """Add a table to growth.json, or replace the one of the same setting; write all files."""
     tables = report.merge(load(folder), table, KEY)
     report.write_json(folder / "growth.json", tables)
     parts = [f"## {title(t)}\n\n{text(t)}\n\n{report.where(t)}" for t in tables]
@@ -103,7 +105,7 @@ def add(folder: Path, table: dict[str, Any]) -> None:
 
 
 def text(table: dict[str, Any]) -> str:
-    """Markdown: MiB kept for backward / peak, a row for each method."""
+    """Return a Markdown table: MiB kept for backward / peak, a row for each method."""
     parts = []
     for axis in AXES:
         points = table["rows"][0][axis]

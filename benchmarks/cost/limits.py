@@ -1,4 +1,4 @@
-"""What the machine can do at most: matrix products and copies."""
+"""The largest rates of the machine: matrix products and copies."""
 
 import time
 from collections.abc import Callable
@@ -9,13 +9,16 @@ from .clock import now
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TRIES = 5
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
-COPIED = 2**28  # bytes
+SIDE = {"cpu": 2048, "cuda": 8192}  # sides of the square matrices
+COPIED = 2**28  # bytes in a copy
 
 
 def measure(device: torch.device, precision: str) -> dict[str, float]:
-    """``flops``: FLOP/s of a large square product in that precision; ``bytes``: bytes read and
-    written by a copy, per second. The best of several tries."""
+    """Measure ``flops`` and ``bytes`` per second, as the best of several tries.
+
+    ``flops`` is the rate of a large square product in that precision, ``bytes`` the rate of bytes
+    read and written by a copy.
+    """
     side = SIDE.get(device.type, SIDE["cpu"])
     a, b = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
     best = min(_fastest(product, device) for product in _products(a, b))
@@ -37,7 +40,7 @@ def _products(a: torch.Tensor, b: torch.Tensor) -> list[Callable[[], object]]:
 def _works(product: Callable[[], object]) -> bool:
     try:
         product()
-    except RuntimeError:  # this CPU has no such product in this precision
+    except RuntimeError:  # this CPU does not have the product in this precision
         return False
     return True
 

@@ -13,17 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass
 class Peak:
-    """The most bytes of tensors that were alive at once, above what was there before."""
+    """The most bytes of tensors that were alive at once, above those from before."""
 
     bytes: int = 0
 
 
 @contextmanager
 def track_peak(device: torch.device) -> Iterator[Peak]:
-    """Measure the peak of what the block allocates for tensors.
+    """Measure the peak of the tensors that the block allocates.
 
-    On CUDA the allocator says it. On the CPU the profiler notes every allocation and release of
-    PyTorch's allocator; scratch memory that a library such as oneDNN takes for itself is not seen.
+    On CUDA the allocator reports the peak. On the CPU the profiler records every allocation and
+    release of PyTorch's allocator; it does not see scratch memory of libraries such as oneDNN.
     """
     peak = Peak()
     gc.collect()
@@ -47,7 +47,7 @@ def track_peak(device: torch.device) -> Iterator[Peak]:
 
 
 def resident_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Bytes that are there between steps, each storage once.
+    """Return the bytes that are there between steps, each storage once.
 
     Returns:
         ``weights``: parameters, buffers and other tensors that modules hold, such as weights in a
@@ -75,7 +75,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _bytes(tensors: list[Tensor]) -> int:
     sizes = {}
     for tensor in tensors:
-        if tensor.is_mkldnn:  # packed for oneDNN: it has no storage to ask
+        if tensor.is_mkldnn:  # packed for oneDNN, without a storage
             sizes[id(tensor)] = tensor.numel() * tensor.element_size()
         else:
             storage = tensor.untyped_storage()
@@ -84,7 +84,7 @@ def _bytes(tensors: list[Tensor]) -> int:
 
 
 def _linear_flops(x: torch.Size, *others: Any, out_shape: torch.Size, **_: Any) -> int:
-    """x [..., K] times a weight [N, K], plain or packed; out [..., N]."""
+    """X [..., K] times a weight [N, K], plain or packed; out [..., N]."""
     return 2 * x.numel() * out_shape[-1]
 
 
@@ -101,7 +101,7 @@ def _attention_backward_flops(grad, query, key, value, *_: Any, **__: Any) -> in
 
 
 def _formulas() -> dict[Any, Any]:
-    """What PyTorch's counter does not know: attention and fused linear layers on the CPU."""
+    """Return formulas that PyTorch's counter lacks: attention and fused layers on the CPU."""
     formulas = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
@@ -114,5 +114,5 @@ def _formulas() -> dict[Any, Any]:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts the FLOPs of matrix products, attention and convolutions, two for a multiply-add."""
+    """Return a counter of FLOPs of products, attention and convolutions; a multiply-add is two."""
     return FlopCounterMode(display=False, custom_mapping=_formulas())

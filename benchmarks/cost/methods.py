@@ -1,9 +1,8 @@
-"""The ways of tuning whose cost is measured, and the backbone that each of them trains."""
+"""The ways of tuning that are measured, and their backbones."""
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from accuracy.methods import bottleneck, lora
 from torch import nn
@@ -20,50 +19,50 @@ class Method:
     """A way of tuning.
 
     Attributes:
-        title: for people; ``{rank}`` is filled in.
-        settings: of :class:`e3va.E3VABackbone`.
-        change: rank → a function that puts adapters into the trunk, which comes in trainable.
-        framework: the only framework that has it; None for all.
+        title: name in tables; ``{rank}`` is filled in.
+        highway: recipe, see :class:`e3va.E3VABackbone`.
+        memory: memory mode, see there.
+        change: function rank → function that puts adapters into a trunk in which everything trains.
+        framework: the only framework that has the method; None for both.
     """
 
     title: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    highway: str = "e3va_chain"
+    memory: str = "standard"
     change: Callable[[int], Callable[[SwinTrunk], None]] | None = None
     framework: str | None = None
 
 
 def lora_on_qkv(rank: int) -> Callable[[SwinTrunk], None]:
-    """LoRA where its paper puts it: on the projections of the attention."""
+    """Return LoRA as in its paper, on the projections of the attention."""
     return lora(rank, target_modules=("qkv",))
 
 
-FULL = {"method": "full", "memory": "plain"}
 METHODS = {
-    "full": Method("full fine-tuning", FULL),
-    "frozen": Method("frozen backbone", {"method": "frozen"}),
-    "lora": Method("LoRA on qkv, rank {rank}", FULL, lora_on_qkv),
-    "bottleneck": Method("bottleneck adapters, rank {rank}", FULL, bottleneck),
-    "e3va plain": Method("E³VA, reference path", {"method": "e3va", "memory": "plain"}),
-    "e3va": Method("E³VA", {"method": "e3va", "memory": "standard"}),
-    "e3va lean": Method("E³VA, lean", {"method": "e3va", "memory": "lean"}),
-    "frozen plain": Method(
-        "frozen backbone, reference path", {"method": "frozen", "memory": "plain"}
-    ),
-    "paper": Method("E³VA as in the paper", {"method": "paper", "memory": "standard"}),
-    "paper plain": Method(
-        "E³VA as in the paper, reference path", {"method": "paper", "memory": "plain"}
-    ),
+    "full": Method("full fine-tuning", "full", "plain"),
+    "frozen": Method("frozen backbone", "frozen"),
+    "lora": Method("LoRA on qkv, rank {rank}", "full", "plain", lora_on_qkv),
+    "bottleneck": Method("bottleneck adapters, rank {rank}", "full", "plain", bottleneck),
+    "e3va_chain plain": Method("E³VA, reference path", memory="plain"),
+    "e3va_chain": Method("E³VA"),
+    "e3va_chain lean": Method("E³VA, lean", memory="lean"),
+    "frozen plain": Method("frozen backbone, reference path", "frozen", "plain"),
+    "e3va": Method("E³VA as in the paper", "e3va"),
+    "e3va plain": Method("E³VA as in the paper, reference path", "e3va", "plain"),
     "full detectron2": Method("full, Detectron2's own Swin", framework="detectron2"),
 }
-DEFAULT = ("full", "frozen", "lora", "bottleneck", "e3va plain", "e3va", "e3va lean")
-REFERENCE = "full"  # what the others are divided by
+DEFAULT = (
+    *("full", "frozen", "lora", "bottleneck"),
+    *("e3va_chain plain", "e3va_chain", "e3va_chain lean"),
+)
+REFERENCE = "full"  # the method by which the others are divided
 
 
 def choose(names: list[str], framework: str) -> list[str]:
-    """Methods by name, the reference first; ``e3va-lean`` is ``e3va lean``.
+    """Return the names of methods, the reference first; ``frozen-plain`` is ``frozen plain``.
 
     Raises:
-        UserError: there is no such method, or the framework lacks it.
+        UserError: a method is unknown, or the framework does not have it.
     """
     names = list(dict.fromkeys(name.replace("-", " ") for name in names))
     for name in names:
@@ -72,7 +71,7 @@ def choose(names: list[str], framework: str) -> list[str]:
         only = METHODS[name].framework
         if only and framework != only:
             raise UserError(
-                f"method {name!r} is measured with --framework {only} alone, not {framework}"
+                f"method {name!r} needs --framework {only}: the framework given is {framework}"
             )
     return sorted(names, key=lambda name: name != REFERENCE)
 
@@ -80,14 +79,17 @@ def choose(names: list[str], framework: str) -> list[str]:
 def make_bottom_up(
     name: str, preset: str, rank: int, kind: type[E3VABackbone] = E3VABackbone
 ) -> nn.Module:
-    """A method's backbone. The trunk's weights are the same for all, and so is the state of the
-    random numbers afterwards: what is built next is equal too."""
+    """Build a method's backbone.
+
+    All methods get the same weights in the trunk. The random generators are in the same state
+    afterwards, so that neck and heads are equal too.
+    """
     method = METHODS[name]
     seed_everything("trunk", 0)
     if method.framework == "detectron2":
         backbone = _detectron2_swin(preset)
     else:
-        backbone = kind(preset, **method.settings)
+        backbone = kind(preset, method.highway, memory=method.memory)
     if method.change:
         seed_everything("method", 0)
         method.change(rank)(backbone.trunk)
@@ -98,7 +100,7 @@ def make_bottom_up(
 def _detectron2_swin(name: str) -> nn.Module:
     from detectron2.modeling import SwinTransformer
 
-    preset, ours = get_preset(name), E3VABackbone(name, method="full")
+    preset, ours = get_preset(name), E3VABackbone(name, "full")
     swin = SwinTransformer(
         embed_dim=preset.embed_dim,
         depths=list(preset.depths),

@@ -1,4 +1,4 @@
-"""A method's model on a framework, with the batch that it trains on."""
+"""The model of a method in a framework, with the batch on which it trains."""
 
 import importlib
 from collections.abc import Mapping
@@ -19,19 +19,20 @@ ALONE = "none"  # the framework of a backbone without neck and heads
 
 @dataclass(frozen=True)
 class Spec:
-    """What one process measures.
+    """The work of one process.
 
     Attributes:
         method: a key of :data:`cost.methods.METHODS`.
-        preset: of the trunk, see :data:`e3va.swin.presets.PRESETS`.
+        preset: geometry of the trunk, see :data:`e3va.swin.presets.PRESETS`.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast).
         framework: one of ``FRAMEWORKS``, or ``ALONE``.
         device: cpu, cuda or cuda:N.
-        height, width: of the images, pixels.
-        batch: images in a step.
-        rank: of LoRA and of bottleneck adapters.
-        cap: GiB that the process may allocate on its GPU; None for all.
-        shared: a folder of frozen weights, see :mod:`cost.sharing`; None for weights of its own.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+        batch: number of images in a step.
+        rank: rank of LoRA and of bottleneck adapters.
+        cap: most memory in GiB that the process may allocate on its GPU; None for no limit.
+        shared: folder of frozen weights, see :mod:`cost.sharing`; None for no sharing.
     """
 
     method: str
@@ -48,7 +49,7 @@ class Spec:
 
 
 class Subject:
-    """A model that is measured. Subclasses know a framework.
+    """A model that is measured; there is a subclass for each framework.
 
     Attributes:
         model: on its device, ready to train.
@@ -66,7 +67,7 @@ class Subject:
         self.load(spec.height, spec.width, spec.batch)
 
     def build(self, spec: Spec) -> nn.Module:
-        """The model on the CPU."""
+        """Build the model on the CPU."""
         raise NotImplementedError
 
     def prepare(self, mixed: bool) -> None:
@@ -74,15 +75,15 @@ class Subject:
         raise NotImplementedError
 
     def find(self) -> tuple[nn.Module, nn.Module | None]:
-        """``bottom_up`` and ``pyramid``."""
+        """Return ``bottom_up`` and ``pyramid``."""
         return self.model.backbone.bottom_up, self.model.backbone
 
     def load(self, height: int, width: int, batch: int) -> None:
-        """Draw the batch that :meth:`loss` is of."""
+        """Draw the batch of :meth:`loss`."""
         raise NotImplementedError
 
     def loss(self) -> Tensor:
-        """Run forward; the scalar to go backward from."""
+        """Run forward and return the loss."""
         raise NotImplementedError
 
     def _parts(self) -> dict[str, nn.Module]:
@@ -138,12 +139,11 @@ class Detectron2Subject(Subject):
 
 
 class TorchvisionSubject(Subject):
-    """Cascade Mask R-CNN out of torchvision's parts."""
+    """Cascade Mask R-CNN of torchvision's parts."""
 
     def build(self, spec: Spec) -> nn.Module:
         from e3va.swin.presets import get_preset
-        from e3va.torchvision.models import HEADS, MODELS, ModelConfig, default_heads
-        from e3va.torchvision.pyramid import PyramidBackbone
+        from e3va.torchvision.models import ModelConfig, build_model, default_heads
 
         preset = get_preset(spec.preset)
         config = ModelConfig(
@@ -157,8 +157,7 @@ class TorchvisionSubject(Subject):
             jitter=(1.0, 1.0),
         )
         bottom_up = make_bottom_up(spec.method, spec.preset, spec.rank)
-        backbone = PyramidBackbone(bottom_up, HEADS[config.heads].channels)
-        return MODELS[config.model](config, backbone)
+        return build_model(config, bottom_up=bottom_up)
 
     def prepare(self, mixed: bool) -> None:
         _prepare_model("torchvision", self.model, mixed)
@@ -173,7 +172,7 @@ class TorchvisionSubject(Subject):
 
 
 class BackboneSubject(Subject):
-    """The backbone alone; the loss is the sum over the levels of the mean of the squares."""
+    """A backbone without neck and heads; the loss is the sum of the levels' mean squares."""
 
     def build(self, spec: Spec) -> nn.Module:
         return make_bottom_up(spec.method, spec.preset, spec.rank)
@@ -202,10 +201,10 @@ SUBJECTS: dict[str, type[Subject]] = {
 
 
 def pick_framework(name: str | None) -> str:
-    """Detectron2 where it is installed, else torchvision.
+    """Return the framework of that name; for None Detectron2 if it is installed, else torchvision.
 
     Raises:
-        UserError: no such framework, or it is not installed.
+        UserError: an unknown framework, or one that is not installed.
     """
     if name is not None and name not in FRAMEWORKS:
         raise UserError(f"--framework {name}: expected {' or '.join(FRAMEWORKS)}")

@@ -11,7 +11,7 @@ from e3va.utils.optional import require
 from .methods import METHODS, REFERENCE
 from .rows import MIB, mib, part_seconds, seconds, title
 
-COLORS = {  # a part has one colour in all pictures, forward light and backward dark
+COLORS = {  # a part has one color in all pictures, light for forward and dark for backward
     "trunk": "#8d99ae",
     "highway": "#f4a261",
     "neck": "#8ecae6",
@@ -48,7 +48,7 @@ def _save(figure, path: Path) -> None:
 
 
 def plot_cost(tables: list[dict[str, Any]], path: Path) -> None:
-    """A row for each table: bytes kept by part, and the time of a step by part, over full's."""
+    """Plot for each table the bytes kept and the time of a step, by part, over full's."""
     figure, axes = _figure([1.6 + 0.3 * len(table["rows"]) for table in tables], 12.5)
     for line, table in zip(axes, tables, strict=True):
         _draw_bytes(line[0], table)
@@ -94,7 +94,7 @@ def _stack(
     notes: Mapping[str, str],
     errors: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
-    """A bar for each method, its parts one after another, a note at its end."""
+    """Draw a bar for each method: its parts one after another, and a note at the end."""
     from matplotlib.patches import Patch
 
     end = 0.0
@@ -140,7 +140,7 @@ def plot_growth(
     axes_titles: Mapping[str, str],
     measured: Mapping[str, str],
 ) -> None:
-    """Two rows for each table, bytes kept and peak: over the images' side, and over the batch."""
+    """Plot bytes kept and peak of each table, over the images' side and over the batch."""
     figure, axes = _figure([3.2] * 2 * len(tables), 11)
     for number, table in enumerate(tables):
         for row, (what, name) in enumerate(measured.items()):

@@ -1,4 +1,4 @@
-"""What was measured, as JSON and as Markdown tables; what is drawn is in pictures.py."""
+"""The measurements as JSON and as Markdown tables; the pictures are in pictures.py."""
 
 import json
 import os
@@ -21,23 +21,24 @@ GIGA = 1e9
 KEY = ("preset", "precision", "framework", "device", "height", "width", "batch", "cap")
 NOTES = """\
 Kept: bytes that autograd keeps from the forward for the backward pass, each storage once, without
-parameters. Peak: the most bytes of tensors alive at once in a step, above what is there before it;
-gradients are in it. Weights, optimizer: there all the time. Whole: weights, optimizer and peak.
-Seconds: median of the rounds; ratios to full are taken within each round: median (least–most).
-FLOPs: matrix products, attention and convolutions, two for a multiply-add. Limit: the step's FLOPs
-at the rate of a large matrix product in that precision; copies: weights read, and kept bytes
-written and read, at the rate of a large copy. Weights are random, so how many sampled regions are
-foreground, and with them part of the heads' work, is not that of a trained model."""
+parameters. Peak: the most bytes of tensors alive at once in a step, above those from before it; it
+includes gradients. Weights, optimizer: bytes that are always there. Whole: weights, optimizer and
+peak. Seconds: median of the rounds; ratios to full are taken within each round: median
+(least–most). FLOPs: matrix products, attention and convolutions; a multiply-add is two. Limit: the
+time of the step's FLOPs at the rate of a large matrix product in that precision. Copies: the time
+to read the weights, and to write and read the kept bytes, at the rate of a large copy. Weights are
+random, so the number of foreground regions, and with it part of the heads' work, differs from that
+of a trained model."""
 
 
 def markdown(lines: list[list[str]]) -> str:
-    """A table; the first line is its head, and the first column stands to the left."""
+    """Return a table; the first line is its head, and the first column is aligned to the left."""
     rule = ["---", *["---:"] * (len(lines[0]) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
 def text(table: Row) -> str:
-    """Markdown: what is kept, how long it takes, what could be reached."""
+    """Return the Markdown tables of memory, times and limits."""
     rows = [row for row in table["rows"] if fits(row)]
     left_out = [
         f"{r['method']}: does not fit ({r['does_not_fit']})." for r in table["rows"] if not fits(r)
@@ -134,7 +135,7 @@ def _over(value: float, full: float | None) -> str:
 
 
 def where(table: Row) -> str:
-    """Where and with what a table was measured."""
+    """Return the machine and the versions with which a table was measured."""
     machine = table["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
     return (
@@ -144,7 +145,7 @@ def where(table: Row) -> str:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """The machine and the versions of what runs on it."""
+    """Return a description of the machine, and the versions of the libraries."""
     versions = {"Python": platform.python_version(), "torch": torch.__version__}
     for name in ("torchvision", "detectron2", "peft"):
         try:
@@ -183,7 +184,7 @@ def _commit() -> str:
 
 
 def merge(tables: list[Row], new: Row, key: Sequence[str]) -> list[Row]:
-    """The new table in the place of that of the same setting, or at the end."""
+    """Put the new table in the place of the one of the same setting, or at the end."""
     place = [tuple(table.get(name) for name in key) for table in tables]
     own = tuple(new.get(name) for name in key)
     if own in place:
@@ -192,10 +193,10 @@ def merge(tables: list[Row], new: Row, key: Sequence[str]) -> list[Row]:
 
 
 def load_tables(path: Path) -> list[Row]:
-    """What an earlier run wrote; nothing without a file.
+    """Return the tables that an earlier run wrote; no tables if there is no file.
 
     Raises:
-        UserError: the file is none of ours.
+        UserError: this benchmark did not write the file.
     """
     if not path.is_file():
         return []
@@ -220,7 +221,7 @@ def write_text(path: Path, paragraphs: list[str]) -> None:
 
 
 def load(folder: Path) -> list[Row]:
-    """The tables of an earlier run."""
+    """Return the tables of an earlier run."""
     return load_tables(folder / "cost.json")
 
 

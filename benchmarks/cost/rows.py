@@ -27,30 +27,30 @@ def with_ratios(rows: list[Row]) -> list[Row]:
 
 
 def fits(row: Row) -> bool:
-    """Whether the method could be measured."""
+    """Return whether the method fitted into the memory and was measured."""
     return "does_not_fit" not in row
 
 
 def ratios(rounds: list[Row], reference: list[Row]) -> dict[str, list[float]]:
-    """For each timed thing its seconds over the reference's of the same round."""
+    """Return the seconds over the reference's seconds of the same round, by timed part."""
     pairs = list(zip(rounds, reference, strict=True))
     return {name: [own[name] / other[name] for own, other in pairs] for name in TIMED}
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median, and least and most in brackets."""
+    """Format the median, with the least and the most in brackets."""
     if len(values) == 1:
         return f"{values[0]:.2f}"
     return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
 def seconds(row: Row, name: str) -> float:
-    """Median of the rounds of a timed thing."""
+    """Return the median of the rounds of a timed part."""
     return statistics.median(r[name] for r in row["rounds"])
 
 
 def part_seconds(row: Row) -> dict[str, float]:
-    """Median of the rounds of each part of the step, in the order in which they run."""
+    """Return the median of the rounds of each part of the step, in order."""
     found = {}
     for way in ("forward", "backward"):
         for part in row["rounds"][0][f"{way}_parts"]:
@@ -60,7 +60,7 @@ def part_seconds(row: Row) -> dict[str, float]:
 
 
 def title(table: Row) -> str:
-    """Of a table, for people."""
+    """Return the title of a table."""
     size = ""
     if "height" in table:
         size = f", {table['batch']} × {table['height']}×{table['width']}"
@@ -69,5 +69,5 @@ def title(table: Row) -> str:
 
 
 def mib(size: int) -> str:
-    """Bytes in MiB, with one decimal where that says something."""
+    """Format bytes in MiB; small numbers have one decimal."""
     return f"{size / MIB:,.1f}" if size < 100 * MIB else f"{size / MIB:,.0f}"

@@ -1,4 +1,4 @@
-"""What is measured, and in which order the processes take their turns."""
+"""The schedule: the measurements, and the turns of the processes."""
 
 import argparse
 import contextlib
@@ -29,7 +29,7 @@ METHODS_HELP = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong options are a user's mistake like any other: one line, status 1."""
+    """A parser that reports wrong options like other mistakes of a user: one line, status 1."""
 
     def error(self, message: str) -> None:
         raise UserError(message)
@@ -39,26 +39,38 @@ def parse(doc: str, arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line.
 
     Raises:
-        UserError: it says something that cannot be measured.
+        UserError: an option that cannot be measured.
     """
     parser = _Parser("cost", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--presets", "--preset", nargs="+", default=["swin_t"], metavar="PRESET")
     add("--methods", nargs="+", default=list(DEFAULT), metavar="METHOD", help=METHODS_HELP)
     add("--precision", nargs="+", default=["fp32"], metavar="TYPE", help="fp32, bf16, fp16")
-    add("--size", default="800x1216", metavar="HxW", help="of the images; default: %(default)s")
+    add(
+        "--size", default="800x1216", metavar="HxW", help="size of the images; default: %(default)s"
+    )
     add("--batch", default="1", metavar="N", help="images in a step; default: %(default)s")
-    add("--rounds", default="3", metavar="N", help="timed steps a method; default: %(default)s")
-    add("--rank", default="16", metavar="R", help="of LoRA and bottlenecks; default: %(default)s")
+    add(
+        "--rounds",
+        default="3",
+        metavar="N",
+        help="timed steps of each method; default: %(default)s",
+    )
+    add(
+        "--rank",
+        default="16",
+        metavar="R",
+        help="rank of LoRA and bottlenecks; default: %(default)s",
+    )
     add(
         "--framework",
         metavar="FRAMEWORK",
-        help="detectron2 or torchvision; default: what is installed",
+        help="detectron2 or torchvision; default: the one that is installed",
     )
-    add("--backbone", action="store_true", help="the backbone alone, without neck and heads")
+    add("--backbone", action="store_true", help="measure the backbone without neck and heads")
     add("--device", help="cpu, cuda, cuda:1; default: cuda where there is one")
-    add("--cap", metavar="GIB", help="most memory that a method may allocate on the GPU")
-    add("--growth", action="store_true", help="bytes over --sizes and --batches instead")
+    add("--cap", metavar="GIB", help="most GPU memory that a method may allocate")
+    add("--growth", action="store_true", help="measure bytes over --sizes and --batches instead")
     add("--sizes", nargs="+", default=growth.SIZES, metavar="PX", help="sides, one image")
     add("--batches", nargs="+", default=growth.BATCHES, metavar="N", help="images of --side")
     add("--side", default=growth.SIDE, metavar="PX", help="default: %(default)s")
@@ -125,7 +137,7 @@ def _cap(text: str | None, device: torch.device) -> float | None:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the methods of one table have in common; a table of the same setting replaces it."""
+    """The setting that the methods of one table share; a new table of it replaces the old one."""
 
     preset: str
     precision: str
@@ -138,7 +150,7 @@ class Setting:
 
 
 def settings(args: argparse.Namespace) -> list[Setting]:
-    """One for each preset and precision."""
+    """Return a setting for each preset and precision."""
     rest = (args.framework, args.device, args.height, args.width, args.batch, args.cap)
     return [Setting(p, precision, *rest) for p in args.presets for precision in args.precision]
 
@@ -147,11 +159,15 @@ class Table:
     """The methods of one setting side by side.
 
     Args:
-        said: is told what has been done, after each piece of work.
+        setting: the setting.
+        args: the command line.
+        report_step: function that gets a description of each finished measurement.
     """
 
-    def __init__(self, setting: Setting, args: argparse.Namespace, said: Callable[[str], None]):
-        self.setting, self.rounds, self.said = setting, args.rounds, said
+    def __init__(
+        self, setting: Setting, args: argparse.Namespace, report_step: Callable[[str], None]
+    ):
+        self.setting, self.rounds, self.report_step = setting, args.rounds, report_step
         self.rank = args.rank
         self.rows: dict[str, dict[str, Any]] = {name: {"method": name} for name in args.methods}
         self.workers: dict[str, Worker] = {}
@@ -159,11 +175,11 @@ class Table:
 
     @staticmethod
     def work(args: argparse.Namespace) -> int:
-        """How often ``said`` is told."""
+        """Return the number of measurements."""
         return len(args.methods) * (3 + args.rounds)
 
     def measure(self) -> dict[str, Any]:
-        """Measure; what goes into cost.json."""
+        """Measure, and return an entry of cost.json."""
         with tempfile.TemporaryDirectory() as shared:
             try:
                 self._run(shared)
@@ -177,7 +193,7 @@ class Table:
         for name in self.rows:
             spec = Spec(method=name, rank=self.rank, shared=shared, **asdict(self.setting))
             self.workers[name] = Worker(spec)
-            self.workers[name].send("build")  # they start side by side, and compute in turn
+            self.workers[name].send("build")  # they start side by side, and later take turns
         for name in self.rows:
             self._take(name, "build", self.workers[name].receive)
         for command in ("count", "peak"):
@@ -207,21 +223,21 @@ class Table:
             except DoesNotFitError as error:
                 self.workers.pop(name).close()
                 self.rows[name] = {"method": name, "does_not_fit": str(error)}
-        self.said(f"{name}, {what}")
+        self.report_step(f"{name}, {what}")
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Measure everything and write it, table by table.
+    """Measure everything, and write it table by table.
 
     Raises:
-        UserError: a mistake in what was asked for.
+        UserError: a mistake on the command line.
     """
     from e3va.torchvision.trainer import make_folder
     from e3va.utils.progress import Progress
 
     make_folder(args.output)
     kind = growth if args.growth else report
-    kind.load(args.output)  # a file that cannot be added to is found before the work
+    kind.load(args.output)  # a foreign file is found before the work
     todo, machine = settings(args), report.machine(args.device)
     make = growth.Lines if args.growth else Table
     each, done = make.work(args), 0
@@ -229,18 +245,18 @@ def measure(args: argparse.Namespace) -> None:
         for setting in todo:
             progress.say(f"{setting.preset}, {setting.precision}: {', '.join(args.methods)}")
 
-            def said(what: str) -> None:
+            def report_step(what: str) -> None:
                 nonlocal done
                 done += 1
                 progress.step(done, {"last": what})
 
-            table = make(setting, args, said).measure()
+            table = make(setting, args, report_step).measure()
             kind.add(args.output, {**table, "machine": machine})
             progress.say(kind.text(table))
 
 
 def main(doc: str, arguments: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
+    """Run the command and return the exit status."""
     try:
         args = parse(doc, arguments)
         measure(args)
@@ -248,7 +264,7 @@ def main(doc: str, arguments: list[str] | None = None) -> int:
         print(f"error: {error.line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the tables that were complete are in the output folder", file=sys.stderr)
+        print("\nstopped; the output folder has the complete tables", file=sys.stderr)
         return 130
     name = "growth" if args.growth else "cost"
     print(f"wrote {args.output}: {name}.md, {name}.json, {name}*.png")

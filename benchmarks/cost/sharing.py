@@ -1,4 +1,4 @@
-"""Processes with equal frozen weights keep them in memory once."""
+"""Sharing of equal frozen weights between processes."""
 
 import hashlib
 import os
@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-LEAST = 2**18  # bytes; smaller tensors stay where they are
+LEAST = 2**18  # bytes of a tensor that is shared
 
 
 def share_frozen(model: nn.Module, folder: Path) -> None:
-    """Map the frozen parameters of a model on the CPU from files that are named by their contents.
+    """Map the frozen parameters of a model on the CPU from files named by their contents.
 
     Seven models of Swin-L side by side would otherwise need 5 GB more.
     """

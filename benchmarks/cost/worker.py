@@ -1,4 +1,4 @@
-"""A process that holds one method's model and does a step when it is asked to."""
+"""A process that holds one method's model and runs steps on request."""
 
 import contextlib
 import logging
@@ -20,14 +20,14 @@ RESULT, MISTAKE, NO_FIT, FAILED = "result", "mistake", "does not fit", "failed"
 
 
 class DoesNotFitError(Exception):
-    """A method needs more memory than there is."""
+    """A method needs more memory than the machine has."""
 
 
 class Worker:
-    """One method in a process of its own. It computes between :meth:`send` and :meth:`receive`."""
+    """A process for one method. It computes between :meth:`send` and :meth:`receive`."""
 
     def __init__(self, spec: Spec):
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would talk on stderr
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would print to stderr
         context = multiprocessing.get_context("spawn")  # CUDA forbids fork
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, spec), daemon=True)
@@ -35,24 +35,24 @@ class Worker:
         theirs.close()
 
     def send(self, command: str, *arguments: Any) -> None:
-        """Ask for ``command``: ``"build"``, or a method of :class:`cost.bench.Bench`."""
-        # If the process has died, receive() says so.
+        """Request ``command``: ``"build"``, or a method of :class:`cost.bench.Bench`."""
+        # If the process has died, receive() reports it.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send((command, arguments))
 
     def receive(self) -> Any:
-        """The answer.
+        """Return the answer.
 
         Raises:
-            DoesNotFitError: out of memory.
-            UserError: what the process said was the user's mistake.
+            DoesNotFitError: the process ran out of memory.
+            UserError: the process reported a mistake of the user, or ended.
         """
         try:
             kind, answer = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
             code = self.process.exitcode
-            if code == -signal.SIGKILL:  # what the system does to a process when memory runs out
+            if code == -signal.SIGKILL:  # the system kills a process when memory runs out
                 raise DoesNotFitError("killed by the system") from None
             raise UserError(f"a process ended with status {code}; its output is above") from None
         if kind == NO_FIT:
@@ -64,7 +64,7 @@ class Worker:
         return answer
 
     def ask(self, command: str, *arguments: Any) -> Any:
-        """Ask and wait for the answer."""
+        """Request a command and wait for the answer."""
         self.send(command, *arguments)
         return self.receive()
 
@@ -76,9 +76,9 @@ class Worker:
 
 
 def serve(connection: Connection, spec: Spec) -> None:
-    """The process: commands in, answers out."""
+    """Run the process: receive commands and send answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    # What the frameworks' own imports say would come once for each process.
+    # The frameworks' imports would print their warnings in each process.
     warnings.simplefilter("ignore")
     logging.getLogger("torch").setLevel(logging.ERROR)
     bench = None
@@ -107,7 +107,7 @@ def serve(connection: Connection, spec: Spec) -> None:
 
 
 def out_of_memory(error: Exception) -> str | None:
-    """The first sentence of an error that says that memory ran out; None for other errors."""
+    """Return the first sentence of an out-of-memory error; None for other errors."""
     text = " ".join(str(error).split())
     known = ("out of memory", "not enough memory", "can't allocate memory")
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or (

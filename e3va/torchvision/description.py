@@ -57,9 +57,10 @@ def checkpoint_entry(model: nn.Module, fields: dict[str, Any]) -> dict[str, Any]
     """Return the entry by which a checkpoint of a whole model describes its adapter and trunk.
 
     Args:
-        model: the model; one with a trunk that trains has no such entry.
+        model: the model. Without an entry: a trunk that trains, adapters from outside the registry.
         fields: the result of :func:`adapter_fields`.
     """
-    if not model.backbone.bottom_up.trunk.frozen:
+    backbone = model.backbone.bottom_up
+    if not backbone.trunk.frozen or backbone.config.highway.adapter == OUTSIDE:
         return {}
     return {FULL_KEY: describe_model(model, **fields).to_dict()}

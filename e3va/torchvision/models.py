@@ -177,12 +177,15 @@ def default_heads(preset: SwinPreset) -> str:
     return "light" if preset.embed_dim < LIGHT_TRUNK else "standard"
 
 
-def build_model(config: ModelConfig, trunk: SwinTrunk | None = None) -> nn.Module:
+def build_model(
+    config: ModelConfig, trunk: SwinTrunk | None = None, bottom_up: E3VABackbone | None = None
+) -> nn.Module:
     """Build a model with random weights.
 
     Args:
         config: the model's config.
         trunk: trunk to share with other models, see :class:`e3va.E3VABackbone`; None to build one.
+        bottom_up: backbone in place of the one that ``config`` describes; None to build that one.
 
     Raises:
         UserError: an unknown setting, or a trunk that cannot be shared.
@@ -193,7 +196,7 @@ def build_model(config: ModelConfig, trunk: SwinTrunk | None = None) -> nn.Modul
     detects = config.model != "semantic_fpn"
     # Neck and heads get the same random weights with every highway, for comparisons.
     with torch.random.fork_rng(devices=[]):
-        bottom_up = E3VABackbone(
+        bottom_up = bottom_up or E3VABackbone(
             config.preset,
             config.highway,
             memory=config.memory,

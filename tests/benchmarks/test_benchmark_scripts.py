@@ -30,8 +30,11 @@ def script(monkeypatch):
     return run
 
 
-def test_trunk_speed_times_every_trunk_in_every_round(script, tmp_path, capsys):
+def test_trunk_speed_times_every_trunk_in_every_round(script, tmp_path, capsys, monkeypatch):
     pytest.importorskip("timm")
+    limits = importlib.import_module("cost.limits")
+    for name, value in (("SIDE", {"cpu": 256}), ("TRIES", 1), ("COPIED", 2**20)):
+        monkeypatch.setattr(limits, name, value)
     small = ("--presets", "swin_nano", "--size", 64, 96, "--rounds", 2, "--device", "cpu")
     module, status = script("trunk_speed", *small, "--precision", "fp32", "--output", tmp_path)
     assert status == 0
@@ -75,11 +78,12 @@ def labelled(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_fidelity_measures_errors_and_losses_of_every_mode(script, labelled, capsys):
     data = ("--images", labelled / "images", "--labels", labelled / "labels", "--classes", "a,b")
     picture = ("--image", labelled / "images" / "0.png", "--side", 64)
     output = labelled / "out"
-    module, status = script("fidelity", *picture, *data, "--steps", 50, "--output", output)
+    module, status = script("fidelity", *picture, *data, "--steps", 2, "--output", output)
     assert status == 0, capsys.readouterr().err
     found = json.loads((output / "fidelity.json").read_text())
     assert set(found["errors"]) == set(found["losses"]) == set(module.MODES)
@@ -120,6 +124,7 @@ def test_both_operators_of_a_pair_compute_the_same(script):
 SMALL = ("--presets", "swin_nano", "--side", 256)
 
 
+@pytest.mark.slow
 def test_sources_finds_no_difference_but_rounding(script, tmp_path, capsys):
     for package in ("timm", "transformers"):
         pytest.importorskip(package)
@@ -148,6 +153,7 @@ def test_sources_refuses_what_it_does_not_know(script, capsys, preset, side):
     assert ": expected " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_zoo_faults_shows_what_a_user_sees(script, tmp_path, monkeypatch, capsys):
     module = importlib.import_module("zoo_faults")
     cases = {case: (case, faults, "cache") for case, faults, _ in module.CASES}
