@@ -11,6 +11,7 @@ it counts without building them. Tables in MiB and JSON.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,6 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
-from detectron2.engine import launch as detectron2s_launch
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from e3va.detectron2 import HighwayTrainer, add_e3va_config, load_config
 from e3va.detectron2.distributed import share_model
-from e3va.detectron2.launch import join_torchrun, launch
+from e3va.detectron2.launch import launch
 from e3va.utils.atomic import atomic_open
 from e3va.utils.measure import MIB
 
@@ -78,13 +78,15 @@ OTHER = [
 ]
 
 
-def small_cfg(case: Case, method: str = "e3va") -> CfgNode:
+def small_cfg(case: Case, recipe: str = "e3va_chain") -> CfgNode:
     """A model with a tiny trunk, in Detectron2's yacs form."""
     cfg = get_cfg()
     add_e3va_config(cfg)
     model, fpn = cfg.MODEL, ["p0", "p1", "p2", "p3"]
-    model.DEVICE, model.E3VA.PRESET, model.E3VA.RANK = "cpu", "swin_nano", 4
-    model.E3VA.METHOD, model.E3VA.MEMORY = method, case.memory
+    model.DEVICE, model.E3VA.PRESET, model.E3VA.MEMORY = "cpu", "swin_nano", case.memory
+    model.E3VA.HIGHWAY.RECIPE = recipe
+    if recipe == "e3va_chain":
+        model.E3VA.HIGHWAY.RANK = 4
     model.BACKBONE.NAME = "build_e3va_swin_fpn_backbone"
     model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS = fpn, 16
     model.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
@@ -134,10 +136,10 @@ def draw_batch(step: int) -> list[dict]:
     return batch
 
 
-def trainer_for(case: Case, parts: int | None = None, method: str = "e3va") -> HighwayTrainer:
+def trainer_for(case: Case, parts: int | None = None, recipe: str = "e3va_chain") -> HighwayTrainer:
     """A trainer with this process's consecutive share of every batch."""
     torch.manual_seed(comm.get_rank())  # the first process's weights are to count
-    model = build_model(small_cfg(case, method)).train()
+    model = build_model(small_cfg(case, recipe)).train()
     share = BATCH // comm.get_world_size()
     first = comm.get_rank() * share
     batches = [draw_batch(step)[first : first + share] for step in range(STEPS)]
@@ -147,7 +149,8 @@ def trainer_for(case: Case, parts: int | None = None, method: str = "e3va") -> H
     )
     settings = {**case.settings, **({"accumulate": parts} if parts else {})}
     ddp = {"broadcast_buffers": False, "find_unused_parameters": False}
-    return HighwayTrainer(share_model(model, "cpu", ddp), batches, optimizer, **settings)
+    model = share_model(model, "cpu", ddp)
+    return HighwayTrainer(model, batches, optimizer, sample_by_image=True, **settings)
 
 
 def bare(trainer: HighwayTrainer) -> nn.Module:
@@ -171,9 +174,9 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_bytes(case: Case, method: str) -> dict:
+def count_bytes(case: Case, recipe: str) -> dict:
     """What one process gives to collectives in the last step, by two ways of counting."""
-    trainer = trainer_for(case, method=method)
+    trainer = trainer_for(case, recipe=recipe)
     buckets: list[int] = []
 
     def hook(_, bucket):
@@ -190,10 +193,10 @@ def count_bytes(case: Case, method: str) -> dict:
     trainer.iter = STEPS - 1
     with seen, trainer.storage:
         trainer.run_step()
-    trained = sum(p.numel() * p.element_size() for p in trainer.trained)
+    trained = sum(p.numel() * p.element_size() for p in trainer.optimizer_step.parameters)
     return {
         "model": case.name,
-        "method": method,
+        "recipe": recipe,
         "all_reduces": len(buckets),
         "gradient_bytes": sum(buckets),
         "trained_bytes": trained,
@@ -205,9 +208,9 @@ def count_bytes(case: Case, method: str) -> dict:
 
 
 COUNTED = [
-    (Case("semantic", settings={"accumulate": 2}), "e3va"),
+    (Case("semantic", settings={"accumulate": 2}), "e3va_chain"),
     (Case("semantic", settings={"accumulate": 2}), "full"),
-    (Case("cascade"), "e3va"),
+    (Case("cascade"), "e3va_chain"),
     (Case("cascade"), "full"),
 ]
 
@@ -221,7 +224,7 @@ def work(folder: str) -> None:
         trainer.train(0, STEPS)
         weights[case.name] = bare(trainer).state_dict()
     torch.save(weights, f"{folder}/{comm.get_rank()}.pth")
-    counts = [count_bytes(case, method) for case, method in COUNTED]
+    counts = [count_bytes(case, recipe) for case, recipe in COUNTED]
     if comm.is_main_process():
         Path(folder, "counts.json").write_text(json.dumps(counts))
 
@@ -270,12 +273,12 @@ def large_models() -> list[dict]:
     for preset in ("swin_t", "swin_s", "swin_b", "swin_l"):
         name = f"COCO/cascade_mask_rcnn_e3va_{preset}_3x.py"
         row = {"config": name}
-        for method in ("e3va", "full"):
-            cfg = load_config(name, [f"model.backbone.bottom_up.method={method}"])
+        for recipe in ("e3va_chain", "full"):
+            cfg = load_config(name, [f"model.backbone.bottom_up.highway.recipe={recipe}"])
             with torch.device("meta"):
                 model = instantiate(cfg.model)
             for part, module in (("backbone", model.backbone.bottom_up), ("model", model)):
-                row[f"{part}_{method}"] = sum(
+                row[f"{part}_{recipe}"] = sum(
                     p.numel() * p.element_size() for p in module.parameters() if p.requires_grad
                 )
         rows.append(row)
@@ -300,14 +303,14 @@ def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
         "",
         "Bytes that a process gives to collectives in one step, of two (counted).",
         "",
-        "| training | method | all-reduces | gradients | trained parameters | other |",
+        "| training | recipe | all-reduces | gradients | trained parameters | other |",
         "| --- | --- | ---: | ---: | ---: | --- |",
     ]
     for row in counts:
         rest = {k: v for k, v in row["collectives"].items() if k != "allreduce"}
         other = ", ".join(f"{name} {size:,}" for name, size in rest.items()) or "none"
         lines.append(
-            f"| {row['model']} | {row['method']} | {row['all_reduces']} | "
+            f"| {row['model']} | {row['recipe']} | {row['all_reduces']} | "
             f"{row['gradient_bytes']:,} | {row['trained_bytes']:,} | {other} |"
         )
     lines += [
@@ -319,7 +322,7 @@ def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
     ]
     for row in large:
         sizes = [
-            row[f"{part}_{m}"] / MIB for part in ("backbone", "model") for m in ("e3va", "full")
+            row[f"{part}_{m}"] / MIB for part in ("backbone", "model") for m in ("e3va_chain", "full")
         ]
         lines.append(
             f"| {row['config']} | {' | '.join(f'{s:.1f}' for s in sizes)} | "
@@ -334,12 +337,9 @@ def main() -> int:
     parser.add_argument("--work", help=argparse.SUPPRESS)  # in the processes that this starts
     args = parser.parse_args()
     if args.work:
-        flags = Namespace(num_gpus=1, num_machines=1)
-        peers = join_torchrun(flags)
-        if peers.place:
-            launch(work, (args.work,), flags, "cpu", peers)
-        else:
-            detectron2s_launch(work, 2, dist_url="auto", args=(args.work,))
+        processes = 1 if "RANK" in os.environ else 2  # torchrun has started the processes, or not
+        flags = Namespace(num_gpus=processes, num_machines=1, machine_rank=0, dist_url="auto")
+        launch(work, (args.work,), flags, "cpu")
         return 0
     torch.set_num_threads(1)
     rows, counts = [], []

@@ -29,6 +29,9 @@ train = dict(
     accumulate=1,
     # Added: largest 2-norm of the gradient; 0 for no limit.
     clip_norm=0.0,
+    # Added: whether samples of anchors and boxes depend on the image, not on the process; the same
+    # weights then come out of any number of processes, to rounding.
+    sample_by_image=False,
     # Added: which of the project's configs this is; filled in when it is loaded.
     config_name="",
 )

@@ -16,7 +16,7 @@ from e3va.utils.atomic import save_atomically
 # A Cascade Mask R-CNN whose trunk, necks and heads are a few hundred thousand parameters.
 SMALL = [
     "model.backbone.bottom_up.preset=swin_nano",
-    "model.backbone.bottom_up.rank=4",
+    "model.backbone.bottom_up.highway.rank=4",
     "model.backbone.out_channels=16",
     "model.proposal_generator.head.in_channels=16",
     "model.proposal_generator.post_nms_topk=[30,30]",

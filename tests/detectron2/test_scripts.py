@@ -39,7 +39,7 @@ def test_train_resume_evaluate_and_draw_from_a_copied_project(small_overrides, d
     train = ["lazyconfig_train_net.py", "--config-file", CONFIG]
     first = script(*train, *small_overrides, "train.max_iter=2", folder=folder)
     assert first.returncode == 0, first.stderr
-    for text in ("What trains", "One step on 2 images keeps", "max_mem", "copypaste: Task: segm"):
+    for text in ("What trains", "A step on 2 images keeps", "max_mem", "copypaste: Task: segm"):
         assert text in first.stdout + first.stderr
     more = script(*train, "--resume", *small_overrides, "train.max_iter=3", folder=folder)
     assert more.returncode == 0, more.stderr
@@ -183,7 +183,7 @@ def test_mistakes_in_the_config(small_overrides):
     assert "precision 'fp8'" in mistake(
         small_overrides, "train.amp.enabled=true", "train.amp.dtype=fp8"
     )
-    assert "rank 0" in mistake(small_overrides, "model.backbone.bottom_up.rank=0")
+    assert "rank 0" in mistake(small_overrides, "model.backbone.bottom_up.highway.rank=0")
     assert "no Swin preset 'swin_x'" in mistake(
         small_overrides, "model.backbone.bottom_up.preset=swin_x"
     )
