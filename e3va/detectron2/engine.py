@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(description: str) -> None:
-    """Run the command line of ``projects/E3VA/lazyconfig_train_net.py``, with Detectron2's flags."""
+    """Run the command line of ``projects/E3VA/lazyconfig_train_net.py``."""
     run(default_argument_parser(epilog=description).parse_args())
 
 
@@ -125,7 +125,10 @@ def check_validation_data(data: DictConfig, masks: bool = True) -> None:
 
 def _work(cfg: DictConfig, args: Namespace) -> None:
     default_setup(cfg, args)
-    _log_to_console_too()
+    # Detectron2 configures only its own loggers; ours use their handlers.
+    ours, theirs = logging.getLogger("e3va"), logging.getLogger("detectron2")
+    ours.handlers, ours.propagate = theirs.handlers, False
+    ours.setLevel(logging.INFO)
     if args.eval_only:
         model = instantiate(cfg.model).to(cfg.train.device)
         about = {"classes": output_classes(cfg)}
@@ -139,13 +142,6 @@ def _work(cfg: DictConfig, args: Namespace) -> None:
         evaluate(cfg, model)
     else:
         train(cfg, resume=args.resume)
-
-
-def _log_to_console_too() -> None:
-    # Detectron2 configures only its own loggers; ours use their handlers.
-    ours, theirs = logging.getLogger("e3va"), logging.getLogger("detectron2")
-    ours.handlers, ours.propagate = theirs.handlers, False
-    ours.setLevel(logging.INFO)
 
 
 def adapter_options(cfg: DictConfig) -> dict[str, Any]:

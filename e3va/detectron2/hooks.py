@@ -9,7 +9,6 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.events import CommonMetricPrinter, get_event_storage
-from torch import nn
 
 from ..adapter_files.files import CONFIG_FILE, MODEL_FILE, save_adapter
 from ..utils.errors import UserError
@@ -20,16 +19,12 @@ from .backbone import model_parts
 logger = logging.getLogger(__name__)
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    return model.module if hasattr(model, "module") else model
-
-
 class TrainedPartsReport(HookBase):
     """Report, before the first step, of the parts of the model that train."""
 
     def before_train(self) -> None:
         """Log the table of parts, parameters and shares."""
-        model = _bare(self.trainer.model)
+        model = self.trainer.bare_model
         rows = count_parameters(model, model_parts(model))
         logger.info("What trains:\n%s", parameter_table(rows))
         backbone = [row for row in rows if row.part in ("trunk", "highway")]
@@ -83,13 +78,20 @@ class AdapterWriter(HookBase):
         trainer = self.trainer
         if trainer.iter < trainer.max_iter:  # an exception stopped the training
             return
-        reason = self._reason_not_to()
-        if not reason:
+        trunk, reason = trainer.trunk, ""
+        if not trunk.frozen:
+            reason = "the trunk is trained too (recipe 'full')"
+        elif trunk.origin is None or trunk.origin.source == UNKNOWN:
+            reason = (
+                "it is not known which pretrained weights the trunk has (none were given, or the "
+                "checkpoint does not name them)"
+            )
+        else:
             # A resumed run that was finished starts at its end, perhaps after max_iter.
             steps = max(trainer.start_iter, trainer.max_iter)
             about = {**self.about, "steps": steps, "scores": self.scores}
             try:
-                save_adapter(_bare(trainer.model), self.folder, **about)
+                save_adapter(trainer.bare_model, self.folder, **about)
             except UserError as error:  # the training is complete, and its checkpoint is saved
                 reason = error.line
         if reason:
@@ -100,14 +102,3 @@ class AdapterWriter(HookBase):
             "Saved the adapter: %s (%.1f MiB) and %s in %s",
             *(MODEL_FILE, size, CONFIG_FILE, self.folder),
         )
-
-    def _reason_not_to(self) -> str:
-        trunk = self.trainer.trunk
-        if not trunk.frozen:
-            return "the trunk is trained too (recipe 'full')"
-        if trunk.origin is None or trunk.origin.source == UNKNOWN:
-            return (
-                "it is not known which pretrained weights the trunk has (none were given, or the "
-                "checkpoint does not name them)"
-            )
-        return ""

@@ -101,8 +101,8 @@ def _read_torchrun(args: Namespace) -> tuple[int, int]:
     missing = [name for name in _TORCHRUN if name not in os.environ]
     if missing:
         raise UserError(
-            f"WORLD_SIZE is set, but not {', '.join(missing)}: expected all variables that "
-            "torchrun sets; start with torchrun, or unset WORLD_SIZE"
+            f"WORLD_SIZE is set, but not {', '.join(missing)}: start with torchrun, which sets all "
+            "of them, or unset WORLD_SIZE"
         )
     if args.num_gpus * args.num_machines > 1:
         raise UserError(
@@ -118,36 +118,12 @@ def _read_torchrun(args: Namespace) -> tuple[int, int]:
     return local_rank, local_world
 
 
-def _work_under_torchrun(
-    work: Callable, arguments: tuple, device: str, local_rank: int, local_world: int
-) -> None:
-    cuda = torch.device(device).type == "cuda"
-    if cuda:
-        torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=DEFAULT_TIMEOUT)
-    comm.create_local_process_group(local_world)
-    _work_in_group(work, arguments)
-
-
-def _work_in_group(work: Callable, arguments: tuple) -> None:
-    comm.synchronize()
-    work(*arguments)
-    comm.synchronize()
-    dist.destroy_process_group()
-
-
 def _check_device(device: str, processes: int) -> None:
-    kind = torch.device(device)
-    if kind.type == "cpu":
-        return
-    if kind.index is not None:
+    kind, found = torch.device(device), torch.cuda.device_count()
+    if kind.type != "cpu" and (kind.index is not None or processes > found):
         raise UserError(
-            f"train.device={device} for several processes: expected cuda; each takes one device"
-        )
-    if processes > torch.cuda.device_count():
-        raise UserError(
-            f"{processes} processes on this machine, which has {torch.cuda.device_count()} CUDA "
-            "devices: expected at most one process for each device"
+            f"train.device={device} for {processes} processes on this machine, which has {found} "
+            "CUDA devices: expected cuda, and at most one process for each device"
         )
 
 
@@ -161,23 +137,21 @@ def _check_flags(args: Namespace) -> None:
     if args.dist_url == "auto" and args.num_machines == 1:
         return
     url = urlparse(args.dist_url)
-    if url.scheme != "tcp" or not url.hostname or not url.netloc.rpartition(":")[2].isdecimal():
+    port = url.netloc.rpartition(":")[2]
+    local = args.num_machines > 1 and url.hostname == "127.0.0.1"
+    if url.scheme != "tcp" or not url.hostname or not port.isdecimal() or local:
         raise UserError(
-            f"--dist-url {args.dist_url}: expected tcp://HOST:PORT with the name of the first "
-            "machine and a free port there, or auto on one machine"
-        )
-    if args.num_machines > 1 and url.hostname == "127.0.0.1":
-        raise UserError(
-            f"--dist-url {args.dist_url} for {args.num_machines} machines: expected the name of "
-            "the first machine, the same on all"
+            f"--dist-url {args.dist_url} for {args.num_machines} machines: expected "
+            "tcp://HOST:PORT with the name of the first machine and a free port of it, the same "
+            "on all machines, or auto on one"
         )
     if args.machine_rank == 0:
         try:
-            socket.create_server(("", url.port)).close()
-        except (OSError, ValueError) as error:
+            socket.create_server(("", int(port))).close()
+        except (OSError, OverflowError) as error:
             raise UserError(
-                f"--dist-url {args.dist_url}: port cannot be used ({error}); another run may use "
-                "it: expected a free port, or auto on one machine"
+                f"--dist-url {args.dist_url}: the port cannot be used ({error}), perhaps because "
+                "another run uses it: expected a free port, or auto on one machine"
             ) from None
 
 
@@ -205,18 +179,36 @@ def _start(work: Callable, arguments: tuple, args: Namespace, device: str) -> No
 
 
 def _work_in_spawned(work: Callable, arguments: tuple) -> None:
-    # torch sends SIGINT when the starting process has died. A shell's background process ignores
-    # that signal, and Python delays it while a collective operation waits.
+    # torch sends SIGINT when the starting process has died. A background process of a shell
+    # ignores that signal, and Python delays it while a collective operation waits.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _work_in_group(work, arguments)
 
 
+def _work_under_torchrun(
+    work: Callable, arguments: tuple, device: str, local_rank: int, local_world: int
+) -> None:
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=DEFAULT_TIMEOUT)
+    comm.create_local_process_group(local_world)
+    _work_in_group(work, arguments)
+
+
+def _work_in_group(work: Callable, arguments: tuple) -> None:
+    comm.synchronize()
+    work(*arguments)
+    comm.synchronize()
+    dist.destroy_process_group()
+
+
 def _report(error: mp.ProcessRaisedException | mp.ProcessExitedException, rank: int) -> NoReturn:
-    """Raise what the user should see of the process that failed first."""
+    """Raise an error with what a user should read about the process that failed first."""
     if isinstance(error, mp.ProcessRaisedException):
         traceback = error.msg.partition("the following error:\n")[2]
         text = traceback.rpartition(f"{UserError.__module__}.UserError: ")[2]
-        if text != traceback and "\n  File " not in text:  # else another error came after it
+        if text != traceback and "\n  File " not in text:  # the last exception is a UserError
             raise UserError(text) from None
         sys.exit(f"process {rank} failed:\n{traceback}")
     if error.signal_name == "SIGINT":

@@ -25,5 +25,6 @@ class LeanPyramid:
         self.top_down._modules = {**fpn._modules, "bottom_up": nn.Identity()}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Map images [B, 3, H, W] to the FPN's levels."""
         self.top_down.training = self.fpn.training
         return self.top_down(self.fpn.bottom_up(images))

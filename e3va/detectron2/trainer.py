@@ -86,8 +86,8 @@ class HighwayTrainer(SimpleTrainer):
         self.max_iter = max_iter
         if hasattr(self.data_loader, "seek"):
             self.data_loader.seek(start_iter)
-        check_same_start(self._bare_model(), self.trunk, start_iter)
-        prepare_model(self._bare_model(), mixed=self.optimizer_step.mixed)
+        check_same_start(self.bare_model, self.trunk, start_iter)
+        prepare_model(self.bare_model, mixed=self.optimizer_step.mixed)
         self.trunk.check_frozen(self.optimizer)
         # Detectron2's own loop prints a traceback for every exception, even for a user's mistake.
         with EventStorage(start_iter) as self.storage:
@@ -124,15 +124,14 @@ class HighwayTrainer(SimpleTrainer):
             self.storage.put_scalar("grad_norm", norm)
 
     def _backward(self, part: list, weight: float) -> dict[str, Tensor]:
-        model = self._bare_model()
-        with contextlib.ExitStack() as contexts:
-            if not self._reported:
-                self._reported = True
-                report = report_step(model, model_parts(model), len(part), logger.info)
-                contexts.enter_context(report)
-            contexts.enter_context(self.optimizer_step.autocast())
-            if self.sample_by_image:
-                contexts.enter_context(sample_by_image(model, part, self.seed, self.iter))
+        model = self.bare_model
+        report = sampling = contextlib.nullcontext()
+        if not self._reported:
+            report = report_step(model, model_parts(model), len(part), logger.info)
+            self._reported = True
+        if self.sample_by_image:
+            sampling = sample_by_image(model, part, self.seed, self.iter)
+        with report, self.optimizer_step.autocast(), sampling:
             losses = self.model(part)
         self.optimizer_step.backward(weight * sum(losses.values()))
         return {name: loss.detach() for name, loss in losses.items()}
@@ -143,8 +142,10 @@ class HighwayTrainer(SimpleTrainer):
             return self.model.no_sync()
         return contextlib.nullcontext()
 
-    def _bare_model(self) -> nn.Module:
-        return self.model.module if hasattr(self.model, "module") else self.model
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without DistributedDataParallel around it."""
+        return getattr(self.model, "module", self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of iteration, hooks, optimizer and loss scale."""

@@ -15,8 +15,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from e3va import UserError
-from e3va.detectron2 import add_e3va_config, lean
 from e3va.backbone import find_backbone
+from e3va.detectron2 import add_e3va_config, lean
 from e3va.detectron2.backbone import model_parts
 from e3va.detectron2.lean import prepare_model
 from e3va.ops.recompute import has_batch_norm
