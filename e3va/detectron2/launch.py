@@ -141,9 +141,9 @@ def _check_flags(args: Namespace) -> None:
     local = args.num_machines > 1 and url.hostname == "127.0.0.1"
     if url.scheme != "tcp" or not url.hostname or not port.isdecimal() or local:
         raise UserError(
-            f"--dist-url {args.dist_url} for {args.num_machines} machines: expected "
-            "tcp://HOST:PORT with the name of the first machine and a free port of it, the same "
-            "on all machines, or auto on one"
+            f"--dist-url {args.dist_url} with --num-machines {args.num_machines}: expected "
+            "tcp://HOST:PORT with the name of the first machine and a free port there, the same "
+            "on all machines; or auto on one machine"
         )
     if args.machine_rank == 0:
         try:

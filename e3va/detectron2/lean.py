@@ -50,10 +50,6 @@ def _prepare_fpn(fpn: FPN) -> None:
             fpn.forward = pyramid
 
 
-def _prepare_rpn(rpn: RPN) -> None:
-    recompute(rpn.rpn_head)
-
-
 def _prepare_roi_heads(heads: StandardROIHeads) -> None:
     box = nn.ModuleList([heads.box_head, heads.box_predictor])
     plain = type(heads)._forward_box is StandardROIHeads._forward_box
@@ -90,7 +86,7 @@ def _prepare_semantic(head: SemSegFPNHead) -> None:
 
 _PARTS = {
     FPN: _prepare_fpn,
-    RPN: _prepare_rpn,
+    RPN: lambda rpn: recompute(rpn.rpn_head),
     StandardROIHeads: _prepare_roi_heads,
     RetinaNetHead: _prepare_retinanet,
     SemSegFPNHead: _prepare_semantic,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch
 from e3va import UserError
 from e3va.detectron2 import launch as launching
 
+SCRIPT = Path(__file__).resolve().parents[2] / "projects" / "E3VA" / "lazyconfig_train_net.py"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
@@ -83,12 +85,19 @@ def test_a_process_that_fails_ends_the_run_with_its_message_once(waiting, how):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["mistake", "all"])
-def test_a_mistake_is_the_last_line_under_torchrun(waiting, how):
-    """One process makes it, or all of them at the same time."""
-    done = finish([*TORCHRUN, 2, waiting, how])
+def test_a_mistake_of_one_process_is_the_last_line_under_torchrun(waiting):
+    done = finish([*TORCHRUN, 2, waiting, "mistake"])
     assert done.returncode == 1
     assert done.stderr.count(MISTAKE) == 1 and done.stderr.endswith(f"\n{MISTAKE}")
+
+
+@pytest.mark.slow
+def test_a_mistake_of_all_processes_is_the_last_line_under_torchrun():
+    config = "custom/cascade_mask_rcnn_e3va_swin_t.py"
+    done = finish([*TORCHRUN, 2, SCRIPT, "--config-file", config, "train.sede=1"])
+    assert done.returncode == 1
+    assert done.stderr.count("no config key 'train.sede'") == 1
+    assert done.stderr.splitlines()[-1].startswith("error: no config key 'train.sede'")
 
 
 @pytest.mark.slow
@@ -131,7 +140,8 @@ def test_flags_that_make_no_sense_are_refused():
     assert "--num-gpus 0" in refused(num_gpus=0)
     assert "--machine-rank 2" in refused(num_machines=2, machine_rank=2)
     for url in ("nowhere", "tcp://localhost", "tcp://localhost:x", "http://localhost:1"):
-        assert f"--dist-url {url}: expected tcp://HOST:PORT" in refused(num_gpus=2, dist_url=url)
+        expected = f"--dist-url {url} with --num-machines 1: expected tcp://HOST:PORT"
+        assert expected in refused(num_gpus=2, dist_url=url)
     assert "--dist-url tcp://h:99999" in refused(num_gpus=2, dist_url="tcp://h:99999")
     for url in ("auto", "tcp://127.0.0.1:5000"):
         assert f"--dist-url {url}" in refused(num_machines=2, dist_url=url)

@@ -235,6 +235,7 @@ def test_yacs_and_lazy_configs_have_the_switch_and_refuse_wrong_values(small_con
             instantiate(wrong.model)
 
 
+@pytest.mark.slow
 def test_ddp_knows_no_frozen_trunk_and_all_processes_have_the_first_ones(tmp_path):
     """Two real processes, whose trunks were drawn differently, train lean."""
     script = tmp_path / "work.py"

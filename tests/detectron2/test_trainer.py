@@ -64,6 +64,7 @@ def test_accumulation_equals_the_large_batch(parts):
     assert logged[0] == pytest.approx(logged[1], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_two_processes_with_half_the_batch_each_are_one_with_all_of_it(tmp_path):
     """Real processes; each divides its half again, and gradients meet once a step."""
     script = tmp_path / "work.py"
