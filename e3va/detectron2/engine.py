@@ -191,37 +191,26 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
     checkpointer = HighwayCheckpointer(
         model, folder, about=about, **adapter_options(cfg), trainer=trainer
     )
-    adapter_writer = AdapterWriter(folder, about)
-
-    def evaluate_and_record() -> dict | None:
-        results = evaluate(cfg, model)
-        adapter_writer.record(results)
-        return results
-
+    adapter = AdapterWriter(folder, about)
     every_process = [
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         PeakMemory(),
     ]
-    evaluation = hooks.EvalHook(train_cfg.eval_period, evaluate_and_record)
-    if comm.is_main_process():
-        writers = [
-            MetricPrinter(train_cfg.max_iter),
-            JSONWriter(os.path.join(folder, "metrics.json")),
-            TensorboardXWriter(folder),
-        ]
-        trainer.register_hooks(
-            [
-                TrainedPartsReport(),
-                *every_process,
-                hooks.PeriodicCheckpointer(checkpointer, **train_cfg.checkpointer),
-                evaluation,
-                hooks.PeriodicWriter(writers, period=train_cfg.log_period),
-                adapter_writer,
-            ]
-        )
-    else:
+    evaluation = hooks.EvalHook(train_cfg.eval_period, lambda: adapter.record(evaluate(cfg, model)))
+    if not comm.is_main_process():
         trainer.register_hooks([*every_process, evaluation])
+        return trainer, checkpointer
+    saving = hooks.PeriodicCheckpointer(checkpointer, **train_cfg.checkpointer)
+    writers = [
+        MetricPrinter(train_cfg.max_iter),
+        JSONWriter(os.path.join(folder, "metrics.json")),
+        TensorboardXWriter(folder),
+    ]
+    writing = hooks.PeriodicWriter(writers, period=train_cfg.log_period)
+    trainer.register_hooks(
+        [TrainedPartsReport(), *every_process, saving, evaluation, writing, adapter]
+    )
     return trainer, checkpointer
 
 

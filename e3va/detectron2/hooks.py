@@ -68,10 +68,11 @@ class AdapterWriter(HookBase):
         self.about = dict(about)
         self.scores: dict[str, float] = {}
 
-    def record(self, results: dict | None) -> None:
-        """Keep the newest scores, in the form of :class:`detectron2.engine.hooks.EvalHook`."""
+    def record(self, results: dict | None) -> dict | None:
+        """Keep the scores of the newest evaluation; return ``results``."""
         if results:
             self.scores = flatten_results_dict(results)
+        return results
 
     def after_train(self) -> None:
         """Write the files, or log why there are none."""

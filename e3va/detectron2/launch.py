@@ -50,10 +50,10 @@ def one_message() -> Iterator[None]:
 
 
 def _end(line: str) -> NoReturn:
-    """Exit with ``line`` as the last one on stderr.
+    """Exit with status 1 and ``line`` as the last one on stderr.
 
-    torchrun prints a report of about twenty lines when its last process has ended. So the first
-    process that fails on a machine starts a small one that prints the line after torchrun's end.
+    torchrun prints a long report when its processes have ended. So the first process that fails on
+    a machine starts a small one that prints the line after torchrun's end.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # torchrun sets it
     if error_file is None or not hasattr(os, "pidfd_open"):
@@ -87,7 +87,12 @@ def launch(work: Callable[..., None], arguments: tuple, args: Namespace, device:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         local_rank, local_world = _read_torchrun(args)
         _check_device(device, local_world)
-        record(_work_under_torchrun)(work, arguments, device, local_rank, local_world)
+        cuda = torch.device(device).type == "cuda"
+        if cuda:
+            torch.cuda.set_device(local_rank)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=DEFAULT_TIMEOUT)
+        comm.create_local_process_group(local_world)
+        record(_work_in_group)(work, arguments)
     elif args.num_gpus * args.num_machines == 1:
         work(*arguments)
     else:
@@ -182,17 +187,6 @@ def _work_in_spawned(work: Callable, arguments: tuple) -> None:
     # torch sends SIGINT when the starting process has died. A background process of a shell
     # ignores that signal, and Python delays it while a collective operation waits.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _work_in_group(work, arguments)
-
-
-def _work_under_torchrun(
-    work: Callable, arguments: tuple, device: str, local_rank: int, local_world: int
-) -> None:
-    cuda = torch.device(device).type == "cuda"
-    if cuda:
-        torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=DEFAULT_TIMEOUT)
-    comm.create_local_process_group(local_world)
     _work_in_group(work, arguments)
 
 

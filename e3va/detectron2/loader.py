@@ -62,12 +62,6 @@ class TrainLoader:
         self.start = iteration
 
     def __iter__(self) -> Iterator[list[dict]]:
-        stream = BatchStream(
-            self.wide,
-            self.batch_size,
-            self.seed,
-            self.start,
-            rank=comm.get_rank(),
-            world=comm.get_world_size(),
-        )
+        processes = {"rank": comm.get_rank(), "world": comm.get_world_size()}
+        stream = BatchStream(self.wide, self.batch_size, self.seed, self.start, **processes)
         return stream_batches(self.dataset, stream, self.num_workers)

@@ -111,9 +111,11 @@ class HighwayTrainer(SimpleTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         parts = split_batch(batch, self.accumulate)
-        for number, part in enumerate(parts):
+        for number, part in enumerate(parts, 1):
             weight = len(part) / len(batch)
-            with self._reduce_gradients(last=number + 1 == len(parts)):
+            # Processes exchange gradients once a step, with the last part.
+            waits = isinstance(self.model, DistributedDataParallel) and number < len(parts)
+            with self.model.no_sync() if waits else contextlib.nullcontext():
                 for name, loss in self._backward(part, weight).items():
                     losses[name] = losses.get(name, 0) + weight * loss
         self.trunk.check_frozen(self.optimizer)
@@ -135,12 +137,6 @@ class HighwayTrainer(SimpleTrainer):
             losses = self.model(part)
         self.optimizer_step.backward(weight * sum(losses.values()))
         return {name: loss.detach() for name, loss in losses.items()}
-
-    def _reduce_gradients(self, last: bool) -> contextlib.AbstractContextManager:
-        # Processes exchange gradients once a step, with the last part.
-        if isinstance(self.model, DistributedDataParallel) and not last:
-            return self.model.no_sync()
-        return contextlib.nullcontext()
 
     @property
     def bare_model(self) -> nn.Module:
