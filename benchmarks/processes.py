@@ -1,12 +1,12 @@
-"""One training in one, two and four processes, and the bytes that cross between them in a step.
+"""Compare a training in one, two and four processes, and count the bytes that they exchange.
 
     python benchmarks/processes.py [--output benchmarks/results/processes]
 
-Trains small Detectron2 models on drawn images in real processes on the CPU (Gloo), two started by
-Detectron2's launcher, four by torchrun, and compares their weights with those of one process that
-has the same batch of eight. Then counts, in two processes, what one step sends (also by the calls
-that torch's dispatcher sees), and from that for models over Swin-T to L, whose trained parameters
-it counts without building them. Tables in MiB and JSON.
+Trains small Detectron2 models on drawn images in real processes on the CPU (Gloo): two are started
+by Detectron2's launcher, four by torchrun. Compares their weights with those of one process that
+has the same batch of eight. Then counts, in two processes, the bytes that one step sends, from
+DistributedDataParallel's buckets and from the collective calls that torch dispatches. For models
+over Swin-T to L the bytes are those of the trained parameters. Writes tables in MiB, and JSON.
 """
 
 import argparse
@@ -36,13 +36,25 @@ from e3va.utils.atomic import atomic_open
 from e3va.utils.measure import MIB
 
 BATCH, SIDE, STEPS = 8, 64, 3
+RECIPES = ("e3va_chain", "full")
 WORLDS = {2: "Detectron2's launcher", 4: "torchrun"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training, and into how many parts the one process divides the batch to be the same:
-    ``None`` for as many as there are in all processes."""
+    """A training.
+
+    Attributes:
+        model: ``"semantic"``, ``"cascade"`` or ``"retinanet"``.
+        parts: number of parts into which the single process divides the batch, so that it computes
+            the same; None for as many parts as all processes have together.
+        settings: arguments of the trainer.
+        norm: norm of the semantic head; empty for the default.
+        memory: memory mode of the backbone.
+        optimizer: name in :mod:`torch.optim`.
+        dtype: type of weights and images.
+        note: remark in the table.
+    """
 
     model: str
     parts: int | None = 1
@@ -61,10 +73,10 @@ class Case:
         return ", ".join(filter(None, parts))
 
 
-# In a forward pass, one process has all images and adds up in another order than several. In
-# float32, a number at a ReLU may then get another sign: with SyncBN on Intel cores, one of 1e-7
-# did, in the first step, and weights differed by 2% of their change. In float64 that is too rare
-# to happen here, and what stays is whether the sums are the same.
+# The first three cases put all images into one forward pass of the single process, which adds up
+# numbers in another order than several processes. In float32, a number near zero may then get
+# another sign before a ReLU: with SyncBN on Intel cores, one of 2e-7 does in the first step, and
+# weights differ by 2% of their change. In float64 all gradients agree to 3e-15.
 SAME = [
     Case("semantic", memory="plain", dtype=torch.float64),
     Case("semantic", memory="plain", settings={"accumulate": 2}, dtype=torch.float64),
@@ -84,13 +96,13 @@ OTHER = [
 
 
 def small_cfg(case: Case, recipe: str = "e3va_chain") -> CfgNode:
-    """A model with a tiny trunk, in Detectron2's yacs form."""
+    """Return a yacs config of a model with a tiny trunk."""
     cfg = get_cfg()
     add_e3va_config(cfg)
     model, fpn = cfg.MODEL, ["p0", "p1", "p2", "p3"]
     model.DEVICE, model.E3VA.PRESET, model.E3VA.MEMORY = "cpu", "swin_nano", case.memory
-    model.E3VA.HIGHWAY.RECIPE = recipe
-    if recipe == "e3va_chain":
+    model.E3VA.HIGHWAY = CfgNode({"RECIPE": recipe})
+    if recipe != "full":
         model.E3VA.HIGHWAY.RANK = 4
     model.BACKBONE.NAME = "build_e3va_swin_fpn_backbone"
     model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS = fpn, 16
@@ -119,7 +131,7 @@ def small_cfg(case: Case, recipe: str = "e3va_chain") -> CfgNode:
 
 
 def draw_batch(step: int) -> list[dict]:
-    """Images of one or two bright rectangles, as Detectron2's mapper gives them."""
+    """Draw images of one or two bright rectangles, in the form of Detectron2's mapper."""
     generator = torch.Generator().manual_seed(step)
     batch = []
     for place in range(BATCH):
@@ -142,8 +154,8 @@ def draw_batch(step: int) -> list[dict]:
 
 
 def trainer_for(case: Case, parts: int | None = None, recipe: str = "e3va_chain") -> HighwayTrainer:
-    """A trainer with this process's consecutive share of every batch."""
-    torch.manual_seed(comm.get_rank())  # the first process's weights are to count
+    """Build a trainer with this process's consecutive share of every batch."""
+    torch.manual_seed(comm.get_rank())  # all processes must get the first one's weights
     model = build_model(small_cfg(case, recipe)).train().to(case.dtype)
     share = BATCH // comm.get_world_size()
     first = comm.get_rank() * share
@@ -157,16 +169,17 @@ def trainer_for(case: Case, parts: int | None = None, recipe: str = "e3va_chain"
     settings = {**case.settings, **({"accumulate": parts} if parts else {})}
     ddp = {"broadcast_buffers": False, "find_unused_parameters": False}
     model = share_model(model, "cpu", ddp)
+    # Samples of proposals must not depend on the number of processes.
     return HighwayTrainer(model, batches, optimizer, sample_by_image=True, **settings)
 
 
 def bare(trainer: HighwayTrainer) -> nn.Module:
-    """The model without DistributedDataParallel around it."""
+    """Return the model without DistributedDataParallel around it."""
     return getattr(trainer.model, "module", trainer.model)
 
 
 class Collectives(TorchDispatchMode):
-    """Bytes of the tensors given to each of torch's collective operations within it."""
+    """A mode that counts the bytes given to each of torch's collective operations."""
 
     def __init__(self):
         super().__init__()
@@ -182,7 +195,7 @@ class Collectives(TorchDispatchMode):
 
 
 def count_bytes(case: Case, recipe: str) -> dict:
-    """What one process gives to collectives in the last step, by two ways of counting."""
+    """Count the bytes that a process gives to collectives in the last step, in two ways."""
     trainer = trainer_for(case, recipe=recipe)
     buckets: list[int] = []
 
@@ -223,7 +236,7 @@ COUNTED = [
 
 
 def work(folder: str) -> None:
-    """What every process does: all cases, then the counting."""
+    """Do the work of one process: all cases, then the counting."""
     torch.set_num_threads(1)
     weights = {}
     for case in SAME + OTHER:
@@ -244,7 +257,7 @@ def start(world: int, folder: Path) -> None:
 
 
 def compare(world: int, folder: Path) -> list[dict]:
-    """Weights of ``world`` processes, which left them in ``folder``, beside those of one."""
+    """Compare the weights of ``world`` processes, in ``folder``, with those of one process."""
     ranks = [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(world)]
     rows = []
     for case in SAME + OTHER:
@@ -270,17 +283,17 @@ def compare(world: int, folder: Path) -> list[dict]:
 
 
 def largest(first: dict, second: dict, names) -> float:
-    """The largest difference of a number."""
+    """Return the largest difference of a number."""
     return max((first[n].double() - second[n].double()).abs().max().item() for n in names)
 
 
 def large_models() -> list[dict]:
-    """Bytes of the trained parameters of the project's configs, built without memory."""
+    """Count the bytes of the trained parameters of the project's configs, on the meta device."""
     rows = []
     for preset in ("swin_t", "swin_s", "swin_b", "swin_l"):
         name = f"COCO/cascade_mask_rcnn_e3va_{preset}_3x.py"
         row = {"config": name}
-        for recipe in ("e3va_chain", "full"):
+        for recipe in RECIPES:
             cfg = load_config(name, [f"model.backbone.bottom_up.highway.recipe={recipe}"])
             with torch.device("meta"):
                 model = instantiate(cfg.model)
@@ -293,7 +306,7 @@ def large_models() -> list[dict]:
 
 
 def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
-    """All of it as Markdown."""
+    """Return all tables as Markdown."""
     lines = [
         f"Largest difference of a weight after {STEPS} steps on batches of {BATCH} images.",
         "",
@@ -328,11 +341,7 @@ def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in large:
-        sizes = [
-            row[f"{part}_{m}"] / MIB
-            for part in ("backbone", "model")
-            for m in ("e3va_chain", "full")
-        ]
+        sizes = [row[f"{part}_{m}"] / MIB for part in ("backbone", "model") for m in RECIPES]
         lines.append(
             f"| {row['config']} | {' | '.join(f'{s:.1f}' for s in sizes)} | "
             f"{sizes[2] / sizes[3]:.0%} |"
@@ -342,7 +351,7 @@ def tables(rows: list[dict], counts: list[dict], large: list[dict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="folder for the tables; none to print them")
+    parser.add_argument("--output", type=Path, help="folder for the tables (default: print only)")
     parser.add_argument("--work", help=argparse.SUPPRESS)  # in the processes that this starts
     args = parser.parse_args()
     if args.work:

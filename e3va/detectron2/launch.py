@@ -32,8 +32,9 @@ RESUME = "the same command with --resume continues from the last checkpoint"
 _TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "RANK", "MASTER_ADDR", "MASTER_PORT")
 # Waits until a process has ended, then prints a line.
 _PRINT_AFTER = """
-import os, select, sys
-select.select([os.pidfd_open(int(sys.argv[1]))], [], [], 60)
+import contextlib, os, select, sys
+with contextlib.suppress(ProcessLookupError):
+    select.select([os.pidfd_open(int(sys.argv[1]))], [], [], 60)
 print(sys.argv[2], file=sys.stderr)
 """
 
