@@ -29,6 +29,9 @@ train = dict(
     accumulate=1,
     # E³VA: largest 2-norm of the gradient; 0 for no limit.
     clip_norm=0.0,
+    # E³VA: whether samples of anchors and boxes depend on the image and not on the process. Any
+    # number of processes then gives the same weights, to rounding.
+    sample_by_image=False,
     # E³VA: name of this config in the project; load_config fills it in.
     config_name="",
 )

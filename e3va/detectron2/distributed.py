@@ -1,25 +1,26 @@
-"""One model in several processes: what crosses between them, and that they begin alike."""
+"""One model in several processes: what they exchange, and that they start alike."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from ..backbone import find_backbone, trunk_prefix
 from ..utils.errors import UserError
 from ..weights.origin import fingerprint
-from .lean import leave_trunk_out_of_ddp
 
 
 def share_model(model: nn.Module, device: str, ddp: Mapping[str, object]) -> nn.Module:
-    """Put a model into DistributedDataParallel; with one process, give it back as it is.
+    """Put a model into DistributedDataParallel; with one process, return it unchanged.
 
-    Gradients of trained parameters alone cross between processes, once a step. A frozen trunk is
-    unknown to DistributedDataParallel; every process loads its weights from the same file, which
-    :func:`check_same_start` proves.
+    Processes exchange only gradients of trained parameters, once a step. DistributedDataParallel
+    does not see a frozen trunk; each process loads its weights from a file, and
+    :func:`check_same_start` compares them.
 
     Args:
         model: a Detectron2 model on its device, its trained parts chosen.
@@ -32,7 +33,7 @@ def share_model(model: nn.Module, device: str, ddp: Mapping[str, object]) -> nn.
     if torch.device(device).type != "cuda":
         ddp["device_ids"] = None
         _sync_norms_without_cuda(model)
-    leave_trunk_out_of_ddp(model)
+    hide_trunk_from_ddp(model)
     with warnings.catch_warnings():
         # torch's, that broadcast_buffers will get another name.
         warnings.simplefilter("ignore", FutureWarning)
@@ -40,60 +41,70 @@ def share_model(model: nn.Module, device: str, ddp: Mapping[str, object]) -> nn.
 
 
 def _sync_norms_without_cuda(model: nn.Module) -> None:
-    """torch's SyncBatchNorm runs on CUDA alone; Detectron2's gives the same means elsewhere, as
-    long as maps are of one size, which those of ROI heads are."""
+    """Replace torch's SyncBatchNorm, which needs CUDA, by Detectron2's.
+
+    It computes the same as long as all maps have one size, as those of ROI heads do.
+    """
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm) is nn.SyncBatchNorm:
                 own = NaiveSyncBatchNorm(
                     norm.num_features, norm.eps, norm.momentum, norm.affine, stats_mode="N"
                 ).train(norm.training)
-                # The same objects: the optimizer knows them.
+                # The same objects, which the optimizer holds.
                 own._parameters, own._buffers = norm._parameters, norm._buffers
                 setattr(parent, name, own)
 
 
-def check_same_start(model: nn.Module, trunk: nn.Module, iteration: int) -> None:
-    """Prove that all processes begin with the same iteration and weights.
+def hide_trunk_from_ddp(model: nn.Module) -> None:
+    """Hide a frozen trunk from DistributedDataParallel, which is to be put around the model.
 
-    Each reads its files itself, so that on machines without a shared disk they could differ.
+    DistributedDataParallel keeps a reference to every parameter that it sees, so the weights that
+    :func:`e3va.detectron2.lean.prepare_model` replaces would stay in memory. It would also copy the
+    first process's weights to the others; this function does so instead.
+    """
+    trunk = find_backbone(model)[1].trunk
+    if not trunk.frozen:
+        return
+    own = _tensors(trunk)
+    for tensor in own.values():
+        torch.distributed.broadcast(tensor.detach(), 0)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        model, [trunk_prefix(model) + name for name in own]
+    )
+
+
+def check_same_start(model: nn.Module, trunk: nn.Module, iteration: int) -> None:
+    """Check that all processes start with the same iteration and weights.
+
+    Each process reads its own files, which could differ on machines without a shared disk.
 
     Args:
         model: the model, not inside DistributedDataParallel.
         trunk: the trunk in it.
-        iteration: the one that comes first.
+        iteration: the first iteration of this run.
 
     Raises:
-        UserError: in every process; it names those that differ from the first.
+        UserError: a process differs from the first one; all processes raise it.
     """
     if comm.get_world_size() == 1:
         return
-    known = {id(tensor) for tensor in _tensors(trunk).values()}
-    rest = {name: value for name, value in _tensors(model).items() if id(value) not in known}
-    own = (iteration, fingerprint(_tensors(trunk)), fingerprint(rest))
-    told = comm.all_gather(own)
-    differing = [rank for rank, other in enumerate(told) if other[0] != told[0][0]]
-    if differing:
-        raise UserError(
-            f"{_processes(differing)} would begin with iteration "
-            f"{', '.join(map(str, sorted({told[rank][0] for rank in differing})))}, process 0 with "
-            f"{told[0][0]}: expected the same checkpoint in train.output_dir of every machine; "
-            "put it on a shared disk, or copy it to them"
-        )
-    for place, what in ((1, "trunk"), (2, "highway, neck and heads")):
-        differing = [rank for rank, other in enumerate(told) if other[place] != told[0][place]]
-        if differing:
-            raise UserError(
-                f"the weights of the {what} in {_processes(differing)} are not those of process 0 "
-                f"(fingerprints {told[differing[0]][place][:16]} and {told[0][place][:16]}): "
-                "expected the same files of weights on every machine"
-            )
+    in_trunk = {id(tensor) for tensor in _tensors(trunk).values()}
+    rest = {name: value for name, value in _tensors(model).items() if id(value) not in in_trunk}
+    starts = comm.all_gather((iteration, fingerprint(_tensors(trunk)), fingerprint(rest)))
+    for place, what, advice in (
+        (0, "iteration", "the same checkpoint in train.output_dir of every machine"),
+        (1, "weights of the trunk (fingerprint)", "the same files of weights on every machine"),
+        (2, "weights of highway, neck and heads (fingerprint)", "the same files on every machine"),
+    ):
+        values = [str(start[place])[:16] for start in starts]
+        for rank, value in enumerate(values):
+            if starts[rank][place] != starts[0][place]:
+                raise UserError(
+                    f"process {rank} starts with another {what} than process 0 ({value}, not "
+                    f"{values[0]}): expected {advice}; use a shared disk, or copy the files"
+                )
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _processes(ranks: Iterable[int]) -> str:
-    ranks = list(ranks)
-    return f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

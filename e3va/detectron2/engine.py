@@ -22,48 +22,42 @@ from .describe import describe_config, output_classes, set_classes
 from .distributed import share_model
 from .hooks import AdapterWriter, MetricPrinter, PeakMemory, TrainedPartsReport
 from .labels import label_classes, label_dicts
-from .launch import Peers, join_torchrun, launch
+from .launch import launch, one_message
 from .trainer import HighwayTrainer
 
 logger = logging.getLogger(__name__)
 
 
 def main(description: str) -> None:
-    """The command line of ``projects/E3VA/lazyconfig_train_net.py``; the flags are Detectron2's."""
+    """Run the command line of ``projects/E3VA/lazyconfig_train_net.py``."""
     run(default_argument_parser(epilog=description).parse_args())
 
 
 def run(args: Namespace) -> None:
-    """Train, or evaluate with ``--eval-only``, as Detectron2's parsed flags say.
+    """Train, or evaluate with ``--eval-only``, according to Detectron2's parsed flags.
 
-    In one process, in as many as ``--num-gpus`` and ``--num-machines`` say, or in those that
-    torchrun started. A user's mistake is printed as one line on stderr; the process then exits with
-    status 1.
+    The processes are this one, those of ``--num-gpus`` and ``--num-machines``, or those that
+    torchrun started. After a user's mistake, the program ends with one line on stderr and status 1.
     """
-    with Peers().one_message():
-        peers = join_torchrun(args)
-    with peers.one_message():
+    with one_message():
         if not args.config_file:
             raise UserError("--config-file is not given: expected a path or a config's name")
         args.config_file = str(find_config(args.config_file))
-        cfg = prepare(load_config(args.config_file, args.opts), args)
-        launch(_work, (cfg, args), args, cfg.train.device, peers)
+        cfg = prepare(load_config(args.config_file, args.opts))
+        launch(_work, (cfg, args), args, cfg.train.device)
 
 
-def prepare(cfg: DictConfig, args: Namespace) -> DictConfig:
-    """Check what can be checked before anything is built, and fill in what the data say.
+def prepare(cfg: DictConfig) -> DictConfig:
+    """Check a config before anything is built, and write class names into it.
 
     Raises:
-        UserError: a device that is not there, more processes than GPUs, an output folder that
-            cannot be made, a mistake in a user's own data.
+        UserError: the device does not exist, the output folder cannot be made, or the user's own
+            data have a mistake.
     """
     for key in ("model", "train", "optimizer", "dataloader"):
         if key not in cfg:
             raise UserError(f"the config has no {key!r}: expected a training config such as COCO/…")
     check_device(cfg.train.device)
-    gpus = torch.cuda.device_count()
-    if str(cfg.train.device).startswith("cuda") and args.num_gpus > gpus:
-        raise UserError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
     if "data" in cfg:
         resolve_classes(cfg)
         if has_validation_data(cfg.data):
@@ -80,11 +74,7 @@ def prepare(cfg: DictConfig, args: Namespace) -> DictConfig:
 
 
 def check_device(device: str) -> None:
-    """Check that torch can use the device.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Raise UserError if torch cannot use the device."""
     try:
         kind = torch.device(device).type
     except RuntimeError:
@@ -97,8 +87,10 @@ def check_device(device: str) -> None:
 
 
 def resolve_classes(cfg: DictConfig) -> None:
-    """Write the class names and their number into a config that reads them from annotations or
-    label maps, so that the saved config is complete without them."""
+    """Write the class names of the annotations or label maps, and their number, into a config.
+
+    The saved config then does not need the data.
+    """
     if "labels" in cfg.data.train:
         train = cfg.data.train
         cfg.data.classes = label_classes(train.images, train.labels, cfg.data.classes)
@@ -108,16 +100,16 @@ def resolve_classes(cfg: DictConfig) -> None:
 
 
 def has_validation_data(data: DictConfig) -> bool:
-    """Whether any validation data were given."""
+    """Return whether the config names any validation data."""
     return any(data.val.get(key) for key in ("json", "images", "labels"))
 
 
 def check_validation_data(data: DictConfig, masks: bool = True) -> None:
-    """Find mistakes in the validation data before the training and not when it is done.
+    """Check the validation data before the training, not after it.
 
     Raises:
-        UserError: see :func:`e3va.data.coco.read_coco`; or other classes than those of the training. Of
-            label maps, see :func:`e3va.detectron2.labels.label_dicts`.
+        UserError: a mistake in the data (see :func:`e3va.data.coco.read_coco` and
+            :func:`e3va.detectron2.labels.label_dicts`), or other classes than in training.
     """
     if "labels" in data.val:
         label_dicts(data.val.images, data.val.labels, training=False, classes=data.classes)
@@ -127,42 +119,35 @@ def check_validation_data(data: DictConfig, masks: bool = True) -> None:
     if names != list(data.classes):
         raise UserError(
             f"{data.val.json} has the classes {', '.join(names)}, but the model learns "
-            f"{', '.join(data.classes)}: expected the same names in the order of their ids"
+            f"{', '.join(data.classes)}: expected the same names in the same order of ids"
         )
 
 
 def _work(cfg: DictConfig, args: Namespace) -> None:
     default_setup(cfg, args)
-    _log_to_console_too()
+    # Detectron2 configures only its own loggers; ours use their handlers.
+    ours, theirs = logging.getLogger("e3va"), logging.getLogger("detectron2")
+    ours.handlers, ours.propagate = theirs.handlers, False
+    ours.setLevel(logging.INFO)
     if args.eval_only:
         model = instantiate(cfg.model).to(cfg.train.device)
         about = {"classes": output_classes(cfg)}
         checkpointer = HighwayCheckpointer(model, about=about, **adapter_options(cfg))
-        checkpointer.load(_weights_to_evaluate(cfg))
+        if not cfg.train.init_checkpoint:
+            raise UserError(
+                "--eval-only without weights: add train.init_checkpoint=PATH of a checkpoint or "
+                "an adapter"
+            )
+        checkpointer.load(cfg.train.init_checkpoint)
         evaluate(cfg, model)
     else:
         train(cfg, resume=args.resume)
 
 
-def _log_to_console_too() -> None:
-    # Detectron2 sets up its own loggers alone; ours join them.
-    ours, theirs = logging.getLogger("e3va"), logging.getLogger("detectron2")
-    ours.handlers, ours.propagate = theirs.handlers, False
-    ours.setLevel(logging.INFO)
-
-
-def _weights_to_evaluate(cfg: DictConfig) -> str:
-    if not cfg.train.init_checkpoint:
-        raise UserError(
-            "--eval-only without weights: add train.init_checkpoint=PATH of a checkpoint or adapter"
-        )
-    return cfg.train.init_checkpoint
-
-
 def adapter_options(cfg: DictConfig) -> dict[str, Any]:
-    """How a config wants an adapter to be loaded, for :class:`HighwayCheckpointer`."""
+    """Return a config's options of :class:`HighwayCheckpointer` for loading an adapter."""
     return {
-        # Configs on Detectron2's own "train" lack these keys.
+        # Configs with Detectron2's own "train" lack these keys.
         "trunk": cfg.train.get("trunk", ""),
         "adapter_parts": cfg.train.get("adapter_parts", "all"),
         "any_trunk": bool(cfg.train.get("any_trunk", False)),
@@ -170,9 +155,9 @@ def adapter_options(cfg: DictConfig) -> dict[str, Any]:
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
-    """Evaluate on the test data and print the results; None if the config names no test data."""
+    """Evaluate on the test data and print the results; return None without test data."""
     if "evaluator" not in cfg.dataloader or ("data" in cfg and not has_validation_data(cfg.data)):
-        logger.info("No validation data given: no evaluation")
+        logger.info("No evaluation: the config names no validation data")
         return None
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)
@@ -194,55 +179,46 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
         model,
         loader,
         optimizer,
-        # Configs on Detectron2's own "train" lack what configs/common/train.py adds.
+        # Configs with Detectron2's own "train" lack what configs/common/train.py adds.
         precision=train_cfg.amp.get("dtype", "fp16") if train_cfg.amp.enabled else "fp32",
         accumulate=train_cfg.get("accumulate", 1),
         clip_norm=train_cfg.get("clip_norm", 0.0),
         seed=max(train_cfg.get("seed", 0), 0),
+        sample_by_image=train_cfg.get("sample_by_image", False),
     )
     about = describe_config(cfg, loader)
-    checkpointer = HighwayCheckpointer(
-        model, train_cfg.output_dir, about=about, **adapter_options(cfg), trainer=trainer
-    )
-    is_main = comm.is_main_process()
-    adapter_writer = AdapterWriter(train_cfg.output_dir, about)
-
-    def evaluate_and_record() -> dict | None:
-        results = evaluate(cfg, model)
-        adapter_writer.record(results)
-        return results
-
-    trainer.register_hooks(
-        [
-            TrainedPartsReport() if is_main else None,
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            PeakMemory(),
-            hooks.PeriodicCheckpointer(checkpointer, **train_cfg.checkpointer) if is_main else None,
-            hooks.EvalHook(train_cfg.eval_period, evaluate_and_record),
-            hooks.PeriodicWriter(_writers(train_cfg), period=train_cfg.log_period)
-            if is_main
-            else None,
-            adapter_writer if is_main else None,
-        ]
-    )
-    return trainer, checkpointer
-
-
-def _writers(train_cfg: DictConfig) -> list:
     folder = train_cfg.output_dir
-    return [
+    checkpointer = HighwayCheckpointer(
+        model, folder, about=about, **adapter_options(cfg), trainer=trainer
+    )
+    adapter = AdapterWriter(folder, about)
+    every_process = [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        PeakMemory(),
+    ]
+    evaluation = hooks.EvalHook(train_cfg.eval_period, lambda: adapter.record(evaluate(cfg, model)))
+    if not comm.is_main_process():
+        trainer.register_hooks([*every_process, evaluation])
+        return trainer, checkpointer
+    saving = hooks.PeriodicCheckpointer(checkpointer, **train_cfg.checkpointer)
+    writers = [
         MetricPrinter(train_cfg.max_iter),
         JSONWriter(os.path.join(folder, "metrics.json")),
         TensorboardXWriter(folder),
     ]
+    writing = hooks.PeriodicWriter(writers, period=train_cfg.log_period)
+    trainer.register_hooks(
+        [TrainedPartsReport(), *every_process, saving, evaluation, writing, adapter]
+    )
+    return trainer, checkpointer
 
 
 def train(cfg: DictConfig, resume: bool = False) -> HighwayTrainer:
-    """Train from ``train.init_checkpoint``, or go on from the last checkpoint of the output."""
+    """Train from ``train.init_checkpoint``, or resume from the last checkpoint of the output."""
     trainer, checkpointer = build_trainer(cfg)
     if resume and not checkpointer.has_checkpoint():
-        logger.warning("--resume: no checkpoint in %s, so this starts anew", cfg.train.output_dir)
+        logger.warning("--resume: no checkpoint in %s; starting anew", cfg.train.output_dir)
         resume = False
     weights = cfg.train.init_checkpoint or cfg.train.get("trunk", "") or ""
     if not resume and not weights and trainer.trunk.frozen:

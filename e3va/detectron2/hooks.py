@@ -9,27 +9,22 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.events import CommonMetricPrinter, get_event_storage
-from torch import nn
 
 from ..adapter_files.files import CONFIG_FILE, MODEL_FILE, save_adapter
 from ..utils.errors import UserError
-from ..utils.measure import count_parameters, parameter_table, peak_memory
+from ..utils.measure import MIB, count_parameters, parameter_table, peak_memory
 from ..weights.origin import UNKNOWN
 from .backbone import model_parts
 
 logger = logging.getLogger(__name__)
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    return model.module if hasattr(model, "module") else model
-
-
 class TrainedPartsReport(HookBase):
-    """Prints before the first step which parts of the model train and which do not."""
+    """Report, before the first step, of the parts of the model that train."""
 
     def before_train(self) -> None:
         """Log the table of parts, parameters and shares."""
-        model = _bare(self.trainer.model)
+        model = self.trainer.bare_model
         rows = count_parameters(model, model_parts(model))
         logger.info("What trains:\n%s", parameter_table(rows))
         backbone = [row for row in rows if row.part in ("trunk", "highway")]
@@ -38,18 +33,18 @@ class TrainedPartsReport(HookBase):
 
 
 class PeakMemory(HookBase):
-    """Records peak memory (MiB) as ``max_mem``, for all writers."""
+    """Record of peak memory (MiB) as ``max_mem``, for all writers."""
 
     def after_step(self) -> None:
-        """Record the peak so far."""
+        """Record the peak up to this step."""
         self.trainer.storage.put_scalar("max_mem", peak_memory(), smoothing_hint=False)
 
 
 class MetricPrinter(CommonMetricPrinter):
-    """Detectron2's console line, which says peak memory on CUDA alone, for all devices."""
+    """Detectron2's console line, with peak memory also on devices other than CUDA."""
 
     def write(self) -> None:
-        """Print the line, then the peak of the resident set where there is no CUDA."""
+        """Print the line, then the peak of the resident set if there is no CUDA device."""
         super().write()
         finished = get_event_storage().iter == self._max_iter
         if not finished and not torch.cuda.is_available():
@@ -57,14 +52,15 @@ class MetricPrinter(CommonMetricPrinter):
 
 
 class AdapterWriter(HookBase):
-    """Writes the adapter's files when training has come to its end; register it behind the hooks
-    that save and evaluate.
+    """Writer of the adapter's files at the end of training.
 
-    Also where a finished run is resumed: it is evaluated again, and its files written again.
+    Register it after the hooks that save and evaluate. It also runs when a finished run is resumed,
+    which is then evaluated again.
 
     Args:
-        folder: for the files.
-        about: what they say of the model, see :func:`e3va.detectron2.describe.describe_config`.
+        folder: output folder.
+        about: what the files record about the model, see
+            :func:`e3va.detectron2.describe.describe_config`.
     """
 
     def __init__(self, folder: str | os.PathLike, about: Mapping[str, Any]):
@@ -72,44 +68,38 @@ class AdapterWriter(HookBase):
         self.about = dict(about)
         self.scores: dict[str, float] = {}
 
-    def record(self, results: dict | None) -> None:
-        """Keep the scores of the newest evaluation, as :class:`detectron2.engine.hooks.EvalHook`
-        gets them."""
+    def record(self, results: dict | None) -> dict | None:
+        """Keep the scores of the newest evaluation; return ``results``."""
         if results:
             self.scores = flatten_results_dict(results)
+        return results
 
     def after_train(self) -> None:
-        """Write them, or say why not."""
+        """Write the files, or log why there are none."""
         trainer = self.trainer
-        if trainer.iter < trainer.max_iter:  # stopped by an exception
+        if trainer.iter < trainer.max_iter:  # an exception stopped the training
             return
-        reason = self._reason_not_to()
+        trunk, reason = trainer.trunk, ""
+        if not trunk.frozen:
+            reason = "the trunk is trained too (recipe 'full')"
+        elif trunk.origin is None or trunk.origin.source == UNKNOWN:
+            reason = (
+                "it is not known which pretrained weights the trunk has (none were given, or the "
+                "checkpoint does not name them)"
+            )
+        else:
+            # A resumed run that was finished starts at its end, perhaps after max_iter.
+            steps = max(trainer.start_iter, trainer.max_iter)
+            about = {**self.about, "steps": steps, "scores": self.scores}
+            try:
+                save_adapter(trainer.bare_model, self.folder, **about)
+            except UserError as error:  # the training is complete, and its checkpoint is saved
+                reason = error.line
         if reason:
             logger.info("No adapter files: %s; model_final.pth is the whole model", reason)
             return
-        # A finished run that is resumed starts where it ended, perhaps behind max_iter.
-        steps = max(trainer.start_iter, trainer.max_iter)
-        try:
-            save_adapter(
-                *(_bare(trainer.model), self.folder),
-                **{**self.about, "steps": steps, "scores": self.scores},
-            )
-        except UserError as error:  # the training is done, and its checkpoint there
-            logger.warning("No adapter files: %s; model_final.pth is the whole model", error.line)
-            return
-        size = os.path.getsize(os.path.join(self.folder, MODEL_FILE)) / 2**20
+        size = os.path.getsize(os.path.join(self.folder, MODEL_FILE)) / MIB
         logger.info(
             "Saved the adapter: %s (%.1f MiB) and %s in %s",
             *(MODEL_FILE, size, CONFIG_FILE, self.folder),
         )
-
-    def _reason_not_to(self) -> str:
-        trunk = self.trainer.trunk
-        if not trunk.frozen:
-            return "the trunk is trained too (recipe 'full')"
-        if trunk.origin is None or trunk.origin.source == UNKNOWN:
-            return (
-                "it is not known which pretrained weights the trunk has (none were given, or a "
-                "checkpoint that does not say)"
-            )
-        return ""

@@ -1,4 +1,4 @@
-"""A training data loader whose n-th batch depends on the seed and n alone.
+"""A training data loader with an n-th batch that depends only on the seed and n.
 
 Detectron2's own loader restarts its stream when a run is resumed; see :mod:`e3va.data.stream`.
 """
@@ -13,21 +13,21 @@ from ..utils.errors import UserError
 
 
 class TrainLoader:
-    """Batches of mapped dataset dicts, for ever; resumable with :meth:`seek`.
+    """Endless stream of batches of training examples; :meth:`seek` resumes it.
 
     Args:
         dataset: dataset dicts in Detectron2's format, with ``height`` and ``width``.
-        mapper: dict → training example.
-        total_batch_size: images in a batch of all processes together.
-        num_workers: worker processes.
+        mapper: function from a dict to a training example.
+        total_batch_size: number of images in a batch of all processes together.
+        num_workers: number of worker processes.
         seed: a whole number ≥ 0.
 
     Attributes:
-        images, objects: how many there are in the data set.
+        images, objects: number of images and of annotated objects in the data set.
 
     Raises:
-        UserError: the batch cannot be shared evenly by the processes, there is nothing to load,
-            or the seed is negative.
+        UserError: the processes cannot share the batch evenly, the data set is empty, or the seed
+            is negative.
     """
 
     def __init__(
@@ -58,16 +58,10 @@ class TrainLoader:
         self.start = 0
 
     def seek(self, iteration: int) -> None:
-        """Let the next :func:`iter` begin with the batch of this iteration."""
+        """Start the next :func:`iter` with the batch of this iteration."""
         self.start = iteration
 
     def __iter__(self) -> Iterator[list[dict]]:
-        stream = BatchStream(
-            self.wide,
-            self.batch_size,
-            self.seed,
-            self.start,
-            rank=comm.get_rank(),
-            world=comm.get_world_size(),
-        )
+        processes = {"rank": comm.get_rank(), "world": comm.get_world_size()}
+        stream = BatchStream(self.wide, self.batch_size, self.seed, self.start, **processes)
         return stream_batches(self.dataset, stream, self.num_workers)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 
 def highway_lr_factor(adapters: float) -> Callable[[str], float]:
-    """A ``lr_factor_func`` that multiplies the adapters' learning rate.
+    """Return a ``lr_factor_func`` that multiplies the learning rate of the adapters.
 
-    Adapters start from zero and want a higher rate than the heads and the pyramid norms.
+    Adapters start from zero and need a higher rate than the heads and the pyramid norms.
     """
 
     def factor(name: str) -> float:

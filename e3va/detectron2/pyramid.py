@@ -1,4 +1,4 @@
-"""An FPN of which the part above the backbone can be recomputed."""
+"""An FPN that can recompute its layers above the backbone."""
 
 import copy
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 class LeanPyramid:
-    """Stands in for an FPN's ``forward``: the backbone runs once, what is above it again.
+    """Replacement of an FPN's ``forward`` that runs the backbone once and recomputes the rest.
 
-    FPN calls its backbone itself; an FPN that shares all its layers, but has the identity for a
-    backbone, is what can be recomputed.
+    FPN calls its backbone itself. So a second FPN shares all layers of the first, except that its
+    backbone is the identity; that FPN can be recomputed.
 
     Attributes:
-        top_down: that FPN; takes the backbone's features.
+        top_down: the second FPN; its input is the backbone's features.
     """
 
     def __init__(self, fpn: FPN):
@@ -25,5 +25,6 @@ class LeanPyramid:
         self.top_down._modules = {**fpn._modules, "bottom_up": nn.Identity()}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Map images [B, 3, H, W] to the FPN's levels."""
         self.top_down.training = self.fpn.training
         return self.top_down(self.fpn.bottom_up(images))

@@ -1,4 +1,4 @@
-"""Random samples of anchors and proposals that follow from the image, not from its process."""
+"""Random samples of anchors and proposals that depend on the image, not on its process."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -10,43 +10,41 @@ from torch import nn
 
 from ..utils.seeding import seed_everything
 
-# The methods that draw a sample, which Detectron2 calls for one image after the other.
+# The methods that draw a sample; Detectron2 calls them for one image after another.
 _METHODS = {RPN: "_subsample_labels", ROIHeads: "_sample_proposals"}
 
 
 @contextlib.contextmanager
 def sample_by_image(model: nn.Module, examples: Sequence[Any], *key: int | str) -> Iterator[None]:
-    """Within it, RPN and ROI heads seed the sample of each image from ``key`` and the image.
+    """Seed the samples of RPN and ROI heads, for each image, from ``key`` and the image.
 
-    So an image's sample is the same however a batch is shared by processes or divided into parts.
+    The sample of an image is then the same however processes or parts share a batch.
 
     Args:
-        model: a Detectron2 model, or one without such parts.
-        examples: what the model's forward is given within; an image is known by its ``image_id``,
-            its ``file_name``, or else its place.
-        key: of the seeds; seeds and iterations.
+        model: a Detectron2 model; without such parts, nothing changes.
+        examples: the input of the model's forward pass inside the block. An image is identified by
+            its ``image_id``, else its ``file_name``, else its index.
+        key: seeds and iterations.
     """
-    images = [_name(example, place) for place, example in enumerate(examples)]
-    hidden = []
-    for kind, method in _METHODS.items():
-        for name, module in model.named_modules():
+    images = [
+        example.get("image_id", example.get("file_name", index))
+        if isinstance(example, dict)
+        else index
+        for index, example in enumerate(examples)
+    ]
+    patched = []
+    for name, module in model.named_modules():
+        for kind, method in _METHODS.items():
             if isinstance(module, kind):
-                seeded = _seeded(getattr(module, method), images, (*key, name))
-                hidden.append((module, method, vars(module).get(method)))
-                setattr(module, method, seeded)
+                patched.append((module, method, vars(module).get(method)))
+                setattr(module, method, _seeded(getattr(module, method), images, (*key, name)))
     try:
         yield
     finally:
-        for module, method, before in hidden:
+        for module, method, before in patched:
             delattr(module, method)
             if before is not None:
                 setattr(module, method, before)
-
-
-def _name(example: Any, place: int) -> int | str:
-    if isinstance(example, dict):
-        return example.get("image_id", example.get("file_name", place))
-    return place
 
 
 def _seeded(method: Callable, images: list[int | str], key: tuple[int | str, ...]) -> Callable:

@@ -1,4 +1,4 @@
-"""The training loop: Detectron2's, with mixed precision on any device, accumulation and proofs."""
+"""The training loop: Detectron2's, with mixed precision on any device, accumulation and checks."""
 
 import contextlib
 import logging
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..utils.errors import UserError
-from ..utils.measure import MIB, track_saved_bytes
 from ..utils.seeding import seed_everything
+from ..utils.training import OptimizerStep, report_step
 from .backbone import find_trunk_module, model_parts
 from .distributed import check_same_start
 from .lean import prepare_model
@@ -23,35 +23,35 @@ from .sampling import sample_by_image
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class HighwayTrainer(SimpleTrainer):
-    """Trains a model along its highway; a frozen trunk is proved so before and in every step.
+    """Trainer of a model with a highway; it checks in every step that a frozen trunk stays frozen.
 
-    Every step's random choices are seeded from ``seed`` and the iteration, so that a resumed run
-    makes those of an uninterrupted one; the samples of RPN and ROI heads from the image too, so
-    that they do not depend on the number of processes or on ``accumulate``.
+    The random choices of a step depend on ``seed``, the iteration and the process, so a resumed run
+    makes those of an uninterrupted one.
 
     Args:
         model: a Detectron2 model with an :class:`E3VASwin` backbone, perhaps inside
-            DistributedDataParallel; maps a list of examples to a dict of losses, each a mean over
-            the examples.
-        data_loader: gives lists of examples; its ``seek(iteration)``, if it has one, is called
-            before training (without one, a resumed run's data start anew).
-        optimizer: of the trained parameters alone.
-        precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` under autocast, the latter with a scaled
-            loss. On CUDA and on CPU.
-        accumulate: how many parts each batch is divided into; one part at a time is in memory. The
-            gradient is the mean over the whole batch.
+            DistributedDataParallel. It maps a list of examples to a dict of losses, each a mean
+            over the examples.
+        data_loader: iterable of lists of examples. If it has a method ``seek(iteration)``, the
+            trainer calls it before training; without one, a resumed run starts the data again.
+        optimizer: the optimizer of the trained parameters.
+        precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` for autocast on CUDA or CPU, ``"fp16"`` with
+            a scaled loss.
+        accumulate: number of parts of each batch; one part at a time is in memory. The gradient is
+            the mean over the whole batch.
         clip_norm: largest 2-norm of the gradient; None or 0 for no limit.
         seed: a whole number ≥ 0.
+        sample_by_image: whether the samples of RPN and ROI heads depend on the image and not on
+            the process, so that they are the same for any number of processes and any
+            ``accumulate``.
 
     Raises:
         TrunkNotFrozenError: a parameter of a frozen trunk requires grad, has a gradient, or is in
             the optimizer.
-        UserError: an unknown precision or accumulation; when training begins, processes that do
-            not begin alike.
+        UserError: an unknown precision or accumulation, or, when training starts, processes that
+            start differently.
     """
 
     def __init__(
@@ -64,35 +64,32 @@ class HighwayTrainer(SimpleTrainer):
         accumulate: int = 1,
         clip_norm: float | None = None,
         seed: int = 0,
+        sample_by_image: bool = False,
     ):
-        if precision not in PRECISIONS:
-            raise UserError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
         if not isinstance(accumulate, int) or accumulate < 1:
             raise UserError(f"train.accumulate={accumulate}: expected a whole number ≥ 1")
         super().__init__(model, data_loader, optimizer)
-        self.dtype = PRECISIONS[precision]
+        device = next(model.parameters()).device
+        self.optimizer_step = OptimizerStep(optimizer, device, precision, clip_norm)
         self.accumulate = accumulate
-        self.clip_norm = clip_norm
         self.seed = seed
+        self.sample_by_image = sample_by_image
         self.trunk = find_trunk_module(model)
-        self.trained = [p for group in optimizer.param_groups for p in group["params"]]
-        self.device = next(model.parameters()).device
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self._measured = False
+        self._reported = False
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run iterations ``start_iter`` to ``max_iter`` − 1 with all hooks.
 
-        Weights are to be loaded before: the model is prepared for its ``memory`` here.
+        Load the weights before: this method prepares the model for its ``memory``.
         """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         if hasattr(self.data_loader, "seek"):
             self.data_loader.seek(start_iter)
-        check_same_start(self._bare_model(), self.trunk, start_iter)
-        prepare_model(self._bare_model(), mixed=self.dtype is not None)
-        self._prove_frozen()
-        # Detectron2's own loop prints a traceback for every exception, a user's mistake included.
+        check_same_start(self.bare_model, self.trunk, start_iter)
+        prepare_model(self.bare_model, mixed=self.optimizer_step.mixed)
+        self.trunk.check_frozen(self.optimizer)
+        # Detectron2's own loop prints a traceback for every exception, even for a user's mistake.
         with EventStorage(start_iter) as self.storage:
             try:
                 self.before_train()
@@ -105,7 +102,7 @@ class HighwayTrainer(SimpleTrainer):
                 self.after_train()
 
     def run_step(self) -> None:
-        """One step: losses and gradients part by part, proof, clipping, update."""
+        """Compute losses and gradients part by part, check the trunk, then clip and update."""
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -114,78 +111,48 @@ class HighwayTrainer(SimpleTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         parts = split_batch(batch, self.accumulate)
-        for number, part in enumerate(parts):
+        for number, part in enumerate(parts, 1):
             weight = len(part) / len(batch)
-            with self._reduce_gradients(last=number + 1 == len(parts)):
+            # Processes exchange gradients once a step, with the last part.
+            waits = isinstance(self.model, DistributedDataParallel) and number < len(parts)
+            with self.model.no_sync() if waits else contextlib.nullcontext():
                 for name, loss in self._backward(part, weight).items():
                     losses[name] = losses.get(name, 0) + weight * loss
-        self._prove_frozen()
+        self.trunk.check_frozen(self.optimizer)
         self.after_backward()
         self._write_metrics(losses, data_time)
-        self._update()
-
-    def _prove_frozen(self) -> None:
-        if self.trunk.frozen:  # the recipe "full" trains it
-            self.trunk.check_frozen(self.optimizer)
+        norm = self.optimizer_step.update()
+        if norm is not None:
+            self.storage.put_scalar("grad_norm", norm)
 
     def _backward(self, part: list, weight: float) -> dict[str, Tensor]:
-        with (
-            self._report_first_forward(len(part)),
-            self._autocast(),
-            sample_by_image(self._bare_model(), part, self.seed, self.iter),
-        ):
+        model = self.bare_model
+        report = sampling = contextlib.nullcontext()
+        if not self._reported:
+            report = report_step(model, model_parts(model), len(part), logger.info)
+            self._reported = True
+        if self.sample_by_image:
+            sampling = sample_by_image(model, part, self.seed, self.iter)
+        with report, self.optimizer_step.autocast(), sampling:
             losses = self.model(part)
-        self.scaler.scale(weight * sum(losses.values())).backward()
+        self.optimizer_step.backward(weight * sum(losses.values()))
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _update(self) -> None:
-        self.scaler.unscale_(self.optimizer)
-        if self.clip_norm:
-            norm = nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
-            get_event_storage().put_scalar("grad_norm", norm.item())
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        if self.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
-
-    def _reduce_gradients(self, last: bool) -> contextlib.AbstractContextManager:
-        # Gradients cross between processes once a step, with the last part.
-        if isinstance(self.model, DistributedDataParallel) and not last:
-            return self.model.no_sync()
-        return contextlib.nullcontext()
-
-    def _bare_model(self) -> nn.Module:
-        return self.model.module if hasattr(self.model, "module") else self.model
-
-    @contextlib.contextmanager
-    def _report_first_forward(self, images: int):
-        if self._measured:
-            yield
-            return
-        self._measured = True
-        model = self._bare_model()
-        with track_saved_bytes(model, model_parts(model)) as saved:
-            yield
-        gradients = sum(p.numel() * p.element_size() for p in self.trained) / MIB
-        weights = sum(p.numel() * p.element_size() for p in model.parameters()) / MIB
-        logger.info(
-            "One step on %d images keeps %s for the backward pass, besides %.1f MiB of weights, "
-            "%.1f MiB of gradients and the optimizer's state",
-            *(images, saved, weights, gradients),
-        )
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without DistributedDataParallel around it."""
+        return getattr(self.model, "module", self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, hooks, optimizer and loss scale."""
-        return {**super().state_dict(), "grad_scaler": self.scaler.state_dict()}
+        """Return the state of iteration, hooks, optimizer and loss scale."""
+        return {**super().state_dict(), "grad_scaler": self.optimizer_step.scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; one of another trainer may lack the loss scale."""
+        """Restore :meth:`state_dict`; the state of another trainer may lack the loss scale."""
         super().load_state_dict(state_dict)
-        if state_dict.get("grad_scaler") and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state_dict["grad_scaler"])
+        scaler = self.optimizer_step.scaler
+        if state_dict.get("grad_scaler") and scaler.is_enabled():
+            scaler.load_state_dict(state_dict["grad_scaler"])
 
 
 def split_batch(batch: Sequence, parts: int) -> list[Sequence]:

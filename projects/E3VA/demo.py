@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Draw a trained model's predictions for images, folders and globs.
+r"""Draw a trained model's predictions for images, folders and globs.
 
-    demo.py --config-file output/config.yaml --weights output/model_final.pth \\
+    demo.py --config-file output/config.yaml --weights output/model_final.pth \
         --input photo.jpg folder 'more/*.png' --output drawn
 
-An adapter brings its config: --weights output, or --weights e3va://NAME of the model zoo.
+With an adapter, the config is not needed: --weights output, or --weights e3va://NAME for an adapter
+of the model zoo.
 """
 
 import sys

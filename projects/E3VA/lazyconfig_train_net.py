@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Train or evaluate a LazyConfig along the E³VA highway; the flags are Detectron2's.
+r"""Train or evaluate a LazyConfig with an E³VA highway; the flags are Detectron2's.
 
-    lazyconfig_train_net.py --config-file custom/cascade_mask_rcnn_e3va_swin_t.py \\
-        data.train.json=train.json data.train.images=train \\
+    lazyconfig_train_net.py --config-file custom/cascade_mask_rcnn_e3va_swin_t.py \
+        data.train.json=train.json data.train.images=train \
         data.val.json=val.json data.val.images=val train.output_dir=output
 
-Also: --resume, --eval-only, and any key=value of the config. In several processes: --num-gpus N,
-with --num-machines, --machine-rank and --dist-url on several machines; or start it with torchrun,
-without these flags. Weights to start from are train.init_checkpoint=PATH, of a pretrained Swin, a
-trained checkpoint or an adapter, or an e3va:// address of the model zoo.
+Other arguments: --resume, --eval-only, and any key=value of the config. For several processes, give
+--num-gpus N, and on several machines also --num-machines, --machine-rank and --dist-url; or start
+the script with torchrun, without these flags. train.init_checkpoint=PATH names the weights to start
+from: a pretrained Swin, a trained checkpoint, an adapter, or an e3va:// address of the model zoo.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Several processes train as one does, and send what is trained alone."""
+"""Several processes train as one does, and send only what is trained."""
 
 import importlib
 import json
@@ -22,8 +22,11 @@ from e3va.detectron2.sampling import sample_by_image
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-# Of the largest change of any weight; the largest difference found was 6e-6 of it.
+# Of the largest change of any weight. Where one process adds up in another order inside a forward
+# pass, the comparison runs in float64 (see benchmarks/processes.py); the largest differences found
+# were 6e-6 of the change in float32 and 1e-14 in float64.
 TOLERANCE = 1e-4
+TOLERANCE_64 = 1e-11
 
 
 @pytest.fixture(scope="module")
@@ -35,29 +38,38 @@ def processes():
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["launcher", "torchrun"])
 def compared(request, processes, tmp_path_factory):
-    """What two processes of Detectron2's launcher, and four of torchrun, are beside one."""
+    """Rows that compare two processes of Detectron2's launcher, and four of torchrun, with one."""
     folder = tmp_path_factory.mktemp(f"world_{request.param}")
     processes.start(request.param, folder)
     return folder, processes.compare(request.param, folder)
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_one_process_with_the_same_batch(compared, processes):
+    """SyncBN differs in float32 on some processors by 2% of the change, but its sums are the same.
+
+    A number of 2e-7 before a ReLU turned its sign in the first step, and with it a gradient. In
+    float64 all gradients agree to 5e-15 with two processes and with four.
+    """
     _, rows = compared
     same, other = rows[: len(processes.SAME)], rows[len(processes.SAME) :]
     for row in rows:
         assert row["change"] > 1e-3, row
         assert row["between_processes"] == 0, row
+    assert sum("float64" in row["case"] for row in same) == 3
     for row in same:
-        assert row["difference"] <= TOLERANCE * row["change"], row
-    # The measure sees another mean: over the foreground boxes of each process alone.
+        tolerance = TOLERANCE_64 if "float64" in row["case"] else TOLERANCE
+        assert row["difference"] <= tolerance * row["change"], row
+    # The measure detects another mean: over the foreground boxes of each process.
     cascade = next(row for row in other if row["case"].startswith("cascade"))
     assert cascade["difference"] > 10 * TOLERANCE * cascade["change"]
 
 
+@pytest.mark.slow
 def test_what_is_trained_crosses_once_a_step_and_nothing_of_the_trunk(compared):
     folder, _ = compared
     counts = json.loads((folder / "counts.json").read_text())
-    assert [row["method"] for row in counts] == ["e3va", "full"] * 2
+    assert [row["recipe"] for row in counts] == ["e3va_chain", "full"] * 2
     for row in counts:
         # Each byte once, also with accumulation: DistributedDataParallel's buckets, and torch's
         # dispatcher, which sees every collective.
@@ -71,28 +83,21 @@ def test_what_is_trained_crosses_once_a_step_and_nothing_of_the_trunk(compared):
     assert highway["all_parameter_bytes"] - highway["trained_bytes"] > 2_000_000  # the trunk
 
 
-# Trains a config; where FAIL says so, one process fails before one of its steps.
+# Trains a config; KILL names a process, and the step before which it is killed.
 TRAIN = """
 import os, signal
 
-from e3va import UserError
 from e3va.detectron2 import engine
 from e3va.detectron2.trainer import HighwayTrainer
 
-how, rank, iteration = os.environ.get("FAIL", "not 0 0").split()
+rank, iteration = map(int, os.environ.get("KILL", "-1 0").split())
 before_step = HighwayTrainer.before_step
 
 
 def fail(self):
     before_step(self)
-    if (engine.comm.get_rank(), self.iter) != (int(rank), int(iteration)):
-        return
-    if how == "kill":
+    if (engine.comm.get_rank(), self.iter) == (rank, iteration):
         os.kill(os.getpid(), signal.SIGKILL)
-    if how == "raise":
-        raise FloatingPointError("a loss of process 1 is NaN")
-    if how == "mistake":
-        raise UserError("the disk of process 1 is full: expected some room")
 
 
 HighwayTrainer.before_step = fail
@@ -119,10 +124,10 @@ def command(small_overrides, drawn, tmp_path):
     overrides = [
         *(o for o in small_overrides if not o.startswith("data.val.")),
         *("dataloader.train.total_batch_size=4", "train.checkpointer.period=2"),
-        "train.max_iter=6",
+        *("train.max_iter=6", "train.sample_by_image=true"),
     ]
 
-    def run(start, processes, *more, fail="", flags=()):
+    def run(start, processes, *more, kill="", flags=()):
         given = ("--config-file", tmp_path / "sgd.py", *flags, *overrides, *more)
         by = {
             "torchrun": (*TORCHRUN, processes, tmp_path / "train.py"),
@@ -130,15 +135,15 @@ def command(small_overrides, drawn, tmp_path):
         }[start]
         if start == "launcher":
             given = ("--dist-url", "auto", *given)
-        return finish([*by, *given], fail)
+        return finish([*by, *given], kill)
 
     run.overrides, run.config = overrides, tmp_path / "sgd.py"
     return run
 
 
-def finish(command, fail="", seconds=180):
+def finish(command, kill="", seconds=180):
     """Run to the end; a hang is an error."""
-    environment = {**os.environ, **({"FAIL": fail} if fail else {})}
+    environment = {**os.environ, **({"KILL": kill} if kill else {})}
     return subprocess.run(
         list(map(str, command)), capture_output=True, text=True, timeout=seconds, env=environment
     )
@@ -158,16 +163,15 @@ def final_weights(folder):
     return torch.load(folder / "model_final.pth", weights_only=True)["model"]
 
 
+@pytest.mark.slow
 def test_killed_in_two_processes_and_resumed_in_one_and_in_four(command, tmp_path):
     folder = tmp_path / "two"
     killed = command(
-        *("launcher", 2, f"train.output_dir={folder}", "train.accumulate=2"), fail="kill 1 5"
+        *("launcher", 2, f"train.output_dir={folder}", "train.accumulate=2"), kill="1 5"
     )
     assert killed.returncode == 1
-    line = (
-        "error: process 1 was ended by SIGKILL, as the system does when memory runs out: the same"
-    )
-    assert killed.stderr.count(line) == 1, killed.stderr
+    last = killed.stderr.splitlines()[-1]
+    assert last.startswith("error: process 1 was ended by SIGKILL"), killed.stderr
     assert (folder / "last_checkpoint").read_text() == "model_0000003.pth"
     # An uninterrupted run of one process, from the weights that the two began with.
     start = torch.load(folder / "model_0000001.pth", weights_only=True)
@@ -195,8 +199,8 @@ def test_killed_in_two_processes_and_resumed_in_one_and_in_four(command, tmp_pat
             assert (found[name] - value).abs().max() <= TOLERANCE * moved, (world, name)
 
 
-def test_processes_that_begin_otherwise_are_named(monkeypatch):
-    """Three processes, of which the gathering of what they tell is simulated."""
+def test_processes_that_start_differently_are_named(monkeypatch):
+    """Three processes; what they exchange is simulated."""
     model = nn.ModuleDict({"trunk": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     own = []
     monkeypatch.setattr(distributed.comm, "get_world_size", lambda: 3)
@@ -209,21 +213,21 @@ def test_processes_that_begin_otherwise_are_named(monkeypatch):
         monkeypatch.setattr(distributed.comm, "all_gather", gather)
         distributed.check_same_start(model, model["trunk"], 4)
 
-    check(lambda told: told)
-    with pytest.raises(UserError, match="process 1 would begin with iteration 0, process 0 with 4"):
-        check(lambda told: (0, *told[1:]))
-    with pytest.raises(UserError, match="weights of the trunk in process 1 are not those of proc"):
-        check(lambda told: (told[0], "x", told[2]))
-    with pytest.raises(UserError, match="weights of the highway, neck and heads in process 1 are"):
-        check(lambda told: (*told[:2], "x"))
-    # What is told changes with the weights.
+    check(lambda start: start)
+    with pytest.raises(UserError, match=r"process 1 .* iteration .* process 0 \(0, not 4\)"):
+        check(lambda start: (0, *start[1:]))
+    with pytest.raises(UserError, match=r"process 1 .* trunk .* process 0 \(x, not"):
+        check(lambda start: (start[0], "x", start[2]))
+    with pytest.raises(UserError, match=r"process 1 .* heads .* process 0 \(x, not"):
+        check(lambda start: (*start[:2], "x"))
+    # The fingerprint changes with the weights.
     with torch.no_grad():
         model["trunk"].weight[0, 0] += 1
-    check(lambda told: told)
+    check(lambda start: start)
     assert own[-1][1] != own[0][1] and own[-1][2] == own[0][2]
 
 
-def test_samples_follow_from_the_image_and_leave_no_trace(processes, monkeypatch):
+def test_samples_depend_on_the_image_and_leave_no_trace(processes, monkeypatch):
     """Each image has the same sample of anchors and boxes wherever it stands in a batch."""
     torch.manual_seed(1)
     model = build_model(processes.small_cfg(processes.Case("cascade"))).train()

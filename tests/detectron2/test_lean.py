@@ -15,8 +15,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from e3va import UserError
+from e3va.backbone import find_backbone
 from e3va.detectron2 import add_e3va_config, lean
-from e3va.detectron2.backbone import find_backbone, model_parts
+from e3va.detectron2.backbone import model_parts
 from e3va.detectron2.lean import prepare_model
 from e3va.ops.recompute import has_batch_norm
 from e3va.utils.measure import track_saved_bytes
@@ -29,7 +30,7 @@ def small_cfg(kind):
     cfg = get_cfg()
     add_e3va_config(cfg)
     model = cfg.MODEL
-    model.DEVICE, model.E3VA.PRESET, model.E3VA.RANK = "cpu", "swin_nano", 4
+    model.DEVICE, model.E3VA.PRESET, model.E3VA.HIGHWAY.RANK = "cpu", "swin_nano", 4
     model.BACKBONE.NAME = "build_e3va_swin_fpn_backbone"
     model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS = ["p0", "p1", "p2", "p3"], 32
     model.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
@@ -67,7 +68,7 @@ def make(kind, memory, cfg=None):
 
 
 def prepare(model, memory):
-    backbone = find_backbone(model)
+    _, backbone = find_backbone(model)
     backbone.prepare = lambda mixed: None
     backbone.memory = memory
     prepare_model(model, mixed=False)
@@ -207,7 +208,7 @@ def test_a_model_of_unknown_parts_is_prepared():
     class Bare(nn.Module):
         def __init__(self):
             super().__init__()
-            self.backbone = lean.find_backbone(build_model(small_cfg("semantic")))
+            self.backbone = find_backbone(build_model(small_cfg("semantic")))[1]
 
     model = prepare(Bare(), "lean")
     assert all("forward" not in vars(module) for module in model.modules())
@@ -219,7 +220,7 @@ def test_yacs_and_lazy_configs_have_the_switch_and_refuse_wrong_values(small_con
     cfg = small_cfg("mask")
     assert (cfg.MODEL.E3VA.MEMORY, cfg.MODEL.E3VA.TRUNK_PRECISION) == ("standard", "auto")
     cfg.MODEL.E3VA.MEMORY, cfg.MODEL.E3VA.TRUNK_PRECISION = "lean", "bf16"
-    backbone = find_backbone(build_model(cfg))
+    _, backbone = find_backbone(build_model(cfg))
     assert (backbone.memory, backbone.trunk_precision) == ("lean", "bf16")
     bottom_up = small_config.model.backbone.bottom_up
     assert (bottom_up.memory, bottom_up.trunk_precision) == ("standard", "auto")
@@ -234,6 +235,7 @@ def test_yacs_and_lazy_configs_have_the_switch_and_refuse_wrong_values(small_con
             instantiate(wrong.model)
 
 
+@pytest.mark.slow
 def test_ddp_knows_no_frozen_trunk_and_all_processes_have_the_first_ones(tmp_path):
     """Two real processes, whose trunks were drawn differently, train lean."""
     script = tmp_path / "work.py"
@@ -248,8 +250,9 @@ def test_ddp_knows_no_frozen_trunk_and_all_processes_have_the_first_ones(tmp_pat
             from detectron2.utils import comm
 
             sys.path.insert(0, sys.argv[1])
-            from test_lean import build_model, find_backbone, lean, make_batch, small_cfg
+            from test_lean import build_model, find_backbone, make_batch, small_cfg
             from e3va.detectron2 import HighwayTrainer
+            from e3va.detectron2.distributed import hide_trunk_from_ddp
 
 
             def work():
@@ -257,9 +260,9 @@ def test_ddp_knows_no_frozen_trunk_and_all_processes_have_the_first_ones(tmp_pat
                 cfg = small_cfg("cascade")
                 cfg.MODEL.E3VA.MEMORY = "lean"
                 model = build_model(cfg).train()
-                lean.leave_trunk_out_of_ddp(model)
+                hide_trunk_from_ddp(model)
                 wrapped = create_ddp_model(model, device_ids=None, broadcast_buffers=False)
-                trunk = {id(p) for p in find_backbone(model).trunk.parameters()}
+                trunk = {id(p) for p in find_backbone(model)[1].trunk.parameters()}
                 assert not trunk & {id(p) for p in wrapped._module_parameters}
                 trained = [p for p in model.parameters() if p.requires_grad]
                 batch = make_batch()[comm.get_rank() :][:1]

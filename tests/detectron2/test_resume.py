@@ -85,6 +85,7 @@ def test_another_seed_gives_another_run(small_config, tmp_path):
     assert any(not torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_killed_while_saving_resumes_from_the_checkpoint_before(small_overrides, tmp_path):
     """SIGKILL with half of the second checkpoint written."""
     script = textwrap.dedent(

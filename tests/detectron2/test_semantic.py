@@ -117,7 +117,7 @@ def shares_of(scores: torch.Tensor) -> dict[str, float]:
 def test_a_resumed_run_ends_with_the_same_bits(overrides, tmp_path):
     """It goes on from the checkpoint in the middle, as if it had been stopped there."""
     ends = [*overrides, "train.max_iter=4", "train.checkpointer.period=2"]
-    cfg = engine.prepare(load_config(CONFIG, ends), Namespace(num_gpus=0))
+    cfg = engine.prepare(load_config(CONFIG, ends))
     whole = engine.train(cfg).model.state_dict()
     (tmp_path / "output" / "last_checkpoint").write_text("model_0000001.pth")
     resumed = engine.train(cfg, resume=True)
@@ -135,7 +135,7 @@ def test_mixed_precision_and_lean_memory_learn_too(overrides, precision, memory)
             *(f"model.backbone.bottom_up.memory={memory}", "train.max_iter=12"),
         ],
     )
-    trainer = engine.train(engine.prepare(cfg, Namespace(num_gpus=0)))
+    trainer = engine.train(engine.prepare(cfg))
     losses = [v for v, _ in trainer.storage.history("total_loss").values()]
     assert np.isfinite(losses).all() and np.mean(losses[-3:]) < np.mean(losses[:3])
 
@@ -167,7 +167,7 @@ def test_lean_memory_keeps_less_and_has_nearly_the_same_gradient(overrides):
 def test_classes_without_names_come_from_the_maps(overrides):
     cfg = load_config(CONFIG, [o for o in overrides if not o.startswith("data.classes")])
     assert instantiate(cfg.model).sem_seg_head.predictor.out_channels == 3
-    engine.prepare(cfg, Namespace(num_gpus=0))
+    engine.prepare(cfg)
     assert list(cfg.data.classes) == ["class 0", "class 1", "class 2"]
     assert cfg.model.sem_seg_head.num_classes == 3
 
@@ -280,7 +280,7 @@ def test_ade20ks_config_trains_and_evaluates(ade, tmp_path):
         assert set(example["sem_seg"].unique().tolist()) <= {*range(6), 149, 255}
     cfg.dataloader.train.mapper.augmentations[0].short_edge_length = [64, 64]
     cfg.dataloader.test.mapper.augmentations[0].short_edge_length = 64
-    engine.prepare(cfg, Namespace(num_gpus=0))
+    engine.prepare(cfg)
     model = engine.train(cfg).model
     results = engine.evaluate(cfg, model)["sem_seg"]
     assert 0 <= results["mIoU"] <= 100 and 0 <= results["pACC"] <= 100

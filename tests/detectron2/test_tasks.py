@@ -8,7 +8,6 @@ import torch
 from detectron2.config import LazyCall, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, register_pascal_voc
-from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -274,8 +273,7 @@ def test_own_boxes_without_masks_are_trained_on_evaluated_and_predicted(
         *("train.device=cpu", "train.max_iter=3", "train.eval_period=0", "train.log_period=1"),
         *(f"train.init_checkpoint={pretrained}", f"train.output_dir={output}"),
     ]
-    args = default_argument_parser().parse_args([])
-    cfg = engine.prepare(load_config(OWN, overrides), args)
+    cfg = engine.prepare(load_config(OWN, overrides))
     assert cfg.model.num_classes == 2 and list(cfg.data.classes) == ["red", "blue"]
     trainer = engine.train(cfg)
     assert engine.evaluate(cfg, trainer.model).keys() == {"bbox"}
