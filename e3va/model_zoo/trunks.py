@@ -34,7 +34,7 @@ def read_trunk_file(name: str) -> tuple[dict[str, Tensor], str]:
     Raises:
         UserError: there is no such file, or it is broken.
     """
-    name = SCHEME + DEMO_FILE.stem if name == DEMO else name
+    name = str(DEMO_FILE) if name == DEMO else name
     address = name if name.startswith(SCHEME) else as_address(name)
     path = local_path(address) if address else Path(name).expanduser()
     return model_state(load_file(path), str(path)), str(path)

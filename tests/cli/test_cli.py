@@ -148,7 +148,7 @@ def test_mistakes_of_training_are_one_line(train_arguments, drawn, drawn_labels,
         capsys, instead("--annotations", tmp_path / "none.json"), "no annotation file .*none.json"
     )
     fails(capsys, instead("--annotations", text), "text.txt is not JSON")
-    fails(capsys, instead("--val-images", tmp_path), "6 of 6 images .* are not there")
+    fails(capsys, instead("--val-images", tmp_path), "6 of 6 images .*1.png")
     fails(capsys, [*train_arguments, "--labels", drawn_labels], "expected one of .*got both")
     fails(capsys, ["train", "--images", drawn.images], "expected one of .*got neither")
     fails(capsys, [*train_arguments, "--classes", "a,b"], "--classes is for label maps")
@@ -189,7 +189,7 @@ def test_mistakes_of_the_other_commands_are_one_line(train_arguments, drawn, tmp
     torch.save({"layer.weight": torch.zeros(2)}, weights)
     fails(capsys, ["predict", weights, "--input", drawn.images], "not a model of e3va train")
     assert main(["info", str(weights)]) == 0
-    assert "none of its 1 tensors is a Swin's" in capsys.readouterr().out
+    assert "weights: 1 tensors" in capsys.readouterr().out
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00")
     fails(capsys, ["info", tmp_path / "cut.safetensors"], "cannot be read as safetensors")
     assert main(train_arguments) == 0

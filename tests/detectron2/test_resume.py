@@ -136,7 +136,7 @@ def test_missing_or_broken_last_checkpoint_is_one_clear_line(small_config, tmp_p
     with pytest.raises(UserError, match="model_final.pth cannot be read"):
         train(small_config, folder, resume=True)
     broken.unlink()
-    with pytest.raises(UserError, match="last_checkpoint names .*model_final.pth, which is not"):
+    with pytest.raises(UserError, match="last_checkpoint names .*model_final.pth"):
         train(small_config, folder, resume=True)
 
 

@@ -182,7 +182,7 @@ def test_mistakes_in_the_config(small_overrides):
     assert "--config-file is not given" in mistake(small_overrides, config="")
     line = mistake(small_overrides, "train.max_itr=3")
     assert "no config key 'train.max_itr': nearest: 'train.max_iter'" in line
-    assert "precision 'fp8'" in mistake(
+    assert "train.amp.dtype=fp8" in mistake(
         small_overrides, "train.amp.enabled=true", "train.amp.dtype=fp8"
     )
     assert "rank=0" in mistake(small_overrides, "model.backbone.bottom_up.highway.rank=0")

@@ -81,7 +81,7 @@ def test_the_wheel_holds_no_tests_and_all_files_that_the_package_reads(wheel):
 
 
 def test_the_command_runs(python, tmp_path):
-    assert "e3va train" in run(python.parent / "e3va", "--help", cwd=tmp_path)
+    assert "train" in run(python.parent / "e3va", "--help", cwd=tmp_path)
     listing = run(python, "-m", "e3va", "zoo", "list", cwd=tmp_path)
     assert "swin_tiny_patch4_window7_224" in listing and "drawn_things" in listing
 

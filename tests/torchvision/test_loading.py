@@ -130,7 +130,7 @@ def test_another_trunk_is_refused_with_both_fingerprints(make_trained, pretraine
         (lambda f: (f / MODEL_FILE).unlink(), "no adapter_model.safetensors in"),
         (
             lambda f: shutil.copy(f.parent / "leaves" / CONFIG_FILE, f),
-            "are of different trainings, or one was altered",
+            "classes, model, weights",
         ),
         (lambda f: alter_tensors(f / MODEL_FILE), "was altered after it was written"),
         (lambda f: (f / CONFIG_FILE).write_text("{"), "is not a JSON object"),
