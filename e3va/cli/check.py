@@ -4,17 +4,13 @@ import argparse
 import sys
 import warnings
 
-from ..data.check import (
-    SHEET_IMAGES,
-    check_location,
-    find_location,
-    make_output_folder,
-    write_findings,
-)
+from ..data.check import SHEET_IMAGES, check_data, make_output_folder, write_findings
+from ..data.locations import find_location
 from ..data.next_steps import next_steps
 from ..data.problems import REFUSED
 from ..data.report import report_text
 from ..utils.errors import UserError
+from .arguments import whole
 
 WRONG_USAGE = 2
 
@@ -32,30 +28,21 @@ are written to problems.json, and images with their annotations are drawn on she
 Exit status: 0 if training would use all of the data, 1 if it would stop or drop annotations,
 2 for wrong usage."""
 
+ARGUMENTS = {
+    "path": ("PATH", "COCO-format file, folder, or name of a data set of Detectron2"),
+    "--images": ("DIR", "folder of the images; default: looked for beside PATH"),
+    "--classes": ("NAMES", "class names of label maps, separated by commas, label 0 first"),
+    "--output": ("DIR", "folder for problems.json and sheet.png"),
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command, and set ``run``."""
     parser.set_defaults(run=check)
-
-    def add(name: str, metavar: str, text: str, **options) -> None:
-        parser.add_argument(name, metavar=metavar, help=text, **options)
-
-    add("path", "PATH", "COCO-format file, folder, or name of a data set of Detectron2")
-    add("--images", "DIR", "folder of the images; default: looked for beside PATH")
-    add("--classes", "NAMES", "class names of label maps, separated by commas, label 0 first")
-    add("--output", "DIR", "folder for problems.json and sheet.png")
+    for name, (metavar, text) in ARGUMENTS.items():
+        parser.add_argument(name, metavar=metavar, help=text)
     text = "number of images on the contact sheet, 0 for no sheet; default: %(default)s"
-    add("--sheet", "N", text, type=_whole_number, default=SHEET_IMAGES)
-
-
-def _whole_number(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 0")
-    return value
-
-
-_whole_number.__name__ = "whole number"  # argparse prints it
+    parser.add_argument("--sheet", metavar="N", type=whole(0), default=SHEET_IMAGES, help=text)
 
 
 def check(args: argparse.Namespace) -> int:
@@ -72,7 +59,7 @@ def check(args: argparse.Namespace) -> int:
     names = tuple(name.strip() for name in (args.classes or "").split(",") if name.strip())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # the check reports broken files itself
-        found = check_location(location, names)
+        found = check_data(location, names)
         for note in found.notes:
             print(f"note: {note}")
         print(f"{report_text(found)}\n\n{found.problems.text()}")

@@ -9,7 +9,8 @@ from .check_instances import check_instances, kind_of_file
 from .check_label_maps import check_label_maps
 from .coco import load_json
 from .contact_sheet import write_sheet
-from .locations import ADE20K_CLASSES, ADE20K_SPLITS, DataLocation, find_image_root, find_location
+from .label_maps import check_names
+from .locations import ADE20K_CLASSES, ADE20K_SPLITS, DataLocation, find_image_root
 from .problems import Findings
 from .report import report_numbers
 from .voc import read_voc
@@ -17,23 +18,17 @@ from .voc import read_voc
 SHEET_IMAGES = 12
 
 
-def check_data(path: str, images: str | None = None, classes: tuple[str, ...] = ()) -> Findings:
+def check_data(location: DataLocation, classes: tuple[str, ...] = ()) -> Findings:
     """Check annotations or label maps, and decode all images.
 
     Args:
-        path: a COCO-format file, a folder of label maps, a folder of Pascal VOC, or the name of a
-            data set of Detectron2.
-        images: folder of the images; None to look for it beside ``path``.
+        location: location of the data, see :func:`e3va.data.locations.find_location`.
         classes: class names of label maps or of Pascal VOC; a COCO-format file has its own.
 
     Raises:
-        UserError: the data do not exist or have no known format.
+        UserError: the data cannot be opened, or two classes have the same name.
     """
-    return check_location(find_location(path, images), classes)
-
-
-def check_location(location: DataLocation, classes: tuple[str, ...] = ()) -> Findings:
-    """Check the data at a location, see :func:`check_data`."""
+    check_names(classes, "--classes")
     path, root, notes = location.path, location.images, list(location.notes)
     if location.kind == "labels":
         count = ADE20K_CLASSES if location.name in ADE20K_SPLITS else None
@@ -81,8 +76,9 @@ def write_findings(found: Findings, folder: Path, sheet_images: int = SHEET_IMAG
     found.problems.write(folder / "problems.json", numbers)
     lines = [f"wrote {folder / 'problems.json'}"]
     if sheet_images and numbers["images"]:
-        shown = write_sheet(found, sheet_images, folder / "sheet.png")
-        lines.append(f"wrote {folder / 'sheet.png'}: {shown} images")
+        sheet = folder / "sheet.png"
+        shown = write_sheet(found.source, found.pictures(), found.legend(), sheet_images, sheet)
+        lines.append(f"wrote {sheet}: {shown} images")
     if found.location.kind == "voc":
         found.source = str(folder / "annotations.json")
         with atomic_open(found.source, "w") as file:

@@ -15,7 +15,8 @@ import pycocotools.mask
 
 from ..utils.errors import UserError
 from .coco import is_polygon, list_annotations, list_categories, list_images, list_records
-from .images import DecodedImage, decode_image, in_threads
+from .contact_sheet import Picture
+from .images import check_image, in_threads
 from .masks import find_extent, to_rle
 from .problems import Findings, Problems
 
@@ -27,37 +28,48 @@ APART, APART_SHARE = 3.0, 0.1
 
 @dataclass
 class ClassCount:
-    """Numbers of a class; ``sizes`` are √area in pixels of its objects that are no crowd."""
+    """Numbers of a class."""
 
     id: Any
     name: str
     images: int = 0
     crowds: int = 0
-    sizes: list[float] = field(default_factory=list)
+    sizes: list[float] = field(default_factory=list)  # √area in pixels of objects but crowds
 
 
 @dataclass
 class InstanceFindings(Findings):
-    """Findings in a COCO-format file and its images.
+    """Findings in a COCO-format file and its images."""
 
-    Attributes:
-        data: content of the file.
-        masks: whether the annotations have masks; otherwise they have boxes only.
-        images: records of usable images in the file's order, with ``path`` added.
-        annotations: usable annotations of each image id.
-        classes: numbers of each class, by class index.
-    """
-
-    data: Mapping[str, Any] = field(default_factory=dict)
-    masks: bool = True
-    images: list[dict] = field(default_factory=list)
-    annotations: dict[int, list[dict]] = field(default_factory=dict)
-    classes: list[ClassCount] = field(default_factory=list)
+    data: Mapping[str, Any] = field(default_factory=dict)  # content of the file
+    masks: bool = True  # whether the annotations have masks, or boxes only
+    images: list[dict] = field(default_factory=list)  # usable records in the file's order
+    annotations: dict[int, list[dict]] = field(default_factory=dict)  # usable, by image id
+    classes: list[ClassCount] = field(default_factory=list)  # by class index
 
     @property
     def class_index(self) -> dict[int, int]:
         """Class index of each category id."""
         return {row.id: index for index, row in enumerate(self.classes)}
+
+    def pictures(self) -> list[Picture]:
+        """Return the usable images with their objects."""
+        index, result = self.class_index, []
+        for image in self.images:
+            objects = [
+                (index[a["category_id"]], a["bbox"], a.get("segmentation"))
+                for a in self.annotations[image["id"]]
+            ]
+            count = f"{len(objects)} object{'s' * (len(objects) != 1)}" if objects else "no object"
+            caption = f"{image['file_name']} (id {image['id']}): {count}"
+            classes = frozenset(label for label, _, _ in objects)
+            size = (image["width"], image["height"])
+            result.append(Picture(image["path"], size, caption, classes, objects))
+        return result
+
+    def legend(self) -> list[tuple[str, str]]:
+        """Return the name of each class and its number of objects."""
+        return [(row.name, str(len(row.sizes))) for row in self.classes]
 
 
 def kind_of_file(data: Mapping[str, Any]) -> str:
@@ -75,16 +87,7 @@ def kind_of_file(data: Mapping[str, Any]) -> str:
 def check_instances(
     data: Mapping[str, Any], source: str | Path, root: str | Path
 ) -> InstanceFindings:
-    """Check an annotation file and decode all of its images.
-
-    Args:
-        data: content of the file, see :func:`e3va.data.coco.load_json`.
-        source: path of the file, for messages.
-        root: folder of the images; ``file_name`` entries are relative to it.
-
-    Raises:
-        UserError: the file lacks its list of images, annotations or categories, or is panoptic.
-    """
+    """Check the content of the annotation file ``source``, and decode its images below ``root``."""
     if kind_of_file(data) == "panoptic":
         annotations = list_records(data, "annotations", source)
         segments = sum(len(a.get("segments_info") or ()) for a in annotations)
@@ -103,15 +106,14 @@ def check_instances(
             text = f"{names[row.name]} classes have the name {row.name!r}"
             note("name_twice", source, row.id, text)
     images = list_images(data, source, Path(root), note)
-    found.listed, found.images = len(data["images"]), list(images.values())
-    found.annotations = {identity: [] for identity in images}
+    found.listed, found.annotations = len(data["images"]), {identity: [] for identity in images}
     records = list_records(data, "annotations", source)
     found.masks = not records or any(a.get("segmentation") for a in records)
     for _, image, annotation in list_annotations(
         data, source, images, found.class_index, found.masks, note
     ):
         found.annotations[image["id"]].append(annotation)
-    _decode_images(found)
+    _check_images(found, list(images.values()))
     _count(found)
     for row in found.classes:
         if not row.sizes and not row.crowds:
@@ -121,54 +123,24 @@ def check_instances(
     return found
 
 
-def _decode_images(found: InstanceFindings) -> None:
-    def work(image: dict) -> tuple[bool, list[dict], Problems]:
-        problems = Problems()
-        if not Path(image["path"]).is_file():
-            problems.note("missing", image["path"], image["id"], "the file does not exist")
-            return False, [], problems
-        shapes = found.annotations[image["id"]]
-        usable = [a for a in shapes if _check_shape(a, image, problems)]
-        decoded, stated = decode_image(image["path"]), (image["width"], image["height"])
-        is_usable = note_decoded(decoded, image["path"], problems, image["id"], stated)
-        return is_usable, usable, problems
+def _check_images(found: InstanceFindings, images: list[dict]) -> None:
+    """Decode the images, and fill in the usable ones and their usable annotations."""
 
-    kept = []
-    results = in_threads(work, found.images, "checking images")
-    for image, (is_usable, annotations, problems) in zip(found.images, results, strict=True):
+    def work(image: dict) -> tuple[bool, list[dict], Problems]:
+        problems, path, identity = Problems(), image["path"], image["id"]
+        if not Path(path).is_file():
+            problems.note("missing", path, identity, "the file does not exist")
+            return False, [], problems
+        usable = [a for a in found.annotations[identity] if _check_shape(a, image, problems)]
+        size = check_image(path, problems, identity, (image["width"], image["height"]))
+        return size is not None, usable, problems
+
+    results = in_threads(work, images, "checking images")
+    for image, (is_usable, annotations, problems) in zip(images, results, strict=True):
         found.problems += problems
         found.annotations[image["id"]] = annotations
         if is_usable:
-            kept.append(image)
-    found.images = kept
-
-
-def note_decoded(
-    image: DecodedImage, path: str, problems: Problems, identity: Any = None, stated: Any = None
-) -> bool:
-    """Note the problems of a decoded image, and return whether it can be used.
-
-    Args:
-        image: the decoded image.
-        path: its file.
-        problems: the problems to add to.
-        identity: its id, if it has one.
-        stated: width and height in its record, if it has one.
-    """
-    if image.size is None:
-        problems.note("undecodable", path, identity, image.fault)
-        return False
-    width, height = image.size
-    if stated not in (None, image.size):
-        text = f"the image is {width}×{height}, its record says {stated[0]}×{stated[1]}"
-        if image.stored_size == stated:
-            text += ", its size before its EXIF orientation is applied"
-        problems.note("image_size", path, identity, text)
-        return False
-    if image.orientation != 1:
-        text = f"EXIF orientation {image.orientation}: the upright image is {width}×{height}"
-        problems.note("turned", path, identity, text)
-    return True
+            found.images.append(image)
 
 
 def _check_shape(annotation: dict, image: dict, problems: Problems) -> bool:
@@ -181,12 +153,10 @@ def _check_shape(annotation: dict, image: dict, problems: Problems) -> bool:
     if not _is_area(annotation.get("area", 1)):
         note("area", f"the area is {annotation['area']!r}")
     x, y, w, h = annotation["bbox"]
+    box = _numbers(annotation["bbox"])
     beyond = max(-x, -y, x + w - width, y + h - height)
     if beyond > OUTSIDE:
-        text = (
-            f"the box {_numbers(annotation['bbox'])} reaches {beyond:.4g} pixels beyond the image"
-        )
-        note("outside", text)
+        note("outside", f"the box {box} reaches {beyond:.4g} pixels beyond the image")
     segmentation = annotation.get("segmentation")
     if not segmentation:
         return True
@@ -204,7 +174,7 @@ def _check_shape(annotation: dict, image: dict, problems: Problems) -> bool:
     edges = (max(x, 0), max(y, 0), min(x + w, width), min(y + h, height))
     apart = max(abs(one - other) for one, other in zip(edges, mask, strict=True))
     if apart > max(APART, APART_SHARE * max(w, h)):
-        box, own = _numbers(annotation["bbox"]), _numbers([x1, y1, x2 - x1, y2 - y1])
+        own = _numbers([x1, y1, x2 - x1, y2 - y1])
         note("disagree", f"the box is {box}, the box of the mask {own} (x, y, width, height)")
     return True
 
@@ -225,17 +195,18 @@ def _numbers(values) -> str:
 
 def _count(found: InstanceFindings) -> None:
     """Fill in the numbers of the classes, from usable images only."""
-    index = found.class_index
+    by_id = {row.id: row for row in found.classes}
     for image in found.images:
-        rows = [found.classes[index[a["category_id"]]] for a in found.annotations[image["id"]]]
-        for row, annotation in zip(rows, found.annotations[image["id"]], strict=True):
+        annotations = found.annotations[image["id"]]
+        for annotation in annotations:
+            row = by_id[annotation["category_id"]]
             if annotation.get("iscrowd"):
                 row.crowds += 1
             else:
                 box, area = annotation["bbox"], annotation.get("area")
                 row.sizes.append(math.sqrt(area if _is_area(area) else box[2] * box[3]))
-        for row in {id(row): row for row in rows}.values():
-            row.images += 1
+        for identity in {annotation["category_id"] for annotation in annotations}:
+            by_id[identity].images += 1
 
 
 def _is_area(area: Any) -> bool:

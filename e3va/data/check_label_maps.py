@@ -8,48 +8,34 @@ import numpy as np
 
 from ..utils.errors import UserError
 from ..utils.paths import find_images
-from .check_instances import note_decoded
-from .images import decode_image, in_threads
+from .contact_sheet import Picture
+from .images import Size, check_image, in_threads
 from .label_maps import IGNORED, MOST_CLASSES, LabelMapFault, check_folders, load_labels
 from .problems import REFUSED, Findings, Problems
 
 
-@dataclass(frozen=True)
-class CheckedLabelMap:
-    """A usable label map and its image.
-
-    Attributes:
-        image: path of the image; None where only label maps are checked.
-        labels: path of the label map.
-        size: width and height in pixels.
-        classes: labels that occur.
-    """
-
-    image: str | None
-    labels: str
-    size: tuple[int, int]
-    classes: frozenset[int]
+def _zeros() -> np.ndarray:
+    return np.zeros(256, np.int64)
 
 
 @dataclass
 class LabelMapFindings(Findings):
-    """Findings in label maps and their images.
+    """Findings in label maps and their images."""
 
-    Attributes:
-        first: label of class 0 in the files; smaller labels stand for no class.
-        names: class names, that of class 0 first.
-        named: whether the user named the classes.
-        usable: label maps that can be used.
-        pixels: number of pixels with each class, int64 [256], over all maps that can be read.
-        images: number of maps with each class, int64 [256].
-    """
+    names: list[str] = field(default_factory=list)  # by class index
+    named: bool = False  # whether the user named the classes
+    usable: list[Picture] = field(default_factory=list)
+    pixels: np.ndarray = field(default_factory=_zeros)  # of each class, in maps that can be read
+    images: np.ndarray = field(default_factory=_zeros)  # number of maps with each class
 
-    first: int = 0
-    names: list[str] = field(default_factory=list)
-    named: bool = False
-    usable: list[CheckedLabelMap] = field(default_factory=list)
-    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    def pictures(self) -> list[Picture]:
+        """Return the usable label maps."""
+        return self.usable
+
+    def legend(self) -> list[tuple[str, str]]:
+        """Return the name of each class and its share of the pixels."""
+        shares = 100 * self.pixels / max(self.pixels.sum(), 1)
+        return [(name, f"{share:.1f}%") for name, share in zip(self.names, shares, strict=False)]
 
 
 def check_label_maps(
@@ -62,19 +48,10 @@ def check_label_maps(
 ) -> LabelMapFindings:
     """Check label maps and decode their images; ``a.jpg`` has the label map ``a.png``.
 
-    Args:
-        folder: folder of label maps.
-        images: folder of images; None to check only the label maps.
-        names: class names, that of class 0 first.
-        first: label of class 0 in the files.
-        classes: number of classes, where they have no names.
-
-    Raises:
-        UserError: a folder does not exist or has no such files, or there are too many names.
+    Without ``images``, only the label maps are checked. ``first`` is the label of class 0 in the
+    files, and ``classes`` the number of classes where they have no names.
     """
-    if len(names) > MOST_CLASSES:
-        raise UserError(f"{len(names)} class names (--classes): expected {MOST_CLASSES} at most")
-    found = LabelMapFindings(str(folder), None if images is None else str(images), first=first)
+    found = LabelMapFindings(str(folder), None if images is None else str(images))
     pairs = _pair(found)
     found.listed = len(pairs)
     limit = len(names) or classes or MOST_CLASSES
@@ -87,7 +64,8 @@ def check_label_maps(
         found.images += counts > 0
         if not problems.of_severity(REFUSED):
             used = frozenset(np.flatnonzero(counts[:IGNORED]).tolist())
-            found.usable.append(CheckedLabelMap(image, labels, size, used))
+            caption = f"{Path(image or labels).name}: {len(used)} classes"
+            found.usable.append(Picture(image, size, caption, used, labels=labels, first=first))
     found.named = bool(names)
     used = np.flatnonzero(found.pixels[:IGNORED])
     count = classes or used.max(initial=-1) + 1
@@ -102,6 +80,7 @@ def check_label_maps(
 
 def _pair(found: LabelMapFindings) -> list[tuple[str | None, str | None]]:
     """Return images with their label maps; one of the two may be missing."""
+    note = found.problems.note
     maps = {path.stem: str(path) for path in sorted(Path(found.source).glob("*.png"))}
     if found.root is not None:
         check_folders(found.root, found.source)
@@ -115,19 +94,18 @@ def _pair(found: LabelMapFindings) -> list[tuple[str | None, str | None]]:
     for paths in images.values():
         if len(paths) > 1:
             text = f"has the same label map as {', '.join(path.name for path in paths[:-1])}"
-            found.problems.note("ambiguous", paths[-1], None, text)
+            note("ambiguous", paths[-1], None, text)
     for stem in sorted(maps.keys() - images.keys()):
-        found.problems.note("no_image", maps[stem], None, f"no image {stem}.* in {found.root}")
+        note("no_image", maps[stem], None, f"no image {stem}.* in {found.root}")
     for stem in sorted(images.keys() - maps.keys()):
-        wanted = Path(found.source) / f"{stem}.png"
         for path in images[stem]:
-            found.problems.note("no_map", path, None, f"{wanted} does not exist")
+            note("no_map", path, None, f"{Path(found.source) / stem}.png does not exist")
     return [(str(path), maps.get(stem)) for stem, paths in images.items() for path in paths]
 
 
 def _check(
     image: str | None, path: str | None, first: int, limit: int
-) -> tuple[tuple[int, int] | None, np.ndarray | None, Problems]:
+) -> tuple[Size | None, np.ndarray | None, Problems]:
     """Return the upright size of an image, the pixels of each class in its map, and problems."""
     problems, counts, size, map_size = Problems(), None, None, None
     if path is not None:
@@ -140,9 +118,7 @@ def _check(
             counts = np.bincount(labels.ravel(), minlength=256)
             _check_classes(counts, path, first, limit, problems)
     if image is not None:
-        decoded = decode_image(image)
-        size = decoded.size
-        note_decoded(decoded, image, problems)
+        size = check_image(image, problems)
         if None not in (size, map_size) and size != map_size:
             text = f"the map is {map_size[0]}×{map_size[1]}, its image {size[0]}×{size[1]}"
             problems.note("map_size", path, None, text)

@@ -20,21 +20,13 @@ Note = Callable[[str, Any, Any, str], None]
 
 @dataclass
 class CocoData:
-    """A checked annotation file.
+    """A checked annotation file."""
 
-    Attributes:
-        source: path of the annotation file.
-        images: image records, sorted by id, with ``path`` added.
-        annotations: usable annotation records of each image id.
-        categories: category records, sorted by id; a class index is a position in this list.
-        dropped: number of dropped annotations by reason.
-    """
-
-    source: str
-    images: list[dict]
-    annotations: dict[int, list[dict]]
-    categories: list[dict]
-    dropped: Counter = field(default_factory=Counter)
+    source: str  # path of the annotation file
+    images: list[dict]  # records, sorted by id, with ``path`` added
+    annotations: dict[int, list[dict]]  # usable records of each image id
+    categories: list[dict]  # records, sorted by id; a class index is a position in this list
+    dropped: Counter = field(default_factory=Counter)  # number of dropped annotations by reason
 
     @property
     def class_names(self) -> list[str]:
@@ -145,11 +137,7 @@ def _refuse_in(source: str | os.PathLike) -> Note:
 
 
 def load_json(json_file: str | os.PathLike) -> dict:
-    """Read the JSON object in an annotation file.
-
-    Raises:
-        UserError: the file is missing, is not JSON, or holds no object.
-    """
+    """Read the JSON object in an annotation file; raise UserError if there is none."""
     if not os.path.isfile(json_file):
         raise UserError(f"no annotation file {json_file}: expected a COCO-format .json file")
     try:
@@ -166,11 +154,7 @@ def load_json(json_file: str | os.PathLike) -> dict:
 
 
 def list_records(data: Mapping[str, Any], key: str, source: str | os.PathLike) -> list[dict]:
-    """Return the records under ``key`` of an annotation file.
-
-    Raises:
-        UserError: there is no list of records under ``key``.
-    """
+    """Return the records under ``key`` of an annotation file; raise UserError if it has none."""
     records = data.get(key)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         problem = "has no" if key not in data else "has a malformed"
@@ -238,13 +222,7 @@ def list_annotations(
 ) -> Iterator[tuple[int, dict, dict]]:
     """Yield usable annotations as (number from 1, image record, annotation record).
 
-    Args:
-        data: content of the file.
-        source: path of the file.
-        images: usable image records by id.
-        class_index: class index by category id.
-        masks: whether every annotation must have a ``segmentation``.
-        note: function that takes note of a problem.
+    ``class_index`` has the category ids as keys. With ``masks``, annotations need a mask.
     """
     ids = set()
     for number, annotation in enumerate(list_records(data, "annotations", source), 1):

@@ -1,8 +1,9 @@
 """A contact sheet: images of every class with their annotations drawn on them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycocotools.mask
@@ -10,11 +11,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..utils.atomic import rename_atomically
 from ..utils.colors import COLORS
-from .check_label_maps import LabelMapFindings
-from .images import BROKEN, in_threads
+from .images import BROKEN, Size, in_threads
 from .label_maps import IGNORED, read_label_map
 from .masks import to_rle
-from .problems import Findings
 
 WIDTH = 1600  # of the sheet, in pixels
 COLUMNS, GAP = 3, 16
@@ -33,53 +32,15 @@ Color = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Picture:
-    """Content of a tile.
+    """Content of a tile: an image with objects or with a label map."""
 
-    Attributes:
-        image: path of the image; None for a label map without an image.
-        size: width and height in pixels.
-        caption: line below the tile.
-        classes: class indices that occur.
-        objects: class index, box (x, y, width, height) and segmentation or None of each object.
-        labels: path of the label map; None for objects.
-        first: label of class 0 in the label map.
-    """
-
-    image: str | None
-    size: tuple[int, int]
+    image: str | None  # path; None for a label map without an image
+    size: Size
     caption: str
-    classes: frozenset[int]
-    objects: list[tuple[int, list[float], object]] = field(default_factory=list)
-    labels: str | None = None
-    first: int = 0
-
-
-def pictures_of(found: Findings) -> list[Picture]:
-    """Return the contents of tiles for all usable images."""
-    if isinstance(found, LabelMapFindings):
-        return [
-            Picture(
-                checked.image,
-                checked.size,
-                f"{Path(checked.image or checked.labels).name}: {len(checked.classes)} classes",
-                checked.classes,
-                labels=checked.labels,
-                first=found.first,
-            )
-            for checked in found.usable
-        ]
-    index, result = found.class_index, []
-    for image in found.images:
-        objects = [
-            (index[a["category_id"]], a["bbox"], a.get("segmentation"))
-            for a in found.annotations[image["id"]]
-        ]
-        count = f"{len(objects)} object{'s' * (len(objects) != 1)}" if objects else "no object"
-        caption = f"{image['file_name']} (id {image['id']}): {count}"
-        classes = frozenset(label for label, _, _ in objects)
-        size = (image["width"], image["height"])
-        result.append(Picture(image["path"], size, caption, classes, objects))
-    return result
+    classes: frozenset[int]  # class indices that occur
+    objects: Sequence[tuple[int, list[float], Any]] = ()  # class index, box, segmentation or None
+    labels: str | None = None  # path of the label map
+    first: int = 0  # label of class 0 in the label map
 
 
 def choose(pictures: Sequence[Picture], count: int) -> list[int]:
@@ -102,16 +63,16 @@ def choose(pictures: Sequence[Picture], count: int) -> list[int]:
     return sorted(chosen)
 
 
-def write_sheet(found: Findings, count: int, path: Path) -> int:
-    """Draw ``count`` images into a PNG file, atomically; return how many were drawn."""
-    pictures = pictures_of(found)
+def write_sheet(
+    source: str,
+    pictures: Sequence[Picture],
+    legend: Sequence[tuple[str, str]],
+    count: int,
+    path: Path,
+) -> int:
+    """Draw ``count`` pictures into a PNG file, atomically; return how many were drawn."""
     shown = [pictures[index] for index in choose(pictures, count)]
-    if isinstance(found, LabelMapFindings):
-        shares = 100 * found.pixels / max(found.pixels.sum(), 1)
-        legend = [(name, f"{share:.1f}%") for name, share in zip(found.names, shares, strict=False)]
-    else:
-        legend = [(row.name, str(len(row.sizes))) for row in found.classes]
-    title = f"{Path(found.source).name}: {len(shown)} of {len(pictures)} images"
+    title = f"{Path(source).name}: {len(shown)} of {len(pictures)} images"
     with rename_atomically(path) as temporary:
         draw_sheet(shown, title, legend).save(temporary, format="PNG")
     return len(shown)
@@ -120,13 +81,7 @@ def write_sheet(found: Findings, count: int, path: Path) -> int:
 def draw_sheet(
     pictures: Sequence[Picture], title: str, legend: Sequence[tuple[str, str]]
 ) -> Image.Image:
-    """Draw the sheet, RGB and ``WIDTH`` pixels wide.
-
-    Args:
-        pictures: contents of the tiles, see :func:`choose`.
-        title: line at the top.
-        legend: name and number of each class, by class index.
-    """
+    """Draw the sheet, RGB; the legend has the name and number of each class."""
     names = [name for name, _ in legend]
     tiles = list(in_threads(lambda p: _draw_tile(p, names), pictures, "drawing"))
     key = _draw_legend(legend, any(picture.labels for picture in pictures))
@@ -135,13 +90,13 @@ def draw_sheet(
     top = TITLE + key.height + GAP
     sheet = Image.new("RGB", (WIDTH, top + sum(heights)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, 12), _shorten(title, 22, WIDTH - 2 * GAP), INK, _font(22))
+    _write(draw, (GAP, 12), title, 22, WIDTH - 2 * GAP)
     sheet.paste(key, (0, TITLE))
     for number, (tile, picture) in enumerate(zip(tiles, pictures, strict=True)):
         row, column = divmod(number, COLUMNS)
         x, y = GAP + column * (TILE + GAP), top + sum(heights[:row])
         sheet.paste(tile, (x, y))
-        draw.text((x, y + tile.height + 3), _shorten(picture.caption, 15, TILE), INK, _font(15))
+        _write(draw, (x, y + tile.height + 3), picture.caption, 15, TILE)
     return sheet
 
 
@@ -151,17 +106,14 @@ def _color_of(label: int, of_map: bool) -> Color:
     return COLORS[(label - of_map) % len(COLORS)]
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
-def _shorten(text: str, size: int, width: float) -> str:
-    """Leave out the middle of a text that is wider than ``width`` pixels."""
+def _write(draw: ImageDraw.ImageDraw, place: Size, text: str, size: int, width: int) -> None:
+    """Write a text; leave out its middle if it is wider than ``width`` pixels."""
+    font = ImageFont.load_default(size)
     short, keep = text, len(text)
-    while keep > 2 and _font(size).getlength(short) > width:
+    while keep > 2 and font.getlength(short) > width:
         keep -= 1
         short = f"{text[: keep // 2]}…{text[keep // 2 - keep :]}"
-    return short
+    draw.text(place, short, INK, font)
 
 
 def _draw_legend(legend: Sequence[tuple[str, str]], of_map: bool) -> Image.Image:
@@ -170,19 +122,19 @@ def _draw_legend(legend: Sequence[tuple[str, str]], of_map: bool) -> Image.Image
     if len(texts) > LEGEND:
         entries.append((PAPER, f"… and {len(texts) - LEGEND} more"))
     if of_map:
-        entries.append((None, f"{IGNORED}: no class"))
-    font, places, x, y = _font(18), [], GAP, 0
-    for color, text in entries:
+        entries.append((_stripes(26, 20), f"{IGNORED}: no class"))
+    font, places, x, y = ImageFont.load_default(18), [], GAP, 0
+    for fill, text in entries:
         width = int(60 + font.getlength(text))
         if x + width > WIDTH and x > GAP:
             x, y = GAP, y + ROW
-        places.append((x, y, color, text))
+        places.append((x, y, fill, text))
         x += width
     image = Image.new("RGB", (WIDTH, y + ROW), PAPER)
     draw = ImageDraw.Draw(image)
-    for x, y, color, text in places:
-        image.paste(_stripes(26, 20) if color is None else color, (x, y + 3, x + 26, y + 23))
-        if color != PAPER:
+    for x, y, fill, text in places:
+        image.paste(fill, (x, y + 3, x + 26, y + 23))
+        if fill != PAPER:
             draw.rectangle((x, y + 3, x + 25, y + 22), outline=INK)
         draw.text((x + 34, y + 2), text, INK, font)
     return image
@@ -205,29 +157,55 @@ def _draw_tile(picture: Picture, names: Sequence[str]) -> Image.Image:
                 image = ImageOps.exif_transpose(file).convert("RGB").resize(image.size)
         except BROKEN:
             pass  # the file has changed since the check: the tile stays white
-    if picture.labels:
-        return _draw_labels(image, picture, names)
-    return _draw_objects(image, picture, names, scale)
-
-
-def _draw_objects(image: Image.Image, picture: Picture, names, scale: float) -> Image.Image:
-    objects = sorted(picture.objects, key=lambda o: -o[1][2] * o[1][3])  # small objects on top
     canvas = np.asarray(image, np.float32).copy()
+    if picture.labels:
+        return _draw_labels(canvas, picture, names)
+    return _draw_objects(canvas, picture, names, scale)
+
+
+def _draw_objects(canvas: np.ndarray, picture: Picture, names, scale: float) -> Image.Image:
+    objects = sorted(picture.objects, key=lambda o: -o[1][2] * o[1][3])  # small objects on top
+    height, width, _ = canvas.shape
     for label, _, segmentation in objects:
         if segmentation:
             mask = pycocotools.mask.decode(to_rle(segmentation, *picture.size[::-1]))
-            mask = np.asarray(Image.fromarray(mask * np.uint8(255)).resize(image.size)) >= 128
+            mask = np.asarray(Image.fromarray(mask * np.uint8(255)).resize((width, height))) >= 128
             _paint(canvas, mask, _color_of(label, False))
-    image = Image.fromarray(canvas.round().astype(np.uint8))
+    image = _to_image(canvas)
     names_to_write, draw = [], ImageDraw.Draw(image)
     for label, (x, y, w, h), _ in objects:
         corners = np.array([[x, y], [x + w, y + h]]) * scale - [[0, 0], [1, 1]]
-        x1, y1, x2, y2 = corners.clip(0, np.array(image.size) - 1).ravel().tolist()
-        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=_color_of(label, False))
+        x1, y1, x2, y2 = corners.clip(0, (width - 1, height - 1)).ravel().tolist()
+        color = _color_of(label, False)
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=color)
         outside, inside = [(x1, y1 - 16), (x1, y2 + 1)], [(x1 + 2, y1 + 2), (x1 + 2, y2 - 17)]
         spots = outside + inside if y2 - y1 < 5 * NAME else inside + outside
-        names_to_write.append((names[label], spots, _color_of(label, False)))
+        names_to_write.append((names[label], spots, color))
     return _write_names(image, names_to_write)
+
+
+def _draw_labels(canvas: np.ndarray, picture: Picture, names: Sequence[str]) -> Image.Image:
+    size = canvas.shape[1::-1]
+    labels = Image.fromarray(read_label_map(picture.labels, picture.first).numpy())
+    labels = np.asarray(labels.resize(size, Image.Resampling.NEAREST))
+    gray = canvas.mean(2, keepdims=True)
+    names_to_write = []
+    for label in np.unique(labels).tolist():
+        mask, color = labels == label, _color_of(label, True)
+        if label == IGNORED:
+            stripes = np.asarray(_stripes(*size), np.float32)[..., None]
+            canvas[mask] = (0.4 * canvas + 0.6 * stripes)[mask]
+        elif label == 0:  # the image without its colors
+            canvas[mask] = (0.6 * gray + 60)[mask]
+        else:
+            _paint(canvas, mask, color)
+        if label < len(names):
+            names_to_write.append((names[label], [_find_spot(mask)], color))
+    return _write_names(_to_image(canvas), names_to_write)
+
+
+def _to_image(canvas: np.ndarray) -> Image.Image:
+    return Image.fromarray(canvas.round().astype(np.uint8))
 
 
 def _paint(canvas: np.ndarray, mask: np.ndarray, color: Color) -> None:
@@ -242,9 +220,22 @@ def _erode(mask: np.ndarray) -> np.ndarray:
     return mask & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
 
 
+def _find_spot(mask: np.ndarray) -> tuple[float, float]:
+    """Return where to write the name of a region: around a point deep inside it."""
+    step = max(1, max(mask.shape) // 64)
+    if not mask[::step, ::step].any():
+        step = 1
+    small = mask[::step, ::step]
+    while (deeper := _erode(small)).any():
+        small = deeper
+    ys, xs = np.nonzero(small)
+    middle = len(ys) // 2
+    return xs[middle] * step - 20.0, ys[middle] * step - 7.0
+
+
 def _write_names(image: Image.Image, names: list[tuple[str, list, Color]]) -> Image.Image:
     """Write each name on its color at its first free spot; skip names without a free spot."""
-    draw, font, taken = ImageDraw.Draw(image), _font(13), []
+    draw, font, taken = ImageDraw.Draw(image), ImageFont.load_default(13), []
     for text, spots, color in names:
         width = font.getlength(text) + 6
         red, green, blue = color
@@ -259,36 +250,3 @@ def _write_names(image: Image.Image, names: list[tuple[str, list, Color]]) -> Im
                 draw.text((x + 3, y), text, ink, font)
                 break
     return image
-
-
-def _draw_labels(image: Image.Image, picture: Picture, names: Sequence[str]) -> Image.Image:
-    labels = Image.fromarray(read_label_map(picture.labels, picture.first).numpy())
-    labels = np.asarray(labels.resize(image.size, Image.Resampling.NEAREST))
-    canvas = np.asarray(image, np.float32).copy()
-    gray = canvas.mean(2, keepdims=True)
-    names_to_write = []
-    for label in np.unique(labels).tolist():
-        mask = labels == label
-        if label == IGNORED:
-            stripes = np.asarray(_stripes(*image.size), np.float32)[..., None]
-            canvas[mask] = (0.4 * canvas + 0.6 * stripes)[mask]
-        elif label == 0:  # the image without its colors
-            canvas[mask] = (0.6 * gray + 60)[mask]
-        else:
-            _paint(canvas, mask, _color_of(label, True))
-        if label < len(names):
-            names_to_write.append((names[label], [_find_spot(mask)], _color_of(label, True)))
-    return _write_names(Image.fromarray(canvas.round().astype(np.uint8)), names_to_write)
-
-
-def _find_spot(mask: np.ndarray) -> tuple[float, float]:
-    """Return where to write the name of a region: around a point deep inside it."""
-    step = max(1, max(mask.shape) // 64)
-    if not mask[::step, ::step].any():
-        step = 1
-    small = mask[::step, ::step]
-    while (deeper := _erode(small)).any():
-        small = deeper
-    ys, xs = np.nonzero(small)
-    middle = len(ys) // 2
-    return xs[middle] * step - 20.0, ys[middle] * step - 7.0

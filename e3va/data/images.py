@@ -1,17 +1,16 @@
-"""Sizes of image files, whole decoding, and work on many images in threads."""
+"""Sizes of image files, a check of their content, and work on many images in threads."""
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from ..utils.errors import brief, unreadable_image
 from ..utils.progress import Progress
+from .problems import Problems
 
 ORIENTATION = 0x0112  # the EXIF tag: 1 is upright; from 5 to 8 the picture lies on its side
 # Pillow raises these for broken files; the last one for files of absurd size.
@@ -19,27 +18,16 @@ BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Size = tuple[int, int]  # width and height in pixels
 
 
-@dataclass(frozen=True)
-class DecodedImage:
-    """The result of decoding an image file.
+def check_image(
+    path: str, problems: Problems, identity: Any = None, recorded: Size | None = None
+) -> Size | None:
+    """Decode an image to its end, note its problems, and return its upright size if it is usable.
 
-    Attributes:
-        size: width and height in pixels, upright; None if the file does not decode.
-        stored_size: width and height before the EXIF orientation is applied.
-        orientation: EXIF orientation, 1 for upright.
-        fault: reason why the file does not decode, or "".
+    Its size must be the ``recorded`` one, if that is given.
     """
-
-    size: tuple[int, int] | None
-    stored_size: tuple[int, int] | None = None
-    orientation: int = 1
-    fault: str = ""
-
-
-def decode_image(path: str | Path) -> DecodedImage:
-    """Decode an image to its end, so that a truncated file is found, and drop the pixels."""
     try:
         with Image.open(path) as image:
             size, orientation = image.size, image.getexif().get(ORIENTATION, 1)
@@ -47,12 +35,22 @@ def decode_image(path: str | Path) -> DecodedImage:
             image.draft("RGB", (size[0] // 8 or 1, size[1] // 8 or 1))
             image.load()
     except BROKEN as error:
-        return DecodedImage(None, fault=brief(error))
-    orientation = orientation if orientation in range(1, 9) else 1
-    return DecodedImage(_upright(size, orientation), size, orientation)
+        problems.note("undecodable", path, identity, brief(error))
+        return None
+    width, height = upright = _upright(size, orientation)
+    if recorded not in (None, upright):
+        text = f"the image is {width}×{height}, its record says {recorded[0]}×{recorded[1]}"
+        if size == recorded:
+            text += ", its size before its EXIF orientation is applied"
+        problems.note("image_size", path, identity, text)
+        return None
+    if orientation in range(2, 9):
+        text = f"EXIF orientation {orientation}: the upright image is {width}×{height}"
+        problems.note("turned", path, identity, text)
+    return upright
 
 
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
+def image_size(path: str | os.PathLike) -> Size:
     """Return the width and height of an image in pixels, upright; only its header is read.
 
     Raises:
@@ -67,12 +65,12 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         raise unreadable_image(path, error) from None
 
 
-def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+def _upright(size: Size, orientation: int) -> Size:
     return size[::-1] if orientation in (5, 6, 7, 8) else size
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Sequence[Item], what: str, unit: str = "image"
+    work: Callable[[Item], Result], items: Sequence[Item], what: str
 ) -> Iterator[Result]:
     """Yield the results of ``work`` in the order of ``items``; few of them are in memory at once.
 
@@ -82,7 +80,7 @@ def in_threads(
     threads = min(8, os.cpu_count() or 1)
     pool, waiting = ThreadPoolExecutor(threads), deque[Future]()
     try:
-        with Progress(0, len(items), unit, what, transient=True) as progress:
+        with Progress(0, len(items), "image", what, transient=True) as progress:
             for number, item in enumerate(items):
                 waiting.append(pool.submit(work, item))
                 if len(waiting) > 4 * threads:

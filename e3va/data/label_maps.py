@@ -6,6 +6,7 @@ stands for no class. In a PNG file with a palette, the indices are the labels, n
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,16 +36,11 @@ class LabelledImage:
 
 
 class LabelMapFault(Exception):
-    """The reason why a label map cannot be used.
-
-    Args:
-        kind: ``undecodable`` or ``map_mode``, see :mod:`e3va.data.problems`.
-        text: what is wrong; it follows the name of the file.
-    """
+    """The reason why a label map cannot be used; the text follows the name of the file."""
 
     def __init__(self, kind: str, text: str):
         super().__init__(text)
-        self.kind = kind
+        self.kind = kind  # ``undecodable`` or ``map_mode``, see e3va.data.problems
 
     def for_user(self, path: str | os.PathLike) -> UserError:
         """Return the error for a user."""
@@ -68,7 +64,7 @@ def pair_label_maps(images: str | os.PathLike, labels: str | os.PathLike) -> lis
 
 
 def check_folders(*folders: str | os.PathLike) -> list[Path]:
-    """Return the folders of images and label maps; raise UserError for wrong or equal ones."""
+    """Return the folders as paths; raise UserError if one does not exist or both are the same."""
     paths = [Path(folder).expanduser() for folder in folders]
     for path, content in zip(paths, ("images", "label maps (PNG files)"), strict=True):
         if not path.is_dir():
@@ -117,13 +113,7 @@ def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
 
 
 def load_labels(path: str | os.PathLike, first: int = 0) -> np.ndarray:
-    """Read a label map as classes, [H, W] uint8; raise LabelMapFault if it cannot be used.
-
-    Args:
-        path: the PNG file.
-        first: label of class 0 in the file. Smaller labels become :data:`IGNORED` (in ADE20K,
-            label 0 is "other"), and 255 stays :data:`IGNORED`.
-    """
+    """Read a label map as classes, [H, W] uint8; raise LabelMapFault if it cannot be used."""
     with _open(path) as file:
         labels = np.array(file)
     if first:
@@ -138,7 +128,8 @@ def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_
 
     Args:
         path: the PNG file.
-        first: label of class 0 in the file, see :func:`load_labels`.
+        first: label of class 0 in the file. Smaller labels become :data:`IGNORED` (in ADE20K,
+            label 0 is "other"), and 255 stays :data:`IGNORED`.
         classes: number of classes.
 
     Raises:
@@ -158,20 +149,35 @@ def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_
     return torch.from_numpy(labels)
 
 
-def count_labels(path: str | os.PathLike) -> np.ndarray:
-    """Count the pixels of each label, [256] int64; a file is read again only if it has changed."""
+def largest_label(path: str | os.PathLike) -> int:
+    """Return the largest label of a class, or −1; a file is read again only if it has changed."""
     status = os.stat(path)
-    return _count_labels(str(path), status.st_mtime_ns, status.st_size)
+    return _largest_label(str(path), status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _count_labels(path: str, _changed: int, _size: int) -> np.ndarray:
-    return np.bincount(read_label_map(path).numpy().ravel(), minlength=IGNORED + 1)
+def _largest_label(path: str, _changed: int, _size: int) -> int:
+    labels = read_label_map(path).numpy()
+    return int(labels[labels != IGNORED].astype(int).max(initial=-1))
 
 
-def _largest_label(path: Path) -> int:
-    """Return the largest label that stands for a class, or −1."""
-    return int(np.flatnonzero(count_labels(path)[:IGNORED]).max(initial=-1))
+def check_names(names: Sequence[str], option: str) -> None:
+    """Check the class names that a user gave for label maps or Pascal VOC.
+
+    Args:
+        names: class names.
+        option: name of the option in messages, such as ``"--classes"``.
+
+    Raises:
+        UserError: a name appears twice, or there are more than :data:`MOST_CLASSES` names.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{option} has {', '.join(twice)} twice: expected different names")
+    if len(names) > MOST_CLASSES:
+        raise UserError(
+            f"{option} has {len(names)} names: label maps of 8 bits have {MOST_CLASSES} at most"
+        )
 
 
 def check_labels(pairs: Iterable[LabelledImage], names: Sequence[str]) -> None:
@@ -182,7 +188,7 @@ def check_labels(pairs: Iterable[LabelledImage], names: Sequence[str]) -> None:
     """
     labelled = False
     for pair in pairs:
-        largest = _largest_label(pair.labels)
+        largest = largest_label(pair.labels)
         labelled = labelled or largest >= 0
         if largest >= len(names):
             raise UserError(
@@ -198,5 +204,5 @@ def check_labels(pairs: Iterable[LabelledImage], names: Sequence[str]) -> None:
 
 def numbered_classes(pairs: Iterable[LabelledImage]) -> list[str]:
     """Return the names ``class 0``, ``class 1``, … up to the largest label of the maps."""
-    largest = max((_largest_label(pair.labels) for pair in pairs), default=0)
+    largest = max((largest_label(pair.labels) for pair in pairs), default=0)
     return [f"class {label}" for label in range(max(largest, 0) + 1)]

@@ -9,7 +9,7 @@ from ..utils.errors import UserError
 from ..utils.paths import IMAGE_SUFFIXES
 
 VARIABLE = "DETECTRON2_DATASETS"
-ADE20K, ADE20K_CLASSES = "ADEChallengeData2016", 150
+ADE20K_CLASSES = 150
 
 # Detectron2's built-in data sets: name → images and annotations, relative to their root.
 COCO = {
@@ -28,10 +28,13 @@ KEYPOINTS = {
     f"keypoints_{name}": (images, file.replace("instances_", "person_keypoints_"))
     for name, (images, file) in COCO.items()
 }
-# Detectron2's names stand for shifted labels, the names of this project for published labels.
-ADE20K_SHIFTED = {"ade20k_sem_seg_train": "training", "ade20k_sem_seg_val": "validation"}
-ADE20K_PUBLIC = {"ade_challenge_2016_train": "training", "ade_challenge_2016_val": "validation"}
-ADE20K_SPLITS = ADE20K_SHIFTED | ADE20K_PUBLIC
+# The first two names are Detectron2's, for labels from 0; the others are for the published labels.
+ADE20K_SPLITS = {
+    "ade20k_sem_seg_train": "training",
+    "ade20k_sem_seg_val": "validation",
+    "ade_challenge_2016_train": "training",
+    "ade_challenge_2016_val": "validation",
+}
 VOC = {
     f"voc_{year}_{split}": (f"VOC{year}", split)
     for year, splits in (("2007", "trainval train val test"), ("2012", "trainval train val"))
@@ -42,26 +45,15 @@ NAMES = (*COCO, *KEYPOINTS, *ADE20K_SPLITS, *VOC)
 
 @dataclass(frozen=True)
 class DataLocation:
-    """The files of a data set.
+    """The files of a data set."""
 
-    Attributes:
-        kind: ``coco`` (``path`` is a file), ``labels`` or ``voc`` (``path`` is a folder).
-        path: the annotations.
-        images: folder of the images; None for label maps without images, and for a COCO-format
-            file before :func:`find_image_root`.
-        name: name of the data set in Detectron2, "" for the user's own data.
-        split: name of VOC's list of images, "" for all images.
-        first_label: label of class 0 in the label maps.
-        notes: sentences for the user about what was assumed.
-    """
-
-    kind: str
-    path: Path
-    images: Path | None
-    name: str = ""
-    split: str = ""
-    first_label: int = 0
-    notes: tuple[str, ...] = ()
+    kind: str  # coco (path is a file), labels or voc (path is a folder)
+    path: Path  # the annotations
+    images: Path | None  # None if they are not given and not found yet
+    name: str = ""  # name of the data set in Detectron2, "" for the user's own data
+    split: str = ""  # name of VOC's list of images, "" for all images
+    first_label: int = 0  # label of class 0 in the label maps
+    notes: tuple[str, ...] = ()  # sentences for the user about what was assumed
 
 
 def find_location(path: str, images: str | None = None) -> DataLocation:
@@ -114,7 +106,7 @@ def _find_in_folder(given: Path, root: Path | None) -> DataLocation:
 def _find_by_name(name: str, images: Path | None) -> DataLocation:
     root = Path(os.getenv(VARIABLE, "datasets")).expanduser()
     if name in ADE20K_SPLITS:
-        return _find_ade20k(name, root / ADE20K, images)
+        return _find_ade20k(name, root / "ADEChallengeData2016", images)
     if name in VOC:
         folder, split = VOC[name]
         paths = [root / folder / "Annotations", root / folder / "JPEGImages"]
@@ -130,8 +122,8 @@ def _find_ade20k(name: str, root: Path, images: Path | None) -> DataLocation:
     split = ADE20K_SPLITS[name]
     images = images or root / "images" / split
     shifted, published = root / "annotations_detectron2" / split, root / "annotations" / split
-    wanted, other = (published, shifted) if name in ADE20K_PUBLIC else (shifted, published)
-    labels = other if other.is_dir() and not wanted.is_dir() else wanted
+    order = (shifted, published) if name.startswith("ade20k") else (published, shifted)
+    labels = next((folder for folder in order if folder.is_dir()), order[0])
     _require([labels, images], name)
     if labels == shifted:
         return DataLocation("labels", shifted, images, name)
@@ -151,14 +143,9 @@ def _require(paths: list[Path], name: str) -> None:
 
 
 def find_image_root(json_file: Path, records: Any) -> Path:
-    """Find the folder of a COCO-format file's images beside the file.
+    """Find the folder of a COCO-format file's images beside the file; raise UserError without one.
 
-    Args:
-        json_file: path of the annotation file.
-        records: its image records, as far as they are well-formed.
-
-    Raises:
-        UserError: no likely folder has one of the first images; the text lists the folders.
+    The folder must have one of the first images in ``records``, which may be malformed.
     """
     folders = _likely_image_folders(json_file)
     records = [r for r in records[:20] if isinstance(r, dict)] if isinstance(records, list) else []

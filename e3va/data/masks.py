@@ -13,11 +13,7 @@ FARTHEST = 10
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict:
-    """Convert polygons or run lengths (RLE) to the compressed RLE of pycocotools.
-
-    Raises:
-        ValueError: the run lengths do not add up to the image.
-    """
+    """Convert polygons or RLE to compressed RLE; raise ValueError if run lengths are wrong."""
     if isinstance(segmentation, list):
         farthest = FARTHEST * max(height, width)
         points = [np.clip(p, -farthest, farthest).tolist() for p in segmentation if is_polygon(p)]

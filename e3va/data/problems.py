@@ -1,32 +1,22 @@
-"""Kinds of problems in data: how much each matters, and what to do about it."""
+"""Kinds of problems in data, with their severity and advice, and the findings of a check."""
 
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..utils.atomic import atomic_open
 from .locations import DataLocation
 
-SHOWN = 3  # printed problems of each kind; all of them are written to the file
+SHOWN = 3  # printed problems of each kind; the file lists all of them
 
 # What training does about a problem.
 REFUSED = "refused"  # it stops, at the start or when it reaches the image
 DROPPED = "dropped"  # it drops the annotation
-WARNING = "warning"  # it uses the data, which may not mean what they should
+WARNING = "warning"  # it uses the data, which may be wrong
 
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of problem: its severity, its title in the plural, and advice."""
-
-    severity: str
-    title: str
-    advice: str
-
-
-_KINDS = f"""
+_KINDS = f"""\
 {REFUSED}
 category: categories without id or name; add an integer 'id' and a 'name'
 category_twice: category ids that appear twice; give each class its own id
@@ -63,13 +53,20 @@ area: areas that are not positive numbers; write the pixels of the mask as 'area
 turned: images that EXIF data rotate or mirror; check that the annotations fit the upright image
 no_image: label maps without an image; add the image, or remove the label map
 ambiguous: images that share a label map; give them names that differ in more than the suffix
-ignored: label maps without a labelled pixel; annotate the image, or remove it
-"""
+ignored: label maps without a labelled pixel; annotate the image, or remove it"""
+
+
+class Kind(NamedTuple):
+    """A kind of problem: its severity, its title in the plural, and advice."""
+
+    severity: str
+    title: str
+    advice: str
 
 
 def _read_kinds() -> dict[str, Kind]:
     kinds, severity = {}, ""
-    for line in _KINDS.strip().splitlines():
+    for line in _KINDS.split("\n"):
         kind, colon, texts = line.partition(": ")
         if colon:
             kinds[kind] = Kind(severity, *texts.split("; "))
@@ -83,18 +80,11 @@ KINDS = _read_kinds()
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem in the data.
+    """A problem in the data."""
 
-    Attributes:
-        kind: a key of :data:`KINDS`.
-        file: path of the image, label map or annotation file that has the problem.
-        id: id of the annotation, image or category, or a label; None where there is none.
-        text: what is wrong.
-    """
-
-    kind: str
-    file: str
-    id: Any
+    kind: str  # a key of KINDS
+    file: str  # path of the image, label map or annotation file
+    id: Any  # id of the annotation, image or category; None where there is none
     text: str
 
     @property
@@ -124,8 +114,8 @@ class Problems(list[Problem]):
         """Return lines for people: each kind with its number, advice and first problems."""
         lines = []
         for kind, count in self.counts().items():
-            about = KINDS[kind]
-            lines.append(f"  {_counted(count, about.severity)}: {about.title}; {about.advice}")
+            severity, title, advice = KINDS[kind]
+            lines.append(f"  {_counted(count, severity)}: {title}; {advice}")
             own = [problem for problem in self if problem.kind == kind]
             lines += [f"    {problem.place}: {problem.text}" for problem in own[:SHOWN]]
             if count > SHOWN:
@@ -134,43 +124,34 @@ class Problems(list[Problem]):
 
     def summary(self) -> str | None:
         """Return one line about what training would refuse or drop; None if it would do neither."""
-        numbers = {s: len(self.of_severity(s)) for s in (REFUSED, DROPPED, WARNING)}
-        counts = ", ".join(_counted(number, s) for s, number in numbers.items() if number)
+        groups = {severity: self.of_severity(severity) for severity in (REFUSED, DROPPED, WARNING)}
+        counts = ", ".join(_counted(len(own), s) for s, own in groups.items() if own)
         for severity, action in ((REFUSED, "stop"), (DROPPED, "drop annotations")):
-            if numbers[severity]:
-                first = self.of_severity(severity)[0]
+            if groups[severity]:
+                first = groups[severity][0]
                 return f"training would {action}: {counts}; first: {first.place}: {first.text}"
         return None
 
     def write(self, path: Path, about: dict[str, Any]) -> None:
         """Write ``about`` and all problems as JSON, atomically."""
-        problems = [
-            {**asdict(p), "severity": KINDS[p.kind].severity, "advice": KINDS[p.kind].advice}
-            for p in self
-        ]
+        problems = []
+        for problem in self:
+            severity, _, advice = KINDS[problem.kind]
+            problems.append({**asdict(problem), "severity": severity, "advice": advice})
         with atomic_open(path, "w") as file:
             json.dump({**about, "counts": self.counts(), "problems": problems}, file, indent=1)
 
 
 @dataclass
 class Findings:
-    """Findings of a check.
+    """Findings of a check."""
 
-    Attributes:
-        source: path of the COCO-format file, or folder of the label maps.
-        root: folder of the images; None where only label maps are checked.
-        listed: number of images, or of label maps without images.
-        problems: all problems.
-        location: location of the data, for the commands to run next.
-        notes: sentences for the user.
-    """
-
-    source: str
-    root: str | None
-    listed: int = 0
+    source: str  # path of the COCO-format file, or folder of the label maps
+    root: str | None  # folder of the images; None where only label maps are checked
+    listed: int = 0  # number of images, or of label maps without images
     problems: Problems = field(default_factory=Problems)
     location: DataLocation | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # sentences for the user
 
 
 def _counted(number: int, severity: str) -> str:

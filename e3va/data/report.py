@@ -7,6 +7,7 @@ from typing import Any
 from ..utils.tables import columns
 from .check_instances import ClassCount, InstanceFindings
 from .check_label_maps import LabelMapFindings
+from .images import Size
 from .label_maps import IGNORED
 from .problems import Findings
 
@@ -81,7 +82,7 @@ def _labels_text(found: LabelMapFindings) -> str:
         f"{total:,} pixels, {len(found.names)} classes",
         f"  unlabelled ({IGNORED}): {_percent(pixels[IGNORED], total)} of the pixels, "
         f"in {images[IGNORED]} maps",
-        *_sizes_text([checked.size for checked in found.usable]),
+        *_sizes_text([picture.size for picture in found.usable]),
     ]
     rows = [
         (label, name, f"{pixels[label]:,}", _percent(pixels[label], total))
@@ -106,13 +107,12 @@ def _labels_numbers(found: LabelMapFindings) -> dict[str, Any]:
     }
 
 
-def _sizes_text(sizes: list[tuple[int, int]]) -> list[str]:
+def _sizes_text(sizes: list[Size]) -> list[str]:
     if not sizes:
         return []
     ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-    smallest, middle, largest = (
-        f"{width}×{height}" for width, height in (ordered[0], ordered[len(sizes) // 2], ordered[-1])
-    )
+    shown = [ordered[0], ordered[len(sizes) // 2], ordered[-1]]
+    smallest, middle, largest = (f"{width}×{height}" for width, height in shown)
     text = f"min {smallest}, median {middle}, max {largest}"
     if smallest == largest:
         text = f"all {smallest}"

@@ -15,16 +15,9 @@ CLASSES = (
 def read_voc(folder: Path, split: str = "", names: tuple[str, ...] = ()) -> dict:
     """Read the boxes of a folder as the content of a COCO-format file.
 
-    Boxes become 0-based as in Detectron2: 1 is subtracted from ``xmin`` and ``ymin``.
-
-    Args:
-        folder: folder with ``Annotations`` (and ``ImageSets/Main``), or folder of XML files.
-        split: name of a list of images in ``ImageSets/Main``, "" for all files.
-        names: class names. The default is the list of VOC's twenty classes if it has all classes
-            of the files, and otherwise the classes of the files.
-
-    Raises:
-        UserError: the list or a file does not exist, or a file is not an XML file of Pascal VOC.
+    Boxes become 0-based as in Detectron2: 1 is subtracted from ``xmin`` and ``ymin``. ``split``
+    names a list of images in ``ImageSets/Main``. Without ``names``, the classes are VOC's twenty
+    if these include all classes of the files, and otherwise the classes of the files.
     """
     root = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
     files = sorted(root.glob("*.xml"))

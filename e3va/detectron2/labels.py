@@ -22,6 +22,7 @@ from ..data.label_maps import (
     MOST_CLASSES,
     LabelledImage,
     check_labels,
+    check_names,
     numbered_classes,
     pair_label_maps,
     read_label_map,
@@ -44,13 +45,7 @@ def label_classes(images: str, labels: str, classes: Sequence[str] | None) -> li
     if not isinstance(classes, list | tuple | ListConfig) or not classes:
         raise UserError(f"data.classes={classes}: expected a list of names, as [background,date]")
     names = [str(name) for name in classes]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"data.classes has {', '.join(twice)} twice: expected different names")
-    if len(names) > MOST_CLASSES:
-        raise UserError(
-            f"data.classes has {len(names)} names: label maps of 8 bits have {MOST_CLASSES} at most"
-        )
+    check_names(names, "data.classes")
     return names
 
 

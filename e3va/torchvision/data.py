@@ -16,6 +16,7 @@ from ..data.coco import CocoData, read_coco
 from ..data.label_maps import (
     LabelledImage,
     check_labels,
+    check_names,
     numbered_classes,
     pair_label_maps,
     read_label_map,
@@ -216,6 +217,7 @@ def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Data
     def tracked() -> Iterable[LabelledImage]:
         return track(pairs, "reading label maps", "image")
 
+    check_names(names, "--classes")
     names = tuple(names) or tuple(numbered_classes(tracked()))
     check_labels(tracked(), names)
     records = [

@@ -1,4 +1,4 @@
-"""The command: where it finds data, what it prints and writes, its exit statuses, what is next."""
+"""The command ``e3va check``: locations, output, exit statuses, and the next commands."""
 
 import importlib.util
 import json
@@ -31,14 +31,14 @@ def run(capsys, *arguments, status=0):
 
 @pytest.fixture
 def spaced(drawn, tmp_path):
-    """The drawn data at paths that a shell would take apart."""
+    """The drawn data at paths with a space and a quote."""
     folder = tmp_path / "my data's"
     drawn.images.parent.rename(folder)
     drawn.images, drawn.json = folder / "images", folder / "annotations.json"
     return drawn
 
 
-def test_good_data_end_with_status_0_and_what_to_do_next(capsys, spaced, tmp_path):
+def test_good_data_end_with_status_0_and_the_next_commands(capsys, spaced, tmp_path):
     output = tmp_path / "new" / "out"
     out, err = run(capsys, spaced.json, "--output", output)
     assert err == "" and "Problems: none" in out and "12 objects, 2 classes" in out
@@ -63,7 +63,7 @@ def test_problems_end_with_status_1_and_one_line(capsys, drawn, tmp_path):
     assert "  8 dropped: " in out
     assert f"    {drawn.images / '1.png'}, id 1: " in out and "… and 5 more" in out
     assert err.count("\n") == 1 and err.startswith("error: ") and "8 dropped; first: " in err
-    assert "Next" in out  # it can be trained on all the same
+    assert "Next" in out  # training would still run
     written = json.loads((tmp_path / "out" / "problems.json").read_text())
     assert [p["id"] for p in written["problems"]] == list(range(1, 9))
     assert written["counts"] == {"no_area": 8}
@@ -74,7 +74,7 @@ def test_problems_end_with_status_1_and_one_line(capsys, drawn, tmp_path):
     assert "Next" not in out
 
 
-def test_warnings_alone_end_with_status_0(capsys, drawn):
+def test_warnings_end_with_status_0(capsys, drawn):
     drawn.data["annotations"][0]["area"] = 0
     drawn.save()
     out, err = run(capsys, drawn.json)
@@ -97,6 +97,10 @@ def test_label_maps_with_names(capsys, tmp_path):
     assert (ROOT / "configs" / detectron2[detectron2.index("--config-file") + 1]).is_file()
     out, err = run(capsys, labels, "--classes", "ground", status=1)
     assert "has the labels 1: the classes are 0 to 0" in out
+    out, err = run(capsys, labels, "--classes", "tree,sky,tree", status=1)
+    assert out == "" and err.count("\n") == 1 and "--classes has tree twice" in err
+    names = ",".join(map(str, range(256)))
+    assert "--classes has 256 names" in run(capsys, labels, "--classes", names, status=1)[1]
     Image.new("RGB", (5, 5)).save(tmp_path / "photos" / "b.jpg")
     out, err = run(capsys, labels, "--sheet", "0", status=1)
     assert "images without a label map" in out
@@ -111,7 +115,7 @@ def test_wrong_usage_is_status_2(capsys, drawn):
         assert caught.value.code == 2
 
 
-def test_what_cannot_be_opened_is_one_line(capsys, drawn, tmp_path):
+def test_unreadable_data_are_one_line(capsys, drawn, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.json").write_text("[1]")
     for arguments, message in (
@@ -180,7 +184,7 @@ def test_detectron2s_folder_conventions(capsys, drawn, tmp_path, monkeypatch):
 @pytest.mark.skipif(not importlib.util.find_spec("detectron2"), reason="needs Detectron2")
 @pytest.mark.slow
 def test_names_and_locations_are_detectron2s(tmp_path):
-    """In a process of its own: Detectron2 reads the variable when it is imported."""
+    """Detectron2 reads the variable when it is imported, so the script is a new process."""
     script = (
         "from detectron2.data import MetadataCatalog as M\n"
         "for n in M.list():\n"
@@ -215,7 +219,7 @@ def test_names_and_locations_are_detectron2s(tmp_path):
 @pytest.mark.skipif(not importlib.util.find_spec("detectron2"), reason="needs Detectron2")
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(st.text(), st.sampled_from(["true", "null", "1e5", "~/a", "a: b", "01", "./x"])))
-def test_overrides_mean_what_they_name(text):
+def test_overrides_are_read_as_the_text_itself(text):
     from e3va.detectron2.config import parse_value
 
     if "\0" in text:
@@ -247,7 +251,7 @@ def test_work_in_threads_keeps_its_order_and_stops_at_ctrl_c():
     assert results == list(range(20)) and len(done) < 1000
 
 
-def test_a_folder_of_both_is_refused(capsys, tmp_path):
+def test_equal_folders_are_refused(capsys, tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="gone"):
         find_location(str(tmp_path), str(tmp_path / "gone"))

@@ -1,4 +1,4 @@
-"""COCO-format files: every kind of problem is found where it is, and as training would take it."""
+"""COCO-format files: the check finds every kind of problem, and agrees with training."""
 
 import copy
 import math
@@ -57,8 +57,8 @@ def rle(height, width, counts):
     return {"segmentation": {"size": [height, width], "counts": counts}}
 
 
-# What is done to the drawn data, and the problems that are then expected: (kind, file, id). The
-# first annotation is of 1.png (96×80) and has the box [8, y, 28, 40].
+# Changes of the drawn data, and the problems that the check must then find: (kind, file, id).
+# The first annotation belongs to 1.png (96×80) and has the box [8, y, 28, 40].
 CASES = {
     "no area": (lambda d: annotation(d, bbox=[200, 5, 9, 9]), [("no_area", "1.png", 1)]),
     "zero width": (lambda d: annotation(d, bbox=[20, 5, 0, 9]), [("no_area", "1.png", 1)]),
@@ -169,7 +169,8 @@ def test_masks_that_cannot_be_read_are_neither_counted_nor_drawn(drawn, tmp_path
     annotation(drawn, **rle(80, 96, [64]))
     found = check(drawn)
     assert report_numbers(found)["objects"] == 11 and len(found.annotations[1]) == 1
-    assert write_sheet(found, 6, tmp_path / "sheet.png") == 6
+    pictures = found.pictures()
+    assert write_sheet("", pictures, found.legend(), 6, tmp_path / "sheet.png") == 6
 
 
 def test_sizes_begin_as_cocos(drawn):
@@ -180,7 +181,7 @@ def test_sizes_begin_as_cocos(drawn):
     assert (row["small"], row["medium"], row["large"]) == (1, 2, 1)
 
 
-def test_edges_that_reach_out_are_told_from_rounding(drawn):
+def test_edges_that_reach_out_differ_from_rounding(drawn):
     first = drawn.data["annotations"][0]
     first["bbox"], first["segmentation"] = [-0.5, 5, 40, 30], [[-0.5, 5, 39.5, 5, 39.5, 35, 0, 35]]
     assert found_in(drawn) == []
@@ -218,14 +219,14 @@ def test_every_truncated_image_is_found(drawn, suffix):
     assert found_in(drawn) == [("undecodable", str(path), 1)]
 
 
-def test_boxes_alone_are_no_mistake(drawn):
+def test_boxes_without_masks_are_no_mistake(drawn):
     for one in drawn.data["annotations"]:
         del one["segmentation"]
     found = check(drawn)
     assert found.problems == [] and not found.masks and "boxes only" in report_text(found)
 
 
-def test_other_kinds_of_files_are_told(drawn):
+def test_keypoints_are_accepted_and_panoptic_files_refused(drawn):
     drawn.data["categories"][0]["keypoints"] = ["nose"]
     assert check(drawn).problems == []
     drawn.data["annotations"] = [{"image_id": 1, "segments_info": [{}, {}], "file_name": "1.png"}]
@@ -269,7 +270,7 @@ RARE = ["gone", "no height", "image twice", "category twice", "category without 
     rare=st.sampled_from([None] * 8 + RARE[1:]),
     images=st.integers(1, 6),
 )
-def test_what_is_unusable_is_what_training_refuses_or_drops(drawn, changes, rare, images):
+def test_the_check_agrees_with_training(drawn, changes, rare, images):
     whole = copy.deepcopy(drawn.data)
     try:
         for number, change in changes:
@@ -327,7 +328,7 @@ def valid_files(draw):
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(annotations=valid_files())
-def test_valid_files_have_no_problem_and_counts_are_those_of_a_plain_count(drawn, annotations):
+def test_valid_files_have_no_problem_and_right_counts(drawn, annotations):
     drawn.data["annotations"] = annotations
     found = check(drawn)
     present = {a["category_id"] for a in annotations}

@@ -1,4 +1,4 @@
-"""Label maps: counted as numpy counts them, and every kind of problem found where it is."""
+"""Label maps: the check counts as numpy does, and finds every kind of problem."""
 
 import numpy as np
 import pytest
@@ -99,13 +99,13 @@ def test_each_problem_is_found_where_it_is(maps, name):
         check_labels(pairs, found.names)
     except UserError:
         training_refuses = True
-    # A truncated picture is found by reading it whole, which training does when it comes to it.
+    # Training finds a truncated image only when it reads the image.
     assert (found.problems.of_severity(REFUSED) != []) == (
         training_refuses or name == "broken image"
     )
 
 
-def test_maps_on_their_side_fit_pictures_that_exif_turns(maps):
+def test_maps_must_fit_the_upright_image(maps):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (16, 20)).save(maps.images / "b.jpg", exif=exif)
@@ -130,12 +130,12 @@ def test_published_ade20k_labels_are_shifted(maps):
     maps.write("b", filled(151))
     problem = next(p for p in maps.check((), first=1, classes=150).problems if p.kind == "label")
     assert "151: the classes are 1 to 150" in problem.text
-    maps.write("b", filled(255))  # no class here too: the other two maps' pixels of 0 and its own
+    maps.write("b", filled(255))  # no class here either
     found = maps.check((), first=1, classes=150)
     assert found.pixels[255] == 2 * 4 * 20 + 16 * 20 and "label" not in found.problems.counts()
 
 
-def test_maps_alone_and_folders_without_files(maps, tmp_path):
+def test_maps_without_images_and_folders_without_files(maps, tmp_path):
     found = check_label_maps(maps.labels, None)
     assert found.problems == [] and found.usable[0].size == (20, 16)
     with pytest.raises(UserError, match="both in"):

@@ -1,4 +1,4 @@
-"""Annotation files: mistakes are one clear line, what cannot be used is dropped and counted."""
+"""Annotation files: mistakes are one clear line; unusable annotations are dropped and counted."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def test_categories_and_images_must_be_unique(drawn):
     assert "image id 1 appears twice" in refused(drawn)
 
 
-def test_images_that_are_not_there_or_incomplete(drawn):
+def test_missing_images_and_incomplete_records(drawn):
     drawn.data["images"][1]["file_name"] = "gone.png"
     line = refused(drawn)
     assert "1 of 6 images" in line and str(drawn.images / "gone.png") in line
@@ -102,7 +102,7 @@ def test_boxes_without_area_inside_the_image_are_dropped(drawn, box):
     assert data.summary().endswith("dropped 1 annotations: 1 boxes with no area inside the image")
 
 
-def test_boxes_that_reach_over_the_border_stay(drawn):
+def test_boxes_that_reach_beyond_the_image_are_kept(drawn):
     drawn.data["annotations"][0]["bbox"] = [-10, -10, 30, 30]
     assert len(read(drawn).annotations[1]) == 2
 
@@ -165,7 +165,7 @@ def test_training_needs_something_to_train_on(drawn):
     assert "has no usable annotation to train on" in refused(drawn, training=True)
 
 
-def test_what_tools_leave_out_is_filled_in(drawn):
+def test_missing_fields_are_filled_in(drawn):
     for annotation in drawn.data["annotations"]:
         for key in ("iscrowd", "area", "id"):
             del annotation[key]

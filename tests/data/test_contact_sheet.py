@@ -17,12 +17,15 @@ from e3va.data.contact_sheet import (
     Picture,
     choose,
     draw_sheet,
-    pictures_of,
     write_sheet,
 )
 from e3va.utils.colors import COLORS
 
 TOP = TITLE + ROW + GAP  # of the first tile, where the legend is of one line
+
+
+def write(found, count, path):
+    return write_sheet(found.source, found.pictures(), found.legend(), count, path)
 
 
 def picture(classes, size=(40, 30)):
@@ -45,11 +48,11 @@ def test_objects_are_drawn_in_their_classs_colour(drawn, tmp_path):
         size = (image["width"], image["height"])
         Image.new("RGB", size, (100, 100, 100)).save(drawn.images / image["file_name"])
     found = check_instances(drawn.data, drawn.json, drawn.images)
-    assert write_sheet(found, 6, tmp_path / "sheet.png") == 6
+    assert write(found, 6, tmp_path / "sheet.png") == 6
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     tall = TILE + CAPTION + GAP  # portraits are as high as a tile is wide
     assert sheet.shape == (TOP + 2 * tall, WIDTH, 3)
-    assert [p.caption for p in pictures_of(found)][0] == "1.png (id 1): 2 objects"
+    assert [p.caption for p in found.pictures()][0] == "1.png (id 1): 2 objects"
     for annotation in drawn.data["annotations"]:
         place = annotation["image_id"] - 1
         width, height = (96, 80) if place % 2 == 0 else (80, 96)
@@ -73,7 +76,7 @@ def test_label_maps_are_drawn(tmp_path):
     values[:150, 200:], values[150:, :200], values[150:, 200:] = 1, 2, 255
     Image.fromarray(values).save(labels / "a.png")
     found = check_label_maps(labels, images, ("ground", "sky", "sea"))
-    write_sheet(found, 4, tmp_path / "sheet.png")
+    write(found, 4, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png")).astype(float)
     height = round(TILE * 3 / 4)
     assert sheet.shape == (TOP + height + CAPTION + GAP, WIDTH, 3)

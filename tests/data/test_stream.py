@@ -1,4 +1,4 @@
-"""The n-th batch depends on the seed and n alone."""
+"""Batch n depends only on the seed and on n."""
 
 import os
 import random
@@ -28,7 +28,7 @@ def take(stream, count):
     seed=st.integers(0, 2**31),
     start=st.integers(0, 12),
 )
-def test_stream_that_starts_later_is_the_tail_of_the_whole_stream(wide, batch_size, seed, start):
+def test_a_stream_that_starts_later_is_the_end_of_the_whole_stream(wide, batch_size, seed, start):
     whole = take(BatchStream(wide, batch_size, seed), start + 4)
     assert take(BatchStream(wide, batch_size, seed, start), 4) == whole[start:]
     for batch in whole:
@@ -48,7 +48,7 @@ def test_every_epoch_is_a_permutation(size, seed):
         assert sorted(indices) == list(range(size))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_epochs_and_seeds_differ_in_their_orders():
     batches = [*take(BatchStream([True] * 40, 40, 0), 3), *take(BatchStream([True] * 40, 40, 1), 1)]
     orders = {tuple(index for _, index in batch) for batch in batches}
     assert len(orders) == 4
@@ -65,7 +65,7 @@ def draws():
 
 
 @pytest.mark.slow
-def test_seeds_reach_every_generator_and_follow_from_the_key_alone():
+def test_seeds_reach_every_generator_and_depend_only_on_the_key():
     seed_everything(3, 1)
     first = draws()
     seed_everything(3, 2)
@@ -89,7 +89,7 @@ def handler_of_interrupts(_):
 def test_workers_leave_interrupts_to_the_main_process():
     dataset = SeededDataset([0, 1], handler_of_interrupts, 0)
     stream = BatchStream([True] * 2, 1, 0)
-    # A process in the background starts with interrupts ignored; this one shall not.
+    # A background process ignores interrupts from its start; this one must not.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert take(stream_batches(dataset, stream), 2) == [[False]] * 2
@@ -105,8 +105,8 @@ def test_workers_leave_interrupts_to_the_main_process():
     world=st.integers(2, 4),
     start=st.integers(0, 5),
 )
-def test_the_batch_of_all_processes_is_that_of_one(wide, share, world, start):
-    """In consecutive pieces: the parts into which one process would divide it."""
+def test_all_processes_together_have_the_batch_of_one(wide, share, world, start):
+    """Each process has a consecutive piece of it."""
     one = take(BatchStream(wide, share * world, 0, start), 4)
     streams = [BatchStream(wide, share, 0, start, rank, world) for rank in range(world)]
     for number, pieces in enumerate(zip(*(take(stream, 4) for stream in streams), strict=True)):
