@@ -5,6 +5,7 @@ import sys
 import warnings
 
 from ..data.check import SHEET_IMAGES, check_data, make_output_folder, write_findings
+from ..data.label_maps import class_names
 from ..data.locations import find_location
 from ..data.next_steps import next_steps
 from ..data.problems import REFUSED
@@ -56,7 +57,7 @@ def check(args: argparse.Namespace) -> int:
         print("error: --classes: a COCO-format file has its own class names", file=sys.stderr)
         return WRONG_USAGE
     folder = None if args.output is None else make_output_folder(args.output)
-    names = tuple(name.strip() for name in (args.classes or "").split(",") if name.strip())
+    names = class_names(args.classes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # the check reports broken files itself
         found = check_data(location, names)

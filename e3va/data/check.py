@@ -9,7 +9,6 @@ from .check_instances import check_instances, kind_of_file
 from .check_label_maps import check_label_maps
 from .coco import load_json
 from .contact_sheet import write_sheet
-from .label_maps import check_names
 from .locations import ADE20K_CLASSES, ADE20K_SPLITS, DataLocation, find_image_root
 from .problems import Findings
 from .report import report_numbers
@@ -26,9 +25,8 @@ def check_data(location: DataLocation, classes: tuple[str, ...] = ()) -> Finding
         classes: class names of label maps or of Pascal VOC; a COCO-format file has its own.
 
     Raises:
-        UserError: the data cannot be opened, or two classes have the same name.
+        UserError: the data cannot be opened.
     """
-    check_names(classes, "--classes")
     path, root, notes = location.path, location.images, list(location.notes)
     if location.kind == "labels":
         count = ADE20K_CLASSES if location.name in ADE20K_SPLITS else None

@@ -74,14 +74,14 @@ class InstanceFindings(Findings):
 
 def kind_of_file(data: Mapping[str, Any]) -> str:
     """Return the content of a COCO-format file: ``panoptic``, ``keypoints`` or ``instances``."""
-    for kind, key, mark in (
-        ("panoptic", "annotations", "segments_info"),
-        ("keypoints", "categories", "keypoints"),
-    ):
+
+    def has(key: str, mark: str) -> bool:
         records = data.get(key)
-        if isinstance(records, list) and any(isinstance(r, dict) and mark in r for r in records):
-            return kind
-    return "instances"
+        return isinstance(records, list) and any(isinstance(r, dict) and mark in r for r in records)
+
+    if has("annotations", "segments_info"):
+        return "panoptic"
+    return "keypoints" if has("categories", "keypoints") else "instances"
 
 
 def check_instances(

@@ -123,21 +123,18 @@ def _draw_legend(legend: Sequence[tuple[str, str]], of_map: bool) -> Image.Image
         entries.append((PAPER, f"… and {len(texts) - LEGEND} more"))
     if of_map:
         entries.append((_stripes(26, 20), f"{IGNORED}: no class"))
-    font, places, x, y = ImageFont.load_default(18), [], GAP, 0
+    image = Image.new("RGB", (WIDTH, ROW * (len(entries) + 1)), PAPER)
+    draw, font, x, y = ImageDraw.Draw(image), ImageFont.load_default(18), GAP, 0
     for fill, text in entries:
         width = int(60 + font.getlength(text))
         if x + width > WIDTH and x > GAP:
             x, y = GAP, y + ROW
-        places.append((x, y, fill, text))
-        x += width
-    image = Image.new("RGB", (WIDTH, y + ROW), PAPER)
-    draw = ImageDraw.Draw(image)
-    for x, y, fill, text in places:
         image.paste(fill, (x, y + 3, x + 26, y + 23))
         if fill != PAPER:
             draw.rectangle((x, y + 3, x + 25, y + 22), outline=INK)
         draw.text((x + 34, y + 2), text, INK, font)
-    return image
+        x += width
+    return image.crop((0, 0, WIDTH, y + ROW))
 
 
 def _stripes(width: int, height: int) -> Image.Image:

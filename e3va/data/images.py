@@ -3,7 +3,8 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -77,17 +78,14 @@ def in_threads(
     Progress is shown on stderr. An exception, such as Ctrl-C, cancels the items that have not
     started.
     """
-    threads = min(8, os.cpu_count() or 1)
-    pool, waiting = ThreadPoolExecutor(threads), deque[Future]()
+    threads, rest = min(8, os.cpu_count() or 1), iter(items)
+    pool = ThreadPoolExecutor(threads)
+    waiting = deque(pool.submit(work, item) for item in islice(rest, 4 * threads))
     try:
         with Progress(0, len(items), "image", what, transient=True) as progress:
-            for number, item in enumerate(items):
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 4 * threads:
-                    yield waiting.popleft().result()
-                    progress.step(number + 1 - len(waiting), {})
-            while waiting:
+            for done in range(1, len(items) + 1):
+                waiting.extend(pool.submit(work, item) for item in islice(rest, 1))
                 yield waiting.popleft().result()
-                progress.step(len(items) - len(waiting), {})
+                progress.step(done, {})
     finally:
         pool.shutdown(cancel_futures=True)

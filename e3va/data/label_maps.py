@@ -161,16 +161,15 @@ def _largest_label(path: str, _changed: int, _size: int) -> int:
     return int(labels[labels != IGNORED].astype(int).max(initial=-1))
 
 
+def class_names(text: str | None) -> tuple[str, ...]:
+    """Return the class names in the text of ``--classes``, such as "background, road, car"."""
+    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    check_names(names, "--classes")
+    return names
+
+
 def check_names(names: Sequence[str], option: str) -> None:
-    """Check the class names that a user gave for label maps or Pascal VOC.
-
-    Args:
-        names: class names.
-        option: name of the option in messages, such as ``"--classes"``.
-
-    Raises:
-        UserError: a name appears twice, or there are more than :data:`MOST_CLASSES` names.
-    """
+    """Check the class names of an option; raise UserError for equal ones, or for too many."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"{option} has {', '.join(twice)} twice: expected different names")

@@ -9,7 +9,7 @@ from ..utils.errors import UserError
 from ..utils.paths import IMAGE_SUFFIXES
 
 VARIABLE = "DETECTRON2_DATASETS"
-ADE20K_CLASSES = 150
+ADE20K, ADE20K_CLASSES = "ADEChallengeData2016", 150
 
 # Detectron2's built-in data sets: name → images and annotations, relative to their root.
 COCO = {
@@ -28,13 +28,10 @@ KEYPOINTS = {
     f"keypoints_{name}": (images, file.replace("instances_", "person_keypoints_"))
     for name, (images, file) in COCO.items()
 }
-# The first two names are Detectron2's, for labels from 0; the others are for the published labels.
-ADE20K_SPLITS = {
-    "ade20k_sem_seg_train": "training",
-    "ade20k_sem_seg_val": "validation",
-    "ade_challenge_2016_train": "training",
-    "ade_challenge_2016_val": "validation",
-}
+# Detectron2's names stand for shifted labels, the names of this project for published labels.
+ADE20K_SHIFTED = {"ade20k_sem_seg_train": "training", "ade20k_sem_seg_val": "validation"}
+ADE20K_PUBLIC = {"ade_challenge_2016_train": "training", "ade_challenge_2016_val": "validation"}
+ADE20K_SPLITS = ADE20K_SHIFTED | ADE20K_PUBLIC
 VOC = {
     f"voc_{year}_{split}": (f"VOC{year}", split)
     for year, splits in (("2007", "trainval train val test"), ("2012", "trainval train val"))
@@ -106,7 +103,7 @@ def _find_in_folder(given: Path, root: Path | None) -> DataLocation:
 def _find_by_name(name: str, images: Path | None) -> DataLocation:
     root = Path(os.getenv(VARIABLE, "datasets")).expanduser()
     if name in ADE20K_SPLITS:
-        return _find_ade20k(name, root / "ADEChallengeData2016", images)
+        return _find_ade20k(name, root / ADE20K, images)
     if name in VOC:
         folder, split = VOC[name]
         paths = [root / folder / "Annotations", root / folder / "JPEGImages"]
@@ -122,7 +119,7 @@ def _find_ade20k(name: str, root: Path, images: Path | None) -> DataLocation:
     split = ADE20K_SPLITS[name]
     images = images or root / "images" / split
     shifted, published = root / "annotations_detectron2" / split, root / "annotations" / split
-    order = (shifted, published) if name.startswith("ade20k") else (published, shifted)
+    order = (shifted, published) if name in ADE20K_SHIFTED else (published, shifted)
     labels = next((folder for folder in order if folder.is_dir()), order[0])
     _require([labels, images], name)
     if labels == shifted:

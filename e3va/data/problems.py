@@ -16,8 +16,17 @@ REFUSED = "refused"  # it stops, at the start or when it reaches the image
 DROPPED = "dropped"  # it drops the annotation
 WARNING = "warning"  # it uses the data, which may be wrong
 
-_KINDS = f"""\
-{REFUSED}
+
+class Kind(NamedTuple):
+    """A kind of problem: its severity, its title in the plural, and advice."""
+
+    severity: str
+    title: str
+    advice: str
+
+
+_TEXTS = {  # kind: title; advice
+    REFUSED: """\
 category: categories without id or name; add an integer 'id' and a 'name'
 category_twice: category ids that appear twice; give each class its own id
 image_record: incomplete image records; add id, file_name, height and width
@@ -34,12 +43,12 @@ nothing: data with nothing to train on; annotate some objects
 no_map: images without a label map; add a PNG file with the name of the image
 map_size: label maps with another size than their image; write them with the image's size
 map_mode: label maps with more than one channel of 8 bits; write class numbers instead of colors
-label: label maps with labels that are no class; name more classes, or write 255 for no class
-{DROPPED}
+label: label maps with labels that are no class; name more classes, or write 255 for no class""",
+    DROPPED: """\
 unknown_image: annotations of images that are not listed; correct image_id, or list the image
 no_area: boxes with no area inside the image; write [x, y, width, height], not two corners
-polygons: masks without a polygon of three points or more; draw the mask again
-{WARNING}
+polygons: masks without a polygon of three points or more; draw the mask again""",
+    WARNING: """\
 annotation_twice: annotation ids that are missing or appear twice; training numbers them again
 file_twice: files that are listed as several images; list each file once
 name_twice: classes with the same name; merge or rename them
@@ -53,29 +62,13 @@ area: areas that are not positive numbers; write the pixels of the mask as 'area
 turned: images that EXIF data rotate or mirror; check that the annotations fit the upright image
 no_image: label maps without an image; add the image, or remove the label map
 ambiguous: images that share a label map; give them names that differ in more than the suffix
-ignored: label maps without a labelled pixel; annotate the image, or remove it"""
-
-
-class Kind(NamedTuple):
-    """A kind of problem: its severity, its title in the plural, and advice."""
-
-    severity: str
-    title: str
-    advice: str
-
-
-def _read_kinds() -> dict[str, Kind]:
-    kinds, severity = {}, ""
-    for line in _KINDS.split("\n"):
-        kind, colon, texts = line.partition(": ")
-        if colon:
-            kinds[kind] = Kind(severity, *texts.split("; "))
-        else:
-            severity = line
-    return kinds
-
-
-KINDS = _read_kinds()
+ignored: label maps without a labelled pixel; annotate the image, or remove it""",
+}
+KINDS = {
+    kind: Kind(severity, *texts.split("; "))
+    for severity, lines in _TEXTS.items()
+    for kind, texts in (line.split(": ") for line in lines.splitlines())
+}
 
 
 @dataclass(frozen=True)

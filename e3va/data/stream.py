@@ -7,6 +7,7 @@ worker processes.
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..utils.seeding import derive_seed, seed_everything
 
 
+@dataclass(eq=False)
 class BatchStream(Sampler):
     """An endless stream of batches of (position in the stream, index of the image).
 
@@ -22,27 +24,14 @@ class BatchStream(Sampler):
     padding stays small; an image waits until there are enough of its orientation. With several
     processes, each takes consecutive pieces of a common batch, which is the same for any number of
     processes.
-
-    Args:
-        wide: for each image, whether it is wider than high.
-        batch_size: number of images in a batch of this process.
-        seed: seed of the permutations.
-        start: number of batches to skip.
-        rank: index of this process.
-        world: number of processes.
     """
 
-    def __init__(
-        self,
-        wide: Sequence[bool],
-        batch_size: int,
-        seed: int,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        self.wide, self.batch_size, self.seed = wide, batch_size, seed
-        self.start, self.rank, self.world = start, rank, world
+    wide: Sequence[bool]  # for each image, whether it is wider than high
+    batch_size: int  # number of images in a batch of this process
+    seed: int
+    start: int = 0  # number of batches to skip
+    rank: int = 0
+    world: int = 1
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         whole, first = self.batch_size * self.world, self.batch_size * self.rank

@@ -16,7 +16,6 @@ from ..data.coco import CocoData, read_coco
 from ..data.label_maps import (
     LabelledImage,
     check_labels,
-    check_names,
     numbered_classes,
     pair_label_maps,
     read_label_map,
@@ -217,7 +216,6 @@ def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Data
     def tracked() -> Iterable[LabelledImage]:
         return track(pairs, "reading label maps", "image")
 
-    check_names(names, "--classes")
     names = tuple(names) or tuple(numbered_classes(tracked()))
     check_labels(tracked(), names)
     records = [

@@ -64,6 +64,13 @@ class Progress:
             file = sys.stderr if self.transient else sys.stdout
             print(f"{self.unit} {done}/{self.total}: {text}", file=file, flush=True)
 
+    def say(self, text: str) -> None:
+        """Print a line beside the bar."""
+        if self.bar.disable:
+            print(text, flush=True)
+        else:
+            tqdm.write(text)
+
     def close(self) -> None:
         """Close the bar."""
         self.bar.close()
