@@ -61,22 +61,15 @@ def make_output_folder(folder: str) -> Path:
 def write_findings(found: Findings, folder: Path, sheet_images: int = SHEET_IMAGES) -> list[str]:
     """Write ``problems.json``, ``sheet.png``, and boxes of Pascal VOC as ``annotations.json``.
 
-    Args:
-        found: findings of :func:`check_data`. For Pascal VOC, ``source`` becomes the COCO-format
-            file, so that the next commands use it.
-        folder: an existing folder.
-        sheet_images: number of images on the contact sheet, 0 for no sheet.
-
-    Returns:
-        A line about each file.
+    Return a line about each file. For Pascal VOC, ``found.source`` becomes the COCO-format file,
+    so that the next commands use it.
     """
     numbers = report_numbers(found)
     found.problems.write(folder / "problems.json", numbers)
     lines = [f"wrote {folder / 'problems.json'}"]
     if sheet_images and numbers["images"]:
-        sheet = folder / "sheet.png"
-        shown = write_sheet(found.source, found.pictures(), found.legend(), sheet_images, sheet)
-        lines.append(f"wrote {sheet}: {shown} images")
+        shown = write_sheet(found, sheet_images, folder / "sheet.png")
+        lines.append(f"wrote {folder / 'sheet.png'}: {shown} images")
     if found.location.kind == "voc":
         found.source = str(folder / "annotations.json")
         with atomic_open(found.source, "w") as file:

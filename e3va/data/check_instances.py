@@ -34,7 +34,9 @@ class ClassCount:
     name: str
     images: int = 0
     crowds: int = 0
-    sizes: list[float] = field(default_factory=list)  # √area in pixels of objects but crowds
+    sizes: list[float] = field(
+        default_factory=list
+    )  # √area in pixels of each object that is no crowd
 
 
 @dataclass

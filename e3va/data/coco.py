@@ -275,7 +275,7 @@ def _find_fault(
 
 
 def _get(mapping: Mapping, key: Any) -> Any:
-    """Return the value of a key, which may be any JSON value, or None."""
+    """Return the value of a key, or None; the key may be any JSON value."""
     return mapping.get(key) if isinstance(key, Hashable) else None
 
 

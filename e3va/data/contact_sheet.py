@@ -14,6 +14,7 @@ from ..utils.colors import COLORS
 from .images import BROKEN, Size, in_threads
 from .label_maps import IGNORED, read_label_map
 from .masks import to_rle
+from .problems import Findings
 
 WIDTH = 1600  # of the sheet, in pixels
 COLUMNS, GAP = 3, 16
@@ -63,18 +64,13 @@ def choose(pictures: Sequence[Picture], count: int) -> list[int]:
     return sorted(chosen)
 
 
-def write_sheet(
-    source: str,
-    pictures: Sequence[Picture],
-    legend: Sequence[tuple[str, str]],
-    count: int,
-    path: Path,
-) -> int:
-    """Draw ``count`` pictures into a PNG file, atomically; return how many were drawn."""
+def write_sheet(found: Findings, count: int, path: Path) -> int:
+    """Draw ``count`` images into a PNG file, atomically; return how many were drawn."""
+    pictures = found.pictures()
     shown = [pictures[index] for index in choose(pictures, count)]
-    title = f"{Path(source).name}: {len(shown)} of {len(pictures)} images"
+    title = f"{Path(found.source).name}: {len(shown)} of {len(pictures)} images"
     with rename_atomically(path) as temporary:
-        draw_sheet(shown, title, legend).save(temporary, format="PNG")
+        draw_sheet(shown, title, found.legend()).save(temporary, format="PNG")
     return len(shown)
 
 

@@ -80,8 +80,8 @@ def in_threads(
     """
     threads, rest = min(8, os.cpu_count() or 1), iter(items)
     pool = ThreadPoolExecutor(threads)
-    waiting = deque(pool.submit(work, item) for item in islice(rest, 4 * threads))
     try:
+        waiting = deque(pool.submit(work, item) for item in islice(rest, 4 * threads))
         with Progress(0, len(items), "image", what, transient=True) as progress:
             for done in range(1, len(items) + 1):
                 waiting.extend(pool.submit(work, item) for item in islice(rest, 1))

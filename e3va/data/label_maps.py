@@ -83,15 +83,15 @@ def _pair(image: Path, labels: Path) -> LabelledImage:
             f"image {image} has no label map {labels}: expected a PNG file of the same name with a "
             "class number in every pixel"
         )
-    width, height = image_size(image)
+    width, height = size = image_size(image)
     try:
         with _open(labels) as file:
-            map_width, map_height = file.size
+            map_size = file.size
     except LabelMapFault as fault:
         raise fault.for_user(labels) from None
-    if (map_width, map_height) != (width, height):
+    if map_size != size:
         raise UserError(
-            f"label map {labels} is {map_width}×{map_height}, its image {image} is "
+            f"label map {labels} is {map_size[0]}×{map_size[1]}, its image {image} is "
             f"{width}×{height}: expected the same size"
         )
     return LabelledImage(image, labels, width, height)

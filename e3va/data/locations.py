@@ -1,5 +1,6 @@
 """Locations of data: paths that a user names, or data sets of Detectron2 by name."""
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,15 +55,10 @@ class DataLocation:
 
 
 def find_location(path: str, images: str | None = None) -> DataLocation:
-    """Find the data that a path or name stands for.
+    """Find the data at a path, or one of :data:`NAMES`; raise UserError if there are none.
 
-    Args:
-        path: a COCO-format file, a folder of label maps, a folder of Pascal VOC, or one of
-            :data:`NAMES`.
-        images: folder of the images; None to look for it beside ``path``.
-
-    Raises:
-        UserError: the file, folder or name does not exist, or is none of these.
+    The path is a COCO-format file, a folder of label maps, or a folder of Pascal VOC. Without
+    ``images``, the folder of the images is looked for beside it.
     """
     given = Path(path).expanduser()
     root = None if images is None else Path(images).expanduser()
@@ -140,17 +136,16 @@ def _require(paths: list[Path], name: str) -> None:
 
 
 def find_image_root(json_file: Path, records: Any) -> Path:
-    """Find the folder of a COCO-format file's images beside the file; raise UserError without one.
+    """Find the folder of a COCO-format file's images beside it; raise UserError if there is none.
 
     The folder must have one of the first images in ``records``, which may be malformed.
     """
     folders = _likely_image_folders(json_file)
     records = [r for r in records[:20] if isinstance(r, dict)] if isinstance(records, list) else []
     names = [r["file_name"] for r in records if isinstance(r.get("file_name"), str)]
-    for name in names:
-        for folder in folders:
-            if (folder / name).is_file():
-                return folder
+    for name, folder in itertools.product(names, folders):
+        if (folder / name).is_file():
+            return folder
     raise UserError(
         f"the images of {json_file} are not beside it (looked for {names[0] if names else 'any'} "
         f"in {', '.join(map(str, folders))}): name their folder with --images"
@@ -160,7 +155,7 @@ def find_image_root(json_file: Path, records: Any) -> Path:
 def _likely_image_folders(annotations: Path) -> list[Path]:
     """Return folders where the images of a file or of a folder of label maps may be.
 
-    Such as train.json → train; annotations/instances_train2017.json → train2017; train_sem_seg →
+    Examples: train.json → train; annotations/instances_train2017.json → train2017; train_sem_seg →
     train; annotations/training → images/training; labels → images.
     """
     parent, stem = annotations.parent, annotations.stem

@@ -12,7 +12,7 @@ from .problems import Findings
 
 SCRIPT = "python projects/E3VA/lazyconfig_train_net.py --config-file"
 TRUNK = "e3va://swin_tiny_patch4_window7_224"
-# Values of an override that stand for the same text; other texts are written as Python literals.
+# Values that a config reads as the same text; other texts are written as Python literals.
 _PLAIN = re.compile(r"[A-Za-z_./~][\w./~+-]*[/.][\w./~+-]*|[A-Za-z_][\w-]{3,}")
 _WORDS = {"true", "false", "null", "none", "nan", "inf"}
 

@@ -137,7 +137,7 @@ class Problems(list[Problem]):
 
 @dataclass
 class Findings:
-    """Findings of a check."""
+    """Findings of a check; the subclasses have ``pictures()`` and ``legend()`` for the sheet."""
 
     source: str  # path of the COCO-format file, or folder of the label maps
     root: str | None  # folder of the images; None where only label maps are checked

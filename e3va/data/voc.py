@@ -44,21 +44,22 @@ def read_voc(folder: Path, split: str = "", names: tuple[str, ...] = ()) -> dict
 
 
 def _read(file: Path, number: int) -> tuple[dict, list[tuple[str, dict]]]:
+    """Return an image record, and the class name and annotation record of each object."""
+    objects = []
     try:
         tree = ElementTree.parse(file)
         size = {key: int(tree.findtext(f"size/{key}", "")) for key in ("width", "height")}
-        image = {"id": number, "file_name": f"{file.stem}.jpg", **size}
-        return image, [_read_box(item, number) for item in tree.findall("object")]
+        for item in tree.findall("object"):
+            x1, y1, x2, y2 = (
+                float(item.findtext(f"bndbox/{key}", ""))
+                for key in ("xmin", "ymin", "xmax", "ymax")
+            )
+            box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
+            record = {"image_id": number, "bbox": box, "iscrowd": 0}
+            objects.append((item.findtext("name", "").strip(), record))
     except (OSError, ElementTree.ParseError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is not an annotation file of Pascal VOC ({brief(error)}): expected a size, "
             "and objects with name and bndbox"
         ) from None
-
-
-def _read_box(item: ElementTree.Element, number: int) -> tuple[str, dict]:
-    x1, y1, x2, y2 = (
-        float(item.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")
-    )
-    box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
-    return item.findtext("name", "").strip(), {"image_id": number, "bbox": box, "iscrowd": 0}
+    return {"id": number, "file_name": f"{file.stem}.jpg", **size}, objects

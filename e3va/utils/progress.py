@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tqdm import tqdm
@@ -15,7 +16,7 @@ def track(items: Sequence[Any], what: str, unit: str) -> Iterable[Any]:
     return tqdm(items, what, unit=unit, leave=False, disable=not sys.stderr.isatty())
 
 
-class Progress:
+class Progress(AbstractContextManager):
     """Progress of long work, with the time left.
 
     Args:
@@ -23,8 +24,8 @@ class Progress:
         total: number of all steps.
         unit: name of a step.
         what: name of the work.
-        transient: whether to leave no trace of work that is only a part of a command: the bar
-            disappears at the end, lines of a log go to stderr, and the last step prints no line.
+        transient: whether the work is only a part of a command. The bar then disappears at the
+            end, lines of a log go to stderr, and the last step prints no line.
     """
 
     def __init__(
@@ -74,9 +75,6 @@ class Progress:
     def close(self) -> None:
         """Close the bar."""
         self.bar.close()
-
-    def __enter__(self) -> "Progress":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -169,8 +169,7 @@ def test_masks_that_cannot_be_read_are_neither_counted_nor_drawn(drawn, tmp_path
     annotation(drawn, **rle(80, 96, [64]))
     found = check(drawn)
     assert report_numbers(found)["objects"] == 11 and len(found.annotations[1]) == 1
-    pictures = found.pictures()
-    assert write_sheet("", pictures, found.legend(), 6, tmp_path / "sheet.png") == 6
+    assert write_sheet(found, 6, tmp_path / "sheet.png") == 6
 
 
 def test_sizes_begin_as_cocos(drawn):

@@ -24,10 +24,6 @@ from e3va.utils.colors import COLORS
 TOP = TITLE + ROW + GAP  # of the first tile, where the legend is of one line
 
 
-def write(found, count, path):
-    return write_sheet(found.source, found.pictures(), found.legend(), count, path)
-
-
 def picture(classes, size=(40, 30)):
     return Picture(None, size, "caption", frozenset(classes))
 
@@ -48,7 +44,7 @@ def test_objects_are_drawn_in_their_classs_colour(drawn, tmp_path):
         size = (image["width"], image["height"])
         Image.new("RGB", size, (100, 100, 100)).save(drawn.images / image["file_name"])
     found = check_instances(drawn.data, drawn.json, drawn.images)
-    assert write(found, 6, tmp_path / "sheet.png") == 6
+    assert write_sheet(found, 6, tmp_path / "sheet.png") == 6
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     tall = TILE + CAPTION + GAP  # portraits are as high as a tile is wide
     assert sheet.shape == (TOP + 2 * tall, WIDTH, 3)
@@ -76,7 +72,7 @@ def test_label_maps_are_drawn(tmp_path):
     values[:150, 200:], values[150:, :200], values[150:, 200:] = 1, 2, 255
     Image.fromarray(values).save(labels / "a.png")
     found = check_label_maps(labels, images, ("ground", "sky", "sea"))
-    write(found, 4, tmp_path / "sheet.png")
+    write_sheet(found, 4, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png")).astype(float)
     height = round(TILE * 3 / 4)
     assert sheet.shape == (TOP + height + CAPTION + GAP, WIDTH, 3)
