@@ -85,7 +85,7 @@ def read_config(path: str | os.PathLike) -> AdapterConfig:
     Raises:
         UserError: see :func:`read_adapter`.
     """
-    path = _folder(path) / CONFIG_FILE
+    path = _folder(path, CONFIG_FILE) / CONFIG_FILE
     return AdapterConfig.from_dict(_read_json(path), str(path))
 
 
@@ -99,7 +99,7 @@ def read_adapter(path: str | os.PathLike) -> tuple[dict[str, Tensor], AdapterCon
         UserError: a file is missing, truncated or was altered; the two files do not belong
             together; or the format version is unknown.
     """
-    folder = _folder(path)
+    folder = _folder(path, MODEL_FILE, CONFIG_FILE)
     state, metadata = load_safetensors(folder / MODEL_FILE)
     source = str(folder / MODEL_FILE)
     if _HEADER not in metadata:
@@ -122,12 +122,12 @@ def read_adapter(path: str | os.PathLike) -> tuple[dict[str, Tensor], AdapterCon
     return state, config
 
 
-def _folder(path: str | os.PathLike) -> Path:
+def _folder(path: str | os.PathLike, *needed: str) -> Path:
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     if not path.is_dir() and path.name not in (MODEL_FILE, CONFIG_FILE):
         raise UserError(f"{path} is no adapter: expected a folder with {MODEL_FILE}")
-    for name in (MODEL_FILE, CONFIG_FILE):
+    for name in needed:
         if not (folder / name).is_file():
             raise UserError(
                 f"no {name} in {folder}: expected an adapter's folder, with {MODEL_FILE} and "

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from ..utils.errors import UserError
 from .catalogue import find_row, mirror, table
-from .merged import FULL_FILE, full_checkpoint
 from .rows import ADAPTER_FILES, ADAPTERS, SCHEME, TRUNKS, AdapterRow, TrunkRow, is_name
-from .store import local_files, where
+from .store import FULL_FILE, full_checkpoint, local_files, where
 
 
 @dataclass(frozen=True)
