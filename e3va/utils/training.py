@@ -19,11 +19,8 @@ class OptimizerStep:
     Args:
         optimizer: optimizer of the trained parameters.
         device: device of the model.
-        precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` for autocast.
+        precision: a key of ``PRECISIONS``; all but ``"fp32"`` use autocast.
         clip_norm: largest 2-norm of the gradient; None or 0 for no limit.
-
-    Raises:
-        UserError: an unknown precision.
     """
 
     def __init__(
@@ -45,11 +42,6 @@ class OptimizerStep:
         """Whether training runs in mixed precision."""
         return self.dtype is not None
 
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameters that the optimizer updates."""
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context of forward passes."""
         if self.dtype is None:
@@ -61,15 +53,12 @@ class OptimizerStep:
         self.scaler.scale(loss).backward()
 
     def update(self) -> float | None:
-        """Clip the gradient and update the parameters.
-
-        Returns:
-            the 2-norm of the gradient before clipping; None without a limit.
-        """
+        """Clip the gradient and update the parameters; return the 2-norm if there is a limit."""
         norm = None
         self.scaler.unscale_(self.optimizer)
         if self.clip_norm:
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm).item()
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm).item()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm
@@ -82,10 +71,7 @@ def report_step(
     images: int,
     write: Callable[[str], Any],
 ) -> Iterator[SavedBytes]:
-    """Measure a forward pass of ``images`` images in the block; write one line about its memory.
-
-    See :func:`e3va.utils.measure.track_saved_bytes` for ``model`` and ``parts``.
-    """
+    """Measure a forward pass in the block, see ``track_saved_bytes``, and write one line."""
     with track_saved_bytes(model, parts) as saved:
         yield saved
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) / MIB

@@ -173,14 +173,14 @@ def test_https_does_not_fall_back_to_http(to, allowed):
             downloads._check_redirect(answer, timeout=1)
 
 
-def test_nobody_listens(web, url, path):
+def test_no_server_listens(web, url, path):
     web.stop()
     with pytest.raises(Unreachable, match="refused"):
         get(url, path)
     assert nothing_left(path)
 
 
-def test_no_room_and_no_permission(url, path, tmp_path):
+def test_a_full_disk_and_missing_permission(url, path, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
@@ -195,7 +195,7 @@ def test_no_room_and_no_permission(url, path, tmp_path):
 
 
 def test_a_link_is_not_followed(url, path, tmp_path):
-    """A link that leads nowhere yet becomes the file itself."""
+    """The downloaded file replaces a dangling link."""
     path.parent.mkdir()
     path.symlink_to(tmp_path / "victim")
     assert get(url, path) == DATA
@@ -203,7 +203,7 @@ def test_a_link_is_not_followed(url, path, tmp_path):
 
 
 def test_threads_and_processes_download_once(web, small, make, cache):
-    """Eight threads like eight ranks; then two processes."""
+    """First eight threads, then two processes."""
     paths, errors = [], []
 
     def ask():

@@ -49,7 +49,7 @@ def test_a_config_without_an_adapter():
         get_checkpoint_url("COCO/nothing.py")
 
 
-def test_names_that_are_no_adapter():
+def test_names_that_are_not_adapters():
     with pytest.raises(UserError, match="'swin_micro' is not an adapter"):
         find_adapter_row("swin_micro")
     with pytest.raises(UserError, match="no 'nothing'"):
