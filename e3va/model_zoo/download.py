@@ -79,7 +79,7 @@ def read_small(url: str, most: int) -> bytes:
     file = io.BytesIO()
     try:
         _receive(url, file, most, url)
-    except OSError as error:  # so are those of requests
+    except OSError as error:  # errors of requests are of this kind
         raise _unreachable(error) from None
     return file.getvalue()
 

@@ -42,6 +42,11 @@ class OptimizerStep:
         """Whether training runs in mixed precision."""
         return self.dtype is not None
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer updates."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context of forward passes."""
         if self.dtype is None:
@@ -57,8 +62,7 @@ class OptimizerStep:
         norm = None
         self.scaler.unscale_(self.optimizer)
         if self.clip_norm:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm).item()
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm).item()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm
