@@ -24,7 +24,7 @@ from e3va.utils.measure import MIB
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
-    "highway (E³VA)": ("e3va", "--recipe", "e3va_chain"),
+    "highway (E³VA)": ("e3va_chain", "--recipe", "e3va_chain"),
     "frozen backbone": ("frozen", "--recipe", "frozen"),
     "full fine-tuning": ("full", "--recipe", "full"),
 }
@@ -106,7 +106,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     began, output, data = time.monotonic(), args.output, args.output / "data"
-    if (output / "e3va").exists():
+    if (output / "e3va_chain").exists():
         sys.exit(
             f"error: {output} already holds a demonstration: remove it or give another --output"
         )
@@ -115,7 +115,7 @@ def main() -> None:
     for name, *options in methods.values():
         train(name, tuple(options), data, output, args.steps)
     run(
-        *("e3va", "predict", f"{output}/e3va/model.pth", "--input", f"{data}/val"),
+        *("e3va", "predict", f"{output}/e3va_chain/model.pth", "--input", f"{data}/val"),
         *("--output", f"{output}/drawn"),
     )
     # The adapter of this very training is in the model zoo; its table has these scores.

@@ -31,12 +31,11 @@ class AdapterConfig:
         trunk: origin of the pretrained weights on which the adapter was trained.
         trunk_prefix: prefix of the trunk's names in the model's state dict.
         framework: ``"torchvision"``, ``"detectron2"``, or ``""`` for a model of neither.
-        model: settings from which the framework builds the model; plain data, no names of
-            functions.
+        model: settings from which the framework builds the model, as plain data.
         classes: names of the classes, in the order of the model's outputs.
         trained_on: summary of the training data, for people.
         steps: number of training steps; None if unknown.
-        scores: scores on validation data by name; those that are not finite are left out.
+        scores: finite scores on validation data by name.
         library_version: version of e3va that wrote the description.
     """
 
@@ -72,8 +71,7 @@ class AdapterConfig:
         """Read the result of :meth:`to_dict` from an untrusted file, ``source``.
 
         Raises:
-            UserError: the format version is unknown; or an entry is missing, of another type or out
-                of range.
+            UserError: the format version is unknown, or an entry is missing or wrong.
         """
         version = data.get("format_version")
         if version not in (1, FORMAT_VERSION):

@@ -1,9 +1,7 @@
-"""Adapter files: everything that was trained, without the trunk.
+"""Adapter files: every tensor of a model except its trunk's, and a description.
 
-The folder of an adapter holds two files. ``adapter_model.safetensors`` has every tensor of the
-model except the trunk's, under the model's own names. ``adapter_config.json`` is a description that
-people can read. The header of the tensors' file contains the same description, which shows that the
-two files belong together.
+The header of ``adapter_model.safetensors`` contains the description of ``adapter_config.json``,
+which shows that the two files belong together.
 """
 
 import json
@@ -16,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbone import find_backbone, trunk_prefix
-from ..utils.atomic import atomic_open, rename_atomically
+from ..utils.atomic import atomic_open
 from ..utils.errors import UserError
 from ..utils.optional import require
 from ..weights.checkpoint import check_same_tensors, load_safetensors
@@ -31,7 +29,7 @@ _HEADER = "e3va_adapter"  # key of the description in the header of the tensors'
 
 
 def without_trunk(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of a model that an adapter file holds: all but those with ``prefix``."""
+    """Return the tensors of an adapter file: all of a model without those with ``prefix``."""
     return {name: value for name, value in state.items() if not name.startswith(prefix)}
 
 
@@ -62,11 +60,8 @@ def write_adapter(
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     text = json.dumps({**config.to_dict(), "weights": fingerprint(state)}, indent=2)
     # The tensors come first, because a description without them would be wrong.
-    with rename_atomically(folder / MODEL_FILE) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # the user's default; safetensors would be stricter
-        torch_file.save_file(state, temporary, metadata={_HEADER: text})
-        temporary.chmod(mode)
+    with atomic_open(folder / MODEL_FILE) as file:
+        file.write(torch_file.save(state, metadata={_HEADER: text}))
     with atomic_open(folder / CONFIG_FILE, "w") as file:
         file.write(text + "\n")
 
@@ -80,12 +75,8 @@ def is_adapter(path: str | os.PathLike) -> bool:
 
 
 def read_config(path: str | os.PathLike) -> AdapterConfig:
-    """Read the description of an adapter from ``adapter_config.json``.
-
-    Raises:
-        UserError: see :func:`read_adapter`.
-    """
-    path = _folder(path) / CONFIG_FILE
+    """Read an adapter's ``adapter_config.json``; the tensors may be absent."""
+    path = _folder(path, CONFIG_FILE) / CONFIG_FILE
     return AdapterConfig.from_dict(_read_json(path), str(path))
 
 
@@ -96,10 +87,10 @@ def read_adapter(path: str | os.PathLike) -> tuple[dict[str, Tensor], AdapterCon
         the tensors under the model's names, and their description.
 
     Raises:
-        UserError: a file is missing, truncated or was altered; the two files do not belong
-            together; or the format version is unknown.
+        UserError: a file is missing, truncated or altered; the two files do not belong together;
+            or the format version is unknown.
     """
-    folder = _folder(path)
+    folder = _folder(path, MODEL_FILE, CONFIG_FILE)
     state, metadata = load_safetensors(folder / MODEL_FILE)
     source = str(folder / MODEL_FILE)
     if _HEADER not in metadata:
@@ -122,12 +113,12 @@ def read_adapter(path: str | os.PathLike) -> tuple[dict[str, Tensor], AdapterCon
     return state, config
 
 
-def _folder(path: str | os.PathLike) -> Path:
+def _folder(path: str | os.PathLike, *needed: str) -> Path:
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     if not path.is_dir() and path.name not in (MODEL_FILE, CONFIG_FILE):
         raise UserError(f"{path} is no adapter: expected a folder with {MODEL_FILE}")
-    for name in (MODEL_FILE, CONFIG_FILE):
+    for name in needed:
         if not (folder / name).is_file():
             raise UserError(
                 f"no {name} in {folder}: expected an adapter's folder, with {MODEL_FILE} and "
@@ -167,12 +158,12 @@ def load_adapter(
     """Load an adapter into a model that has its trunk's weights already.
 
     Args:
-        model: a model with an E³VA backbone.
+        model: model with an E³VA backbone.
         path: folder of the adapter, or one of its files.
-        backbone_only: whether to load only the backbone's part, which fits the models of any
-            framework and task; neck and heads then keep their weights.
+        backbone_only: whether to load only the highway, which fits the models of any framework and
+            task; neck and heads then keep their weights.
         any_trunk: whether to accept a trunk with another fingerprint than the adapter's.
-        framework: framework of the model; heads from the other framework are renamed, see
+        framework: framework of the model; heads of the other framework are translated, see
             :mod:`e3va.adapter_files.heads`.
 
     Returns:
@@ -247,10 +238,9 @@ def merge(
     *,
     any_trunk: bool = False,
 ) -> dict[str, Tensor]:
-    """Return a whole model's state dict from an adapter and its trunk.
+    """Return a whole model's state dict; it equals the trained model to the bit.
 
-    The trunk is rounded as in the training, so the result equals the trained model to the bit. See
-    :func:`e3va.adapter_files.trunk.build_trunk` for the arguments and errors.
+    See :func:`e3va.adapter_files.trunk.build_trunk` for the arguments and errors.
     """
     module = build_trunk(config, trunk, source, any_trunk=any_trunk)
     whole = {config.trunk_prefix + name: value for name, value in module.state_dict().items()}
@@ -260,10 +250,10 @@ def merge(
 def split(
     checkpoint: Mapping[str, Any], state: Mapping[str, Tensor], source: str
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
-    """Return the adapter in a checkpoint of a whole model: tensors and description.
+    """Return tensors and description of the adapter in a checkpoint of a whole model.
 
-    If the checkpoint has no description, because another trainer wrote it, the settings are read
-    off the model's state dict ``state``, see :func:`e3va.highway.config.read_highway`.
+    If another trainer wrote the checkpoint, it has no description, and the settings are read off
+    the model's state dict ``state``.
 
     Raises:
         UserError: the checkpoint contains no E³VA backbone.

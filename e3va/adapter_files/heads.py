@@ -1,23 +1,13 @@
 """Translation of a detector's neck and heads between the names of the two frameworks.
 
-The modules of torchvision and Detectron2 compute the same functions of the same tensors. They name
-the tensors differently and place the background class differently:
+Torchvision and Detectron2 name the tensors differently and place the background differently:
 
 - Class scores: background is the last class in Detectron2 and the first one in torchvision.
-- Masks, and the boxes of a Mask R-CNN (four numbers for each class): Detectron2 has entries only
-  for the classes, torchvision also for background. No loss and no prediction reads the background's
-  entries. They are dropped on the way to Detectron2 and are zero on the way back.
+- Masks, and the boxes of a Mask R-CNN (four numbers for each class): only torchvision has entries
+  for background, which nothing reads. They are dropped on the way to Detectron2 and are zero on
+  the way back.
 
-With the same tensors both frameworks compute the same features, RPN outputs, class scores, boxes
-and masks of an RoI, to rounding. These differences remain (``tests/detectron2/test_heads.py``):
-
-- Anchors: torchvision rounds their corners to whole pixels, which hardly matters. For images below
-  400 pixels, models of :mod:`e3va.torchvision` start from anchors of 16 pixels, Detectron2's from
-  32, which does matter.
-- Pooling of a Mask R-CNN: torchvision pools without the half-pixel offset and with 2 x 2 samples
-  for each bin. Detectron2 does so with ``pooler_type="ROIAlign", sampling_ratio=2`` and loses
-  accuracy with its default. A cascade pools in the same way in both.
-- The frameworks paste masks into the image differently, which shifts their outlines a little.
+docs/weights-and-adapters.md lists the differences that remain.
 """
 
 from collections.abc import Mapping
@@ -32,7 +22,6 @@ BACKBONE = "backbone.bottom_up."  # trunk and highway: the same names in both fr
 _SMALL_IMAGES = 400  # pixels of the shorter side
 
 _BOTH = ("weight", "bias")
-_MOST_MASK_LAYERS = 16
 _BOX_HEADS = ("", ".0", ".1", ".2")  # the one of a Mask R-CNN, the three of a cascade
 _BOX_PREDICTORS = tuple(f"roi_heads.box_predictor{stage}" for stage in _BOX_HEADS)
 _MASK_PREDICTOR = "roi_heads.mask_head.predictor"  # Detectron2's name
@@ -64,7 +53,7 @@ def _table() -> dict[str, str]:
         add(f"roi_heads.box_head{stage}.fc2", f"roi_heads.box_head{stage}.fc7")
         add(f"{predictor}.cls_score", f"{predictor}.cls_score")
         add(f"{predictor}.bbox_pred", f"{predictor}.bbox_pred")
-    for layer in range(_MOST_MASK_LAYERS):
+    for layer in range(16):
         add(f"roi_heads.mask_head.mask_fcn{layer + 1}", f"roi_heads.mask_head.{layer}.0")
     add("roi_heads.mask_head.deconv", "roi_heads.mask_predictor.conv5_mask")
     add(_MASK_PREDICTOR, "roi_heads.mask_predictor.mask_fcn_logits")
@@ -85,7 +74,7 @@ def smallest_anchor(size: int) -> int:
 
 
 def framework_of(state: Mapping[str, Tensor]) -> str | None:
-    """Return the framework of the names in ``state``; None if both frameworks could have them.
+    """Return the framework of the names in ``state``; None if both frameworks have them.
 
     Raises:
         UserError: ``state`` mixes names of both frameworks.
@@ -109,17 +98,16 @@ def to_framework(
 
     The translation covers the FPN, the RPN, the heads of Mask R-CNN and Cascade Mask R-CNN (box
     heads of two fully connected layers, masks for each class) and the head of semantic FPN with
-    GroupNorm. A state that has no names of the other framework is returned unchanged.
+    GroupNorm.
 
     Args:
-        state: state dict of a model of either framework, with or without its trunk. It does not
-            change; tensors that are only renamed are shared with it.
+        state: state dict of a model of either framework, with or without its trunk. Tensors that
+            are only renamed are shared with the result.
         framework: one of ``FRAMEWORKS``.
 
     Returns:
-        the state under the framework's names, and the names in ``state`` without a counterpart, in
-        their order. If there are such names, only
-        :func:`e3va.adapter_files.files.backbone_part` can be loaded.
+        the state under the framework's names, and the names in ``state`` without a counterpart. If
+        there are such names, only the highway can be loaded.
 
     Raises:
         UserError: the framework is unknown, or ``state`` mixes names of both frameworks.
@@ -162,16 +150,12 @@ def _of_other_heads(state: Mapping[str, Tensor]) -> set[str]:
 
 
 def _move_background(detectron2: str, value: Tensor, framework: str) -> Tensor:
-    """Return the tensor named ``detectron2`` there with its background entries moved."""
+    """Move the background entries of a tensor with this Detectron2 name to their new place."""
     module = detectron2.rpartition(".")[0]
-    predictor, _, what = module.rpartition(".")
-    if predictor in _BOX_PREDICTORS and what == "cls_score":
+    if module.endswith(".cls_score"):
         return value.roll(-1 if framework == "detectron2" else 1, 0)
-    if module == _MASK_PREDICTOR:
-        count = 1
-    elif module == f"{_BOX_PREDICTORS[0]}.bbox_pred":
-        count = 4
-    else:
+    count = {_MASK_PREDICTOR: 1, f"{_BOX_PREDICTORS[0]}.bbox_pred": 4}.get(module)
+    if count is None:
         return value
     if framework == "detectron2":
         return value[count:].clone()  # not a view, which some writers of files refuse

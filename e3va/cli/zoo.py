@@ -1,68 +1,66 @@
 """The subcommands of ``e3va zoo``: list, get, publish."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from ..model_zoo.cache import cache_root, say
 from ..model_zoo.catalogue import MIRROR_VARIABLE, mirror, table
 from ..model_zoo.publish import publish
 from ..model_zoo.resolve import find_place, local_path
-from ..model_zoo.rows import ADAPTER_FILES, SCHEME, ZooFile
+from ..model_zoo.rows import ADAPTER_FILES, SCHEME, AdapterRow, TrunkRow
 from ..model_zoo.store import where
 from ..utils.tables import columns
 
 DESCRIPTION = f"""\
 Pretrained trunks and published adapters.
 
-Files are kept in iopath's cache folder (FVCORE_CACHE) and checked at every use. If
-{MIRROR_VARIABLE} is set to a folder or a web address, files come from there and not from their
-public addresses."""
+Downloaded files are kept in iopath's cache folder, which the environment variable FVCORE_CACHE
+moves, and are checked at every use. With {MIRROR_VARIABLE} set to a folder or a web address,
+files come from there and not from their public addresses."""
 
 
 def add_commands(subparsers) -> None:
     """Add the subcommands to the result of ``ArgumentParser.add_subparsers``; each sets ``run``."""
-    listing = subparsers.add_parser("list", help="list all trunks and adapters")
-    listing.set_defaults(run=_list)
 
-    getting = subparsers.add_parser("get", help="download one and print its path")
-    getting.add_argument("name", metavar="NAME", help="name or e3va:// address")
-    getting.add_argument("--force", action="store_true", help="download it even if it is here")
-    getting.set_defaults(run=_get)
+    def add(run: Callable, name: str, text: str) -> Callable:
+        parser = subparsers.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        parser.set_defaults(run=run)
+        return parser.add_argument
 
-    publishing = subparsers.add_parser("publish", help="add a finished training to a zoo")
-    publishing.add_argument("output", metavar="OUTPUT", help="the training's output folder")
-    publishing.add_argument("--name", required=True, help="name of the adapter in the zoo")
-    publishing.add_argument("--to", required=True, metavar="FOLDER", help="the zoo's folder")
-    publishing.add_argument("--url", default="", help="public address of FOLDER, for the table")
-    publishing.add_argument(
+    add(_list, "list", "list all trunks and adapters, and where they are on this machine")
+    option = add(_get, "get", "download a trunk or an adapter, and print the path of its files")
+    option("name", metavar="NAME", help="name that e3va zoo list shows, or e3va:// address")
+    option("--force", action="store_true", help="download even what is on this machine already")
+    option = add(_publish, "publish", "copy a finished training's adapter into a zoo's folder")
+    option("output", metavar="OUTPUT", help="output folder of the training")
+    option("--name", required=True, help="name of the adapter in the zoo")
+    option("--to", required=True, metavar="FOLDER", help="folder of the zoo; created if missing")
+    option("--url", default="", help="public web address of FOLDER, to write into the zoo's table")
+    option(
         "--trunk",
         default="",
-        help="name of the trunk in the zoo, if it differs from the trunk file's name; or a file, "
-        "which is then published too",
+        help="name of the trunk in the zoo, if it differs from the name of the trunk's file; or a "
+        "file to publish with the adapter",
     )
-    publishing.add_argument("--replace", action="store_true", help="overwrite a published adapter")
-    publishing.set_defaults(run=_publish)
+    option("--replace", action="store_true", help="overwrite the adapter of this name")
 
 
 def _list(args: argparse.Namespace) -> None:
-    known = table()
-    trunks = [
-        (row.name, row.preset, row.pretraining, *_facts(row.files)) for row in known.trunks.values()
-    ]
-    adapters = [
+    known, facts = table(), ("size", "sha256", "where")
+    rows = [(row.name, row.preset, row.pretraining, *_facts(row)) for row in known.trunks.values()]
+    print("Trunks")
+    print("\n".join(columns(("name", "preset", "pretraining", *facts), rows, "<<<><<")))
+    rows = [
         (
             *(row.name, row.framework, row.config, row.trunk),
             ", ".join(f"{key} {value:.4g}" for key, value in row.scores.items()),
-            *_facts(row.files),
+            *_facts(row),
         )
         for row in known.adapters.values()
     ]
-    facts = ("size", "sha256", "here")
-    print("Trunks")
-    print("\n".join(columns(("name", "preset", "pretraining", *facts), trunks, "<<<><<")))
     print("\nAdapters")
     head = ("name", "framework", "model or config", "trunk", "scores", *facts)
-    print("\n".join(columns(head, adapters, "<<<<<><<")))
+    print("\n".join(columns(head, rows, "<<<<<><<")))
     for row in known.adapters.values():
         if row.trained_on:
             print(f"  {row.name}: trained on {row.trained_on}")
@@ -70,11 +68,11 @@ def _list(args: argparse.Namespace) -> None:
     print(f"\nCache: {cache_root()}" + (f"\nMirror: {place}" if place else ""))
 
 
-def _facts(files: Sequence[ZooFile]) -> tuple[str, str, str]:
-    sizes = [file.size for file in files]
+def _facts(row: TrunkRow | AdapterRow) -> tuple[str, str, str]:
+    sizes = [file.size for file in row.files]
     size = "?" if None in sizes else _mebibytes(sum(sizes))
-    known = min(len(file.sha256) for file in files)
-    return size, {0: "?", 64: "known"}.get(known, "first digits"), where(files)
+    known = min(len(file.sha256) for file in row.files)
+    return size, {0: "?", 64: "known"}.get(known, "first digits"), where(row.files)
 
 
 def _mebibytes(size: int) -> str:

@@ -1,6 +1,5 @@
 """The model zoo for Detectron2: configs and models by name, as in ``detectron2.model_zoo``."""
 
-import json
 from typing import Any
 
 import torch
@@ -10,10 +9,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..adapter_files.description import AdapterConfig
-from ..adapter_files.files import CONFIG_FILE
+from ..adapter_files.files import CONFIG_FILE, read_config
 from ..model_zoo import get_checkpoint_url, get_config_file, local_path
-from ..model_zoo.resolve import SCHEME, find_place
-from ..model_zoo.rows import AdapterRow
+from ..model_zoo.models import find_adapter_row
+from ..model_zoo.rows import SCHEME
 from ..swin.presets import preset_name
 from ..utils.errors import UserError
 from .checkpoint import HighwayCheckpointer
@@ -57,7 +56,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
     """
     url = ""
     if not config_path.endswith((".py", ".yaml")):
-        row = _row(config_path)
+        row = find_adapter_row(config_path)
         if row.framework != FRAMEWORK or not row.config:
             raise UserError(
                 f"the adapter {row.name!r} names no Detectron2 config of this project (framework "
@@ -74,23 +73,18 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
     else:
         model = instantiate(cfg.model).to(device or cfg.train.device)
     if trained:
-        row = _row(url)
+        row = find_adapter_row(url)
         trunk = f"{SCHEME}{row.trunk}"
         HighwayCheckpointer(model, trunk=trunk).load(f"{SCHEME}{row.name}")
     return model
 
 
-def _row(address: str) -> AdapterRow:
-    row = find_place(SCHEME + address.removeprefix(SCHEME)).row
-    if not isinstance(row, AdapterRow):
-        raise UserError(f"{address!r} is a trunk: expected a config or the name of an adapter")
-    return row
-
-
 def _config(config_path: str, url: str) -> Any:
     """Return a config, for the adapter at an address of the zoo if ``url`` is not empty."""
     file = get_config_file(config_path)
-    description = _describe(url) if url else None
+    description = None
+    if url:  # only the smaller one of the adapter's two files is downloaded
+        description = read_config(local_path(f"{find_adapter_row(url).address}/{CONFIG_FILE}"))
     if file.endswith(".yaml"):
         return _yaml_config(file, url, description)
     cfg = load_config(file)
@@ -113,9 +107,3 @@ def _yaml_config(file: str, url: str, description: AdapterConfig | None) -> CfgN
             heads = _CLASSES_OF.get(cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")
             cfg.MODEL[heads].NUM_CLASSES = len(description.classes)
     return cfg
-
-
-def _describe(url: str) -> AdapterConfig:
-    # Only the smaller of the adapter's two files; the zoo checks its sha256.
-    file = local_path(f"{SCHEME}adapters/{_row(url).name}/{CONFIG_FILE}")
-    return AdapterConfig.from_dict(json.loads(file.read_text(encoding="utf-8")), str(file))

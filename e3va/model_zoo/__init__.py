@@ -1,16 +1,7 @@
-"""Pretrained trunks, published adapters and configs, by name.
+"""Pretrained trunks, published adapters and configs by name, see ``docs/model-zoo.md``.
 
-The names are those of ``detectron2.model_zoo``; ``get`` and ``get_config`` are in
-:mod:`e3va.detectron2.model_zoo`, and torchvision's ``get`` is in :mod:`e3va.torchvision.model_zoo`.
-Addresses begin with ``e3va://``. Importing this package registers them with iopath's global path
-manager; :func:`register` does so for another path manager.
-
-Files come from their public addresses, or from the mirror in the environment variable ``E3VA_ZOO``:
-a folder, or a web address. Downloads are kept in iopath's cache folder (``FVCORE_CACHE``) and
-checked at every use.
-
-Raises:
-    UserError: iopath is not installed.
+Importing this package registers ``e3va://`` addresses with iopath's global path manager. The
+functions that build models are in the frameworks' own ``model_zoo`` modules.
 """
 
 from ..utils.optional import require

@@ -1,4 +1,4 @@
-"""The zoo's folder in iopath's cache, and what every writer to it needs."""
+"""The zoo's folder in iopath's cache: locks, checksums and errors of writing."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, so that one process or thread makes it while the others wait."""
+    """Hold the lock of a file; only one process or thread at a time can hold it."""
     with contextlib.ExitStack() as stack:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

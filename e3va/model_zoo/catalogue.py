@@ -20,11 +20,7 @@ _TABLE_CAP = 8 << 20  # bytes
 
 
 def mirror() -> Path | str | None:
-    """Return the mirror in ``E3VA_ZOO``: a folder's path, or a web address; None if it is not set.
-
-    Raises:
-        UserError: it is neither an existing folder nor an http or https address.
-    """
+    """Return the mirror in ``E3VA_ZOO``: the path of a folder, a web address, or None."""
     value = os.environ.get(MIRROR_VARIABLE, "").strip()
     if is_web_address(value):
         return value.rstrip("/")
@@ -44,9 +40,7 @@ def packaged() -> Table:
 
 
 def table(refresh: bool = True) -> Table:
-    """Return all rows: the library's own and the mirror's.
-
-    Of two rows with one name or file the library's own counts, so a mirror cannot change a sha256.
+    """Return all rows: the library's own, and those that a mirror adds but does not change.
 
     Args:
         refresh: whether to download a web mirror's table even if the cache has a copy. If the
@@ -110,10 +104,10 @@ def _tables(refresh: bool) -> Iterator[Table]:
 def find_row(name: str, refresh: bool = False) -> TrunkRow | AdapterRow:
     """Return the row of a trunk or an adapter, by its name or by the name of the trunk's file.
 
-    A web mirror's table is downloaded to ``refresh`` it, or if no table here has the name.
+    A web mirror's table is downloaded if no table here has the name, or to ``refresh`` the copy.
 
     Raises:
-        UserError: there is none; the text has the nearest names.
+        UserError: there is no such row; the message has the nearest names.
     """
     for known in _tables(refresh):
         row = known.find(name)

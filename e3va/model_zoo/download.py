@@ -1,7 +1,9 @@
-"""Downloads with pooch: over http and https only, of limited length, checked before use."""
+"""Downloads with pooch: only over http and https, of limited length, checked before use."""
 
 import io
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urljoin
@@ -11,7 +13,7 @@ from ..utils.optional import require
 from .cache import writing
 
 TIMEOUT = 30.0  # seconds without a byte
-RETRIES = 2
+RETRIES = 2  # after a connection that was cut
 _CHUNK = 1 << 18
 
 
@@ -23,7 +25,7 @@ class _Limited:
     """A file that refuses more than ``most`` bytes."""
 
     def __init__(self, file: BinaryIO, most: int, url: str):
-        self.file, self.most, self.url = file, most, url
+        self.file, self.most, self.url, self.flush = file, most, url, file.flush
 
     def write(self, data: bytes) -> None:
         if self.file.tell() + len(data) > self.most:
@@ -32,9 +34,6 @@ class _Limited:
                 "try again later, or use another mirror"
             )
         self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def _check_redirect(response: Any, *_: Any, **__: Any) -> None:
@@ -47,17 +46,25 @@ def _check_redirect(response: Any, *_: Any, **__: Any) -> None:
 
 
 def _receive(url: str, file: BinaryIO, most: int, name: str) -> None:
+    """Write the file at ``url``; raise an error of requests only if the connection was cut."""
     pooch, tqdm = require("pooch", "a download"), require("tqdm", "a download").tqdm
+    from requests.exceptions import ChunkedEncodingError, ConnectionError, RequestException, Timeout
+
     options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "leave": False}
-    # pooch sets the total, but tests the bar for truth before, which fails without one.
-    with tqdm(total=1, desc=name, disable=not sys.stderr.isatty(), **options) as bar:
-        pooch.HTTPDownloader(
-            progressbar=bar,
-            chunk_size=_CHUNK,
-            timeout=TIMEOUT,
-            headers={"Accept-Encoding": "identity"},  # else a length may be that of packed bytes
-            hooks={"response": _check_redirect},
-        )(url, _Limited(file, most, url), None)
+    try:
+        # pooch sets the total, but tests the bar for truth before, which fails without one.
+        with tqdm(total=1, desc=name, disable=not sys.stderr.isatty(), **options) as bar:
+            pooch.HTTPDownloader(
+                progressbar=bar,
+                chunk_size=_CHUNK,
+                timeout=TIMEOUT,
+                headers={"Accept-Encoding": "identity"},  # or a length may count packed bytes
+                hooks={"response": _check_redirect},
+            )(url, _Limited(file, most, url), None)
+    except (ChunkedEncodingError, ConnectionError, Timeout):
+        raise
+    except (RequestException, ValueError) as error:
+        raise _unreachable(error) from None
 
 
 def _unreachable(error: BaseException) -> Unreachable:
@@ -69,40 +76,48 @@ def _unreachable(error: BaseException) -> Unreachable:
 
 def read_small(url: str, most: int) -> bytes:
     """Return a file's bytes; do not try again. The errors are those of :func:`download`."""
-    require("pooch", "a download")
-    from requests import RequestException
-
     file = io.BytesIO()
     try:
         _receive(url, file, most, url)
-    except RequestException as error:
+    except OSError as error:  # errors of requests are of this kind
         raise _unreachable(error) from None
     return file.getvalue()
 
 
-def download(url: str, path: Path, most: int, sha256: str | None = None) -> None:
-    """Download a file of at most ``most`` bytes to ``path``, where no file may be.
+def download(url: str, path: Path, most: int, find_problem: Callable[[Path], str]) -> None:
+    """Download a file to ``path``, where no file may be.
 
-    pooch tries three times, and compares the sha256 before the file gets its name.
+    If the connection is cut, pooch tries again; the file gets its name after the check.
+
+    Args:
+        url: address of the file.
+        path: path of the new file.
+        most: largest number of bytes.
+        find_problem: function that maps the downloaded file to its problem, ``""`` for none.
 
     Raises:
-        Unreachable: there is no answer, or no such file.
-        UserError: the file has another sha256, is too long or cannot be written, or the server
+        Unreachable: the server does not answer, or does not send the file.
+        UserError: the file has a problem, is too long or cannot be written, or the server
             redirects to an address that is not allowed.
     """
     pooch = require("pooch", "a download")
     from requests import RequestException
 
     def receive(url: str, output: str, _: Any) -> None:
-        with open(output, "wb") as file:
+        os.remove(output)  # pooch made a file for its owner only; a new one has the usual mode
+        with open(output, "xb") as file:
             _receive(url, file, most, path.name)
+        problem = find_problem(Path(output))
+        if problem:
+            raise UserError(
+                f"{url} has {problem}: it is not the file of the zoo's table, and nothing of it is "
+                "kept; try again later, or use another mirror"
+            )
 
-    names = {"registry": {path.name: sha256}, "urls": {path.name: url}}
+    names = {"registry": {path.name: None}, "urls": {path.name: url}}
     one = pooch.create(path.parent, base_url="", retry_if_failed=RETRIES, **names)
     with writing(path):
         try:
             one.fetch(path.name, downloader=receive)
         except RequestException as error:
             raise _unreachable(error) from None
-        except ValueError as error:  # the message has both sha256
-            raise UserError(f"{url}: {error}") from None

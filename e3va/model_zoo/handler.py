@@ -1,4 +1,4 @@
-"""``e3va://`` addresses for iopath's and Detectron2's path managers."""
+"""A handler of ``e3va://`` addresses for iopath's and Detectron2's path managers."""
 
 from typing import IO, Any
 

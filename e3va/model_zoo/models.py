@@ -1,17 +1,14 @@
 """Configs and published adapters by name, for both frameworks' ``model_zoo`` modules."""
 
 import difflib
-import json
 from pathlib import PurePosixPath
 
-from ..adapter_files.description import AdapterConfig
-from ..adapter_files.files import CONFIG_FILE
 from ..utils.errors import UserError
 from ..utils.paths import CONFIG_ROOT
 from .catalogue import table
-from .merged import FULL_FILE
-from .resolve import find_place, local_path
+from .resolve import find_place
 from .rows import SCHEME, AdapterRow
+from .store import FULL_FILE
 
 CONFIG_SUFFIXES = (".py", ".yaml")
 
@@ -23,7 +20,7 @@ def get_config_file(config_path: str) -> str:
         config_path: name below ``configs``, such as ``"COCO/cascade_mask_rcnn_e3va_swin_t_1x.py"``.
 
     Raises:
-        UserError: there is none of that name; the text has the nearest ones.
+        UserError: there is no config of that name; the message has the nearest names.
     """
     known = {
         file.relative_to(CONFIG_ROOT).as_posix(): str(file)
@@ -40,11 +37,13 @@ def get_config_file(config_path: str) -> str:
     )
 
 
-def trained_row(config_path: str) -> AdapterRow:
-    """Return the published adapter that was trained with a config, or with its YAML twin.
+def get_checkpoint_url(config_path: str) -> str:
+    """Return the address of a whole model's checkpoint that was trained with a config.
+
+    An adapter that was trained with the config's YAML twin counts too.
 
     Raises:
-        UserError: no such config; nobody has published an adapter for it, or several have.
+        UserError: there is no such config, or not exactly one published adapter for it.
     """
     get_config_file(config_path)
     wanted = PurePosixPath(config_path).with_suffix("")
@@ -55,43 +54,25 @@ def trained_row(config_path: str) -> AdapterRow:
     ]
     if not rows:
         raise UserError(
-            f"nobody has published an adapter for {config_path} yet: use trained=False, and train "
+            f"nobody has published an adapter for {config_path} yet: use trained=False, or train "
             f"it with projects/E3VA/lazyconfig_train_net.py --config-file {config_path}; e3va zoo "
             "publish then adds it to your own zoo"
         )
     if len(rows) > 1:
         names = ", ".join(row.name for row in rows)
         raise UserError(f"{config_path} has several adapters: give one of their names, {names}")
-    return rows[0]
+    return f"{rows[0].address}/{FULL_FILE}"
 
 
 def find_adapter_row(name: str) -> AdapterRow:
     """Return the row of a published adapter by its name or address.
 
     Raises:
-        UserError: there is none, or it is the name of a trunk.
+        UserError: there is no adapter of that name.
     """
     row = find_place(SCHEME + name.removeprefix(SCHEME)).row
     if not isinstance(row, AdapterRow):
-        raise UserError(f"{name!r} is not an adapter: expected a config or an adapter's name")
+        raise UserError(
+            f"{name!r} is not an adapter: expected the name of an adapter, see e3va zoo list"
+        )
     return row
-
-
-def address_of(row: AdapterRow) -> str:
-    """Return the address of the whole model's checkpoint, in Detectron2's format."""
-    return f"{row.address}/{FULL_FILE}"
-
-
-def description_of(row: AdapterRow) -> AdapterConfig:
-    """Return the adapter's description; download only its ``adapter_config.json``."""
-    file = local_path(f"{row.address}/{CONFIG_FILE}")
-    return AdapterConfig.from_dict(json.loads(file.read_text(encoding="utf-8")), str(file))
-
-
-def get_checkpoint_url(config_path: str) -> str:
-    """Return the address of the checkpoint that was trained with a config.
-
-    Raises:
-        UserError: no such config; nobody has published an adapter for it, or several have.
-    """
-    return address_of(trained_row(config_path))

@@ -39,23 +39,22 @@ def publish(
     trunk: str = "",
     replace: bool = False,
 ) -> Published:
-    """Copy the adapter of a finished training, and write its row, into the folder of a zoo.
+    """Copy the adapter of a finished training into the folder of a zoo, and write its row.
 
-    The folder can be used at once: set the environment variable ``E3VA_ZOO`` to it, or to the
-    address of a web server that serves it.
+    Set the environment variable ``E3VA_ZOO`` to the folder, or to its web address, to use it.
 
     Args:
-        output: the training's output folder.
+        output: output folder of the training.
         name: name of the adapter: letters, digits, ``_``, ``-`` and single dots.
-        to: the zoo's folder; it is made if it does not exist.
+        to: folder of the zoo; it is created if it does not exist.
         url: public address of that folder, for the rows; ``""`` for none.
         trunk: name of the trunk in the zoo, if it differs from the name of the trunk's file; or a
-            file, which is then published too.
+            file to publish with the adapter.
         replace: whether to overwrite an adapter of that name.
 
     Raises:
-        UserError: an unfinished training, broken files, a name that is in use, a trunk that the
-            zoo does not have, or another trunk than the training's. Nothing is written then.
+        UserError: the training is not finished, a file is broken, the name is in use, the zoo does
+            not have the trunk, or the training had another trunk. Nothing is written then.
     """
     output, to = Path(output), Path(to)
     if not rows.is_name(name) or name in (rows.TRUNKS, rows.ADAPTERS):
@@ -78,7 +77,7 @@ def publish(
             _check_name(name, trunks, {**known.adapters, **packaged().adapters}, replace)
             trunk_name = _trunk_name(trained[1], trunk, trunks)
             new = {} if trunk_name else _trunk_row(trained[1], Path(trunk), url)
-            _check_trunk(trained, Path(trunk) if new else _find(trunks[trunk_name].file, to))
+            _check_trunk(trained, [Path(trunk)] if new else _places(trunks[trunk_name].file, to))
             if new:
                 trunk_name = Path(trunk).stem
                 _copy(Path(trunk), to / new["file"])
@@ -119,14 +118,9 @@ def _check_name(name: str, trunks: dict, adapters: dict, replace: bool) -> None:
 
 
 def _trunk_name(config: AdapterConfig, given: str, trunks: dict[str, rows.TrunkRow]) -> str | None:
-    """Return the trunk's name in the zoo; None if ``given`` is a file to publish.
-
-    Raises:
-        UserError: it is neither.
-    """
-    source = (
-        (given or config.trunk.source).removeprefix(rows.SCHEME).removeprefix(f"{rows.TRUNKS}/")
-    )
+    """Return the trunk's name in the zoo; None if ``given`` is a file to publish."""
+    source = given or config.trunk.source
+    source = source.removeprefix(rows.SCHEME).removeprefix(f"{rows.TRUNKS}/")
     if source == DEMO:
         return DEMO_FILE.stem
     base = Path(source).name
@@ -155,13 +149,12 @@ def _trunk_row(config: AdapterConfig, path: Path, url: str) -> dict[str, Any]:
     return {**row, "url": f"{url}/{row['file']}"} if url else row
 
 
-def _find(file: rows.ZooFile, to: Path) -> Path | None:
-    places = (to / file.path, cache_root() / file.path)
-    places = (ASSETS / file.asset,) if file.asset else places
-    return next((place for place in places if place.is_file()), None)
+def _places(file: rows.ZooFile, to: Path) -> list[Path]:
+    return [ASSETS / file.asset] if file.asset else [to / file.path, cache_root() / file.path]
 
 
-def _check_trunk(trained: tuple[dict[str, Tensor], AdapterConfig], file: Path | None) -> None:
+def _check_trunk(trained: tuple[dict[str, Tensor], AdapterConfig], places: list[Path]) -> None:
+    file = next((place for place in places if place.is_file()), None)
     if file:
         merge(*trained, model_state(load_file(file), str(file)), str(file))
     else:

@@ -1,21 +1,20 @@
-"""Addresses of the zoo, and the files on this machine that they stand for."""
+"""From the zoo's addresses to files on this machine."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..utils.errors import UserError
 from .catalogue import find_row, mirror, table
-from .merged import FULL_FILE, full_checkpoint
 from .rows import ADAPTER_FILES, ADAPTERS, SCHEME, TRUNKS, AdapterRow, TrunkRow, is_name
-from .store import local_files, where
+from .store import FULL_FILE, full_checkpoint, local_files, where
 
 
 @dataclass(frozen=True)
 class Place:
-    """What an address stands for.
+    """A trunk, an adapter, a file of an adapter, or a listing.
 
     Attributes:
-        row: trunk or adapter; None for a listing.
+        row: row of the trunk or the adapter; None for a listing.
         name: name of the adapter's file or of the listing; else ``""``.
     """
 
@@ -24,11 +23,11 @@ class Place:
 
     @property
     def is_folder(self) -> bool:
-        """Whether there are files below it."""
+        """Whether the place contains files."""
         return self.row is None or (isinstance(self.row, AdapterRow) and not self.name)
 
     def below(self) -> list[str]:
-        """Return the names below it."""
+        """Return the names of its entries."""
         if isinstance(self.row, AdapterRow):
             return [*ADAPTER_FILES, FULL_FILE]
         if not self.name:
@@ -40,7 +39,7 @@ class Place:
 
 
 def find_place(address: str, refresh: bool = False) -> Place:
-    """Return what an address stands for.
+    """Find the place of an address.
 
     Args:
         address: ``e3va://trunks/FILE``, ``e3va://adapters/NAME``, ``e3va://adapters/NAME/FILE``, or
@@ -48,7 +47,7 @@ def find_place(address: str, refresh: bool = False) -> Place:
         refresh: whether to download a web mirror's table again.
 
     Raises:
-        UserError: it is not an address of the zoo, or the zoo has nothing of that name.
+        UserError: the text is not an address of the zoo, or the zoo has nothing of that name.
     """
     rest = address.removeprefix(SCHEME).removesuffix("/")
     parts = rest.split("/") if rest else []
@@ -70,20 +69,20 @@ def find_place(address: str, refresh: bool = False) -> Place:
 
 
 def local_path(address: str, force: bool = False, refresh: bool = False) -> Path:
-    """Return the local file or folder that an address stands for; download it if necessary.
+    """Return the local file or folder of an address; download it if necessary.
 
     Size and sha256 are checked at every call. ``e3va://adapters/NAME/model_final.pth`` is a
     checkpoint of the whole model in Detectron2's format, merged from the adapter and its trunk.
 
     Args:
-        address: see :func:`find_place`.
-        force: whether to download the files again even if they are here.
+        address: address of the zoo, see :func:`find_place`.
+        force: whether to download the files again even if they are on this machine.
         refresh: whether to download a web mirror's table again, to find adapters that were
             published again under the same name. This also happens before any download.
 
     Raises:
-        UserError: it is not an address of the zoo; the file cannot be downloaded; it is not the
-            one that the table describes.
+        UserError: the text is not an address of the zoo, the file cannot be downloaded, or it is
+            not the file that the table describes.
     """
     place = find_place(address, force or refresh)
     if place.row is None:

@@ -32,7 +32,7 @@ class ZooFile:
         size: number of bytes; None if it is not public.
         sha256: hexadecimal digits: all 64, the first ones that are public, or ``""``.
         url: public address; ``""`` for a file that is only on a mirror.
-        asset: path below the package's ``assets`` folder, for a file of the library; else ``""``.
+        asset: path below the package's ``assets`` folder if the file comes with the library.
     """
 
     path: str
@@ -47,7 +47,7 @@ class ZooFile:
         return len(self.sha256) == 64
 
     def problem(self, path: Path) -> str:
-        """Return how the file at ``path`` differs, with both values; ``""`` if it does not."""
+        """Return how the file at ``path`` differs, with both values; ``""`` if it is right."""
         size = path.stat().st_size
         if size != (size if self.size is None else self.size) or size > SIZE_CAP:
             return f"{size} bytes instead of {self.size or f'at most {SIZE_CAP}'}"
@@ -79,8 +79,7 @@ class AdapterRow:
     Attributes:
         name: name in the zoo.
         framework: ``"torchvision"``, ``"detectron2"`` or ``""``, as in its ``adapter_config.json``.
-        config: for Detectron2 the config's path below ``configs``; for torchvision the model's
-            kind.
+        config: a Detectron2 config's path below ``configs``, or the kind of a torchvision model.
         trunk: name of the trunk that it was trained on.
         files: ``adapter_model.safetensors`` and ``adapter_config.json``.
         classes: names, in the order of the model's outputs.
@@ -136,7 +135,7 @@ def _text(holds: Callable[[str], Any]) -> Callable[[Any], Any]:
     return lambda value: isinstance(value, str) and holds(value)
 
 
-# What a value must be, as a text and as a test. Control characters could command the terminal.
+# Each rule: a text of what is expected, and a test. Control characters could command the terminal.
 _LINE = "a line of printable text", _text(lambda v: v.isprintable() and len(v) <= 500)
 _PART = (
     "letters, digits, '_', '-' and single dots",
@@ -171,12 +170,12 @@ def _optional(row: Mapping[str, Any], key: str, rule: tuple, default: Any = "") 
 
 
 def parse_table(text: str | bytes, source: str, packaged: bool = False) -> Table:
-    """Read and check a ``zoo.json``, which anybody may have written; ``source`` is its name.
+    """Read and check a ``zoo.json`` that anybody may have written; ``source`` is its name.
 
-    Only the library's own table, the ``packaged`` one, may have files in the package.
+    Only the library's own table (``packaged``) may name files of the package.
 
     Raises:
-        UserError: it is no table of a format that this version reads, or a row breaks a rule.
+        UserError: the text is not a table in this format, or a row breaks a rule.
     """
     try:
         data = json.loads(text)
@@ -191,25 +190,23 @@ def parse_table(text: str | bytes, source: str, packaged: bool = False) -> Table
             "update e3va"
         )
     found: dict[str, dict] = {TRUNKS: {}, ADAPTERS: {}}
+    owners: dict[str, str] = {}
     for section, read in ((TRUNKS, _trunk), (ADAPTERS, _adapter)):
         where = f"{source}, {section[:-1]}"
         try:
-            rows = _optional(data, section, _OBJECT, {})
-            for name, row in rows.items():
+            for name, row in _optional(data, section, _OBJECT, {}).items():
                 where = f"{source}, {section[:-1]} {name[:80]!r}"
                 _check(name, "name", _PART)
                 _optional(_check(row, "row", _OBJECT), "asset", _ASSET if packaged else _NO_ASSET)
                 found[section][name] = read(name, row)
+                for key in {name, found[section][name].files[0].path}:
+                    if key in owners:
+                        raise ValueError(f"{owners[key]!r} has {key} too")
+                    owners[key] = name
         except KeyError as error:
             raise UserError(f"{where}: {error} is missing") from None
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
-    owners: dict[str, TrunkRow | AdapterRow] = {}
-    for row in (*found[TRUNKS].values(), *found[ADAPTERS].values()):
-        for key in (row.name, row.files[0].path):
-            other = owners.setdefault(key, row)
-            if other is not row:
-                raise UserError(f"{source}: {other.name!r} and {row.name!r} both have {key}")
     return Table(**found)
 
 

@@ -1,16 +1,21 @@
-"""Files of the zoo on this machine: found or downloaded, and checked at every use."""
+"""Files of the zoo on this machine: found, downloaded or merged, and checked at every use."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from .._version import __version__
+from ..adapter_files.files import FULL_KEY, merge, read_adapter
+from ..utils.atomic import save_atomically
 from ..utils.errors import UserError
-from ..weights.checkpoint import load_file
+from ..weights.checkpoint import load_file, model_state
 from .cache import cache_root, locked, say, sha256_of, writing
-from .catalogue import MIRROR_VARIABLE, mirror
+from .catalogue import MIRROR_VARIABLE, find_row, mirror
 from .download import Unreachable, download
-from .rows import SIZE_CAP, ZooFile, is_web_address
+from .rows import ADAPTERS, SIZE_CAP, AdapterRow, TrunkRow, ZooFile, is_web_address
 
 ASSETS = Path(__file__).parent.parent / "assets"
+FULL_FILE = "model_final.pth"
 
 
 def local_files(files: Sequence[ZooFile], force: bool = False) -> list[Path]:
@@ -28,7 +33,7 @@ def local_files(files: Sequence[ZooFile], force: bool = False) -> list[Path]:
 
 
 def where(files: Sequence[ZooFile]) -> str:
-    """Return where unchecked files are, as a word for people; ``""`` if one is missing."""
+    """Return where unchecked files are, in words for people; ``""`` if one is missing."""
     if files[0].asset:
         return "with e3va"
     folder = mirror()
@@ -72,7 +77,7 @@ def _download(file: ZooFile, path: Path) -> None:
     try:
         if not is_web_address(url):
             raise Unreachable("no such file" if place else "its row has no public address")
-        download(url, path, file.size or SIZE_CAP, file.sha256 if file.is_verifiable else None)
+        download(url, path, file.size or SIZE_CAP, file.problem)
     except Unreachable as reason:
         raise UserError(
             f"{path.name} is not on this machine and could not be downloaded"
@@ -89,3 +94,45 @@ def _download(file: ZooFile, path: Path) -> None:
             f"{path.name} could not be verified: the zoo's table has no sha256 of it. The "
             f"downloaded file has sha256 {sha256_of(path)}"
         )
+
+
+def full_checkpoint(row: AdapterRow, force: bool = False) -> Path:
+    """Return a checkpoint of the whole model for Detectron2, merged from an adapter and its trunk.
+
+    The file in the cache, ``{"model": state dict, "e3va": config}``, is written again when the
+    adapter, the trunk, this library's version or the file itself has changed.
+
+    Raises:
+        UserError: the adapter is one of torchvision, the adapter or its trunk cannot be downloaded,
+            or the trunk is not the one of the adapter's training.
+    """
+    trunk = find_row(row.trunk)
+    if not isinstance(trunk, TrunkRow):
+        raise UserError(f"the adapter {row.name!r} names {row.trunk!r}, which is not a trunk")
+    files = local_files(row.files, force) + local_files(trunk.files, force)
+    adapter, config = read_adapter(files[0].parent)
+    # Anchors and pooling of torchvision's models are not those of any Detectron2 config.
+    if config.framework not in ("detectron2", ""):
+        raise UserError(
+            f"the adapter {row.name!r} is one of {config.framework}, so it has no {FULL_FILE}: use "
+            f"e3va predict e3va://{row.name}, or give its folder to LazyPredictor with a config"
+        )
+    path = cache_root() / ADAPTERS / row.name / FULL_FILE
+    record = path.with_suffix(".json")
+    parts = [__version__, *map(sha256_of, files)]
+    with locked(path):
+        if not _is_current(path, record, parts):
+            state = model_state(load_file(files[-1]), str(files[-1]))
+            whole = merge(adapter, config, state, str(files[-1]))
+            with writing(path):
+                save_atomically({"model": whole, FULL_KEY: config.to_dict()}, path)
+                record.write_text(json.dumps([*parts, sha256_of(path)]))
+            say(f"{row.name}: adapter and trunk {trunk.name} merged into {path}")
+    return path
+
+
+def _is_current(path: Path, record: Path, parts: list[str]) -> bool:
+    try:
+        return json.loads(record.read_text()) == [*parts, sha256_of(path)]
+    except (OSError, ValueError):
+        return False  # there is none yet, or the record is broken

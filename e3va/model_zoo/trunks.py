@@ -1,4 +1,4 @@
-"""Pretrained weights of a trunk, by file, address or name, or those that an adapter needs."""
+"""Pretrained weights of a trunk: by file, address or name, or those of an adapter's training."""
 
 from pathlib import Path
 
@@ -14,22 +14,22 @@ from .rows import SCHEME
 
 
 def as_address(name: str) -> str | None:
-    """Return the address of the trunk with this name or file name; None if it means a file."""
+    """Return the zoo's address for the name of a trunk or of its file; None for other files."""
     path = Path(name).expanduser()
     if path.exists() or path.name != name:
         return None
     known = find_trunk_name(name)
     if known:
         return SCHEME + known
-    return None if path.suffix else SCHEME + name  # the zoo's error has the nearest names
+    return None if path.suffix else SCHEME + name  # the zoo's error lists the nearest names
 
 
 def read_trunk_file(name: str) -> tuple[dict[str, Tensor], str]:
     """Return the state dict in a file of pretrained weights, and the file's path for messages.
 
     Args:
-        name: ``"demo"``, an ``e3va://`` address, a file's path, or the name of a trunk of the zoo
-            (a file of that name comes first).
+        name: ``"demo"``, an ``e3va://`` address, the path of a file, or else the name of a trunk of
+            the zoo.
 
     Raises:
         UserError: there is no such file, or it is broken.
@@ -46,15 +46,15 @@ def find_trunk_of(
     """Return the weights of the trunk that an adapter was trained on; the caller checks them.
 
     Args:
-        config: the adapter's description.
-        given: the trunk in the user's words, see :func:`read_trunk_file`; None to search for it.
-        near: the adapter's folder; it and the folder above it are searched, then the current one.
+        config: description of the adapter.
+        given: trunk that the user named, see :func:`read_trunk_file`; None to search for it.
+        near: folder of the adapter; it, the folder above it and the current one are searched.
 
     Returns:
         the state dict, and the file's path.
 
     Raises:
-        UserError: the trunk is not found; the text says where it was searched for.
+        UserError: the trunk is not found; the message lists the folders that were searched.
     """
     source = given or config.trunk.source
     if given or source == DEMO or source.startswith(SCHEME):

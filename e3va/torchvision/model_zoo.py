@@ -1,14 +1,12 @@
 """Models of this framework from the zoo, by the names of their adapters."""
 
-import json
-
 import torch
 from torch import nn
 
-from ..adapter_files.description import AdapterConfig
-from ..adapter_files.files import CONFIG_FILE
-from ..model_zoo.resolve import SCHEME, find_place, local_path
-from ..model_zoo.rows import ADAPTERS, TRUNKS, AdapterRow
+from ..adapter_files.files import CONFIG_FILE, read_config
+from ..model_zoo import local_path
+from ..model_zoo.models import find_adapter_row
+from ..model_zoo.rows import SCHEME
 from ..utils.errors import UserError
 from .description import FRAMEWORK
 from .loading import load_model
@@ -31,18 +29,14 @@ def get(name: str, trained: bool = True, device: str | torch.device | None = Non
         UserError: the zoo has no adapter of that name, or it is of another framework, or it cannot
             be downloaded.
     """
-    row = find_place(SCHEME + name.removeprefix(SCHEME)).row
-    if not isinstance(row, AdapterRow):
-        raise UserError(f"{name!r} is no adapter: expected the name of one, see e3va zoo list")
+    row = find_adapter_row(name)
     if row.framework != FRAMEWORK:
         raise UserError(
             f"the adapter {row.name!r} is of {row.framework or 'no framework'}: expected one of "
             f"{FRAMEWORK}, see e3va zoo list"
         )
-    address = f"{SCHEME}{ADAPTERS}/{row.name}"
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if trained:
-        return load_model(address, device, trunk=f"{SCHEME}{TRUNKS}/{row.trunk}")[0]
-    file = local_path(f"{address}/{CONFIG_FILE}")  # a few kilobytes; no weights are downloaded
-    description = AdapterConfig.from_dict(json.loads(file.read_text(encoding="utf-8")), str(file))
-    return build_model(ModelConfig.from_dict(description.model, address)).to(device)
+        return load_model(row.address, device, trunk=f"{SCHEME}trunks/{row.trunk}")[0]
+    description = read_config(local_path(f"{row.address}/{CONFIG_FILE}"))  # without its weights
+    return build_model(ModelConfig.from_dict(description.model, row.address)).to(device)

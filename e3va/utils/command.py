@@ -12,11 +12,10 @@ INTERRUPTED = 130  # the shells' status for a process that Ctrl-C ended
 def run_command(
     work: Callable[..., int | None], args: Any, how_to_go_on: Callable[[], str] = str
 ) -> int:
-    """Run ``work(args)`` and return the exit status.
+    """Run ``work(args)`` and return its exit status, 0 for None.
 
-    The status is the result of ``work``, 0 for None; 1 after a :class:`UserError`, which is printed
-    as one line on stderr; 130 after Ctrl-C, which prints "interrupted" and the result of
-    ``how_to_go_on``.
+    A :class:`UserError` is printed as one line on stderr, with status 1. Ctrl-C prints
+    "interrupted" and the result of ``how_to_go_on``, with status 130.
     """
     try:
         return work(args) or 0

@@ -15,7 +15,7 @@ class UserError(Exception):
 
     @property
     def line(self) -> str:
-        """The text on one line, without the traceback that a data-loader worker adds to it."""
+        """The text on one line, without the traceback that a data-loader worker adds."""
         text = str(self)
         if "Original Traceback" in text:
             text = text.rsplit("UserError: ", 1)[-1]
@@ -23,13 +23,7 @@ class UserError(Exception):
 
 
 def unknown_choice(what: str, value: Any, choices: Iterable[str]) -> UserError:
-    """Return the error for a value outside a list of choices; it names the nearest choice.
-
-    Args:
-        what: the subject of the message, such as ``"memory"`` or ``"no Swin preset"``.
-        value: the value that was given.
-        choices: the valid values.
-    """
+    """Return the error for a value that is not a choice; ``what`` is the subject, like "memory"."""
     choices = list(choices)
     nearest = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
@@ -37,11 +31,7 @@ def unknown_choice(what: str, value: Any, choices: Iterable[str]) -> UserError:
 
 
 def check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
-    """Check that a value is one of several choices; see :func:`unknown_choice`.
-
-    Raises:
-        UserError: the value is not one of the choices.
-    """
+    """Raise a :class:`UserError` if a value is not one of several choices."""
     choices = list(choices)
     if value not in choices:
         raise unknown_choice(what, value, choices)
@@ -55,12 +45,7 @@ def brief(error: BaseException) -> str:
 
 
 def unreadable_image(path: str | Path, error: BaseException | str) -> UserError:
-    """Return the error for an image that is missing or does not decode.
-
-    Args:
-        path: the image file.
-        error: the exception of the reader, or the reason as text.
-    """
+    """Return the error for an image; ``error`` is the reader's exception or the reason as text."""
     if isinstance(error, FileNotFoundError):
         error = "the file does not exist"
     reason = error if isinstance(error, str) else brief(error)

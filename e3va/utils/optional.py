@@ -15,14 +15,10 @@ HOW_TO_INSTALL = {
 
 
 def require(name: str, purpose: str) -> ModuleType:
-    """Import an optional package.
-
-    Args:
-        name: import name of the module.
-        purpose: subject of the error message: the thing that needs the package.
+    """Import an optional module; ``purpose`` is what needs it, for the message.
 
     Raises:
-        UserError: the package is not installed; the message says how to install it.
+        UserError: the package is not installed; the message has the command that installs it.
     """
     try:
         return importlib.import_module(name)

@@ -19,11 +19,8 @@ class OptimizerStep:
     Args:
         optimizer: optimizer of the trained parameters.
         device: device of the model.
-        precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` for autocast.
+        precision: a key of ``PRECISIONS``; all but ``"fp32"`` use autocast.
         clip_norm: largest 2-norm of the gradient; None or 0 for no limit.
-
-    Raises:
-        UserError: an unknown precision.
     """
 
     def __init__(
@@ -61,11 +58,7 @@ class OptimizerStep:
         self.scaler.scale(loss).backward()
 
     def update(self) -> float | None:
-        """Clip the gradient and update the parameters.
-
-        Returns:
-            the 2-norm of the gradient before clipping; None without a limit.
-        """
+        """Clip the gradient and update the parameters; return the 2-norm if there is a limit."""
         norm = None
         self.scaler.unscale_(self.optimizer)
         if self.clip_norm:
@@ -82,10 +75,7 @@ def report_step(
     images: int,
     write: Callable[[str], Any],
 ) -> Iterator[SavedBytes]:
-    """Measure a forward pass of ``images`` images in the block; write one line about its memory.
-
-    See :func:`e3va.utils.measure.track_saved_bytes` for ``model`` and ``parts``.
-    """
+    """Measure a forward pass in the block, see ``track_saved_bytes``, and write one line."""
     with track_saved_bytes(model, parts) as saved:
         yield saved
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) / MIB

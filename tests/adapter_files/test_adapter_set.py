@@ -19,7 +19,7 @@ def storages(models):
     return sum(held.values())
 
 
-def test_several_adapters_share_one_trunk_and_switching_is_a_call(pretrained, tmp_path):
+def test_several_adapters_share_one_trunk(pretrained, tmp_path):
     trunk = SwinTrunk("swin_nano")
     trunk.load_state_dict(pretrained)
     models = AdapterSet(
@@ -58,7 +58,7 @@ def test_several_adapters_share_one_trunk_and_switching_is_a_call(pretrained, tm
     assert models.active == "four"
 
 
-def test_an_adapter_of_another_trunk_does_not_join(pretrained, saved):
+def test_an_adapter_of_another_trunk_is_refused(pretrained, saved):
     models = AdapterSet(SwinTrunk("swin_nano"), lambda config, _, shared: Segmenter(trunk=shared))
     with pytest.raises(UserError, match="fingerprint"):
         models.load_adapter("nuts", saved[1])
@@ -67,7 +67,7 @@ def test_an_adapter_of_another_trunk_does_not_join(pretrained, saved):
     assert models.active == "nuts"
 
 
-def test_what_cannot_be_shared(pretrained):
+def test_trunks_that_cannot_be_shared(pretrained):
     with pytest.raises(UserError, match="'full'"):
         E3VABackbone("swin_nano", "full", trunk=SwinTrunk("swin_nano"))
     with pytest.raises(UserError, match="frozen"):

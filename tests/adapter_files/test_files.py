@@ -114,7 +114,7 @@ def test_other_settings_are_named(saved, options, differ):
     assert all(text in caught.value.line for text in differ)
 
 
-def test_a_trained_trunk_is_no_adapter(pretrained, tmp_path):
+def test_a_model_with_a_trained_trunk_cannot_be_saved_as_an_adapter(pretrained, tmp_path):
     with pytest.raises(UserError, match="full"):
         save_adapter(trained(pretrained, highway="full"), tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()

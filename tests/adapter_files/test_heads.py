@@ -36,7 +36,7 @@ def random_state(kind, classes=2):
 
 
 def background(state):
-    """How many leading rows of which tensors are background's and never used."""
+    """The number of unused background rows at the start of each tensor that has some."""
     per_class = len(state[f"{BOXES}.weight"]) != 4 if f"{BOXES}.weight" in state else False
     rows = {MASKS: 1, BOXES: 4} if per_class else {MASKS: 1}
     return {f"{k}.{kind}": n for k, n in rows.items() for kind in ("weight", "bias")}
@@ -44,7 +44,7 @@ def background(state):
 
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("kind", MODELS)
-def test_there_and_back_is_equal_in_all_but_the_background_that_is_never_used(kind, classes):
+def test_translating_twice_changes_only_unused_background_entries(kind, classes):
     state = random_state(kind, classes)
     before = {name: value.clone() for name, value in state.items()}
     there, left = to_framework(state, "detectron2")
@@ -65,7 +65,7 @@ def test_there_and_back_is_equal_in_all_but_the_background_that_is_never_used(ki
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn"])
-def test_what_is_dropped_is_in_no_prediction_and_no_gradient(kind):
+def test_dropped_entries_affect_no_prediction_and_no_gradient(kind):
     model = build(kind)
     state = model.state_dict()
     image = torch.rand(3, 64, 64)
@@ -113,7 +113,7 @@ def backbone_part(state):
     return {name: value for name, value in state.items() if name.startswith(BACKBONE)}
 
 
-def test_a_state_of_the_framework_itself_stays_as_it_is():
+def test_a_state_of_the_same_framework_does_not_change():
     state = random_state("mask_rcnn") | {"own.head.weight": torch.zeros(1)}
     for same in (state, backbone_part(state), {"head.weight": torch.zeros(1)}):
         found, left = to_framework(same, "torchvision")
@@ -138,7 +138,7 @@ def left_of(state, framework="torchvision"):
     return left
 
 
-def test_what_has_no_counterpart_is_named():
+def test_tensors_without_a_counterpart_are_listed():
     state, _ = to_framework(random_state("cascade_mask_rcnn", 3), "detectron2")
     assert left_of(state) == ()
     four_conv = dict(state)
@@ -163,7 +163,7 @@ def test_what_has_no_counterpart_is_named():
     assert left_of(own, "detectron2") == ("keypoints.weight",)
 
 
-def test_boxes_that_are_one_for_all_classes_have_no_counterpart():
+def test_class_agnostic_boxes_have_no_counterpart():
     state, _ = to_framework(random_state("mask_rcnn", 3), "detectron2")
     for kind in ("weight", "bias"):
         state[f"{BOXES}.{kind}"] = state[f"{BOXES}.{kind}"][:4]
@@ -177,7 +177,7 @@ def test_a_semantic_head_without_norms_has_no_counterpart():
     assert left_of(state) == ("sem_seg_head.p2.0.bias",)
 
 
-def test_mistakes_are_one_clear_line():
+def test_errors():
     state = random_state("semantic_fpn")
     with pytest.raises(
         UserError, match=f"framework 'keras': expected one of {', '.join(FRAMEWORKS)}"

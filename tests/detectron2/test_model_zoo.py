@@ -25,7 +25,7 @@ def test_a_config_without_an_adapter_says_so():
 
 
 def test_names_that_are_no_model():
-    with pytest.raises(UserError, match="'swin_micro' is a trunk"):
+    with pytest.raises(UserError, match="'swin_micro' is not an adapter"):
         get("swin_micro", trained=True)
     with pytest.raises(UserError, match="'nothing'"):
         get("nothing")

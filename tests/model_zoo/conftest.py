@@ -98,7 +98,7 @@ class _Answers(BaseHTTPRequestHandler):
                 self.wfile.write(bytes(65536))
                 request.sent += 65536
         except OSError:
-            pass  # the client has gone
+            pass  # the client closed the connection
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import resource
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from e3va import UserError
 from e3va.model_zoo import download as downloads
 from e3va.model_zoo import local_path
 from e3va.model_zoo.download import RETRIES, Unreachable, download, read_small
+from e3va.model_zoo.rows import ZooFile
 
 DATA = bytes(range(256)) * 400  # 100 kB
 SHA256 = hashlib.sha256(DATA).hexdigest()
+FILE = ZooFile("file.pth", len(DATA), SHA256)
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def url(web):
 
 
 def get(url, path) -> bytes:
-    download(url, path, len(DATA), SHA256)
+    download(url, path, len(DATA), FILE.problem)
     return path.read_bytes()
 
 
@@ -45,7 +48,7 @@ def test_a_slow_server_and_unknown_size(web, url, path, make):
     web.faults = [make.fault(slow=0.001, stated=-1)]
     assert get(url, path) == DATA and list(path.parent.iterdir()) == [path]
     path.unlink()
-    download(url, path, 1 << 20)  # neither size nor sha256 is known
+    download(url, path, 1 << 20, ZooFile("file.pth").problem)  # no size and no sha256
     assert path.read_bytes() == DATA
 
 
@@ -83,15 +86,15 @@ def test_a_connection_that_is_always_cut(web, url, path, make):
     assert len(web.requests) == 1 + RETRIES and nothing_left(path)
 
 
-def test_a_wrong_file_leaves_nothing(web, url, path, make):
+def test_a_wrong_file_is_refused_at_once(web, url, path, make):
     wrong = DATA[::-1]
-    web.faults = [make.fault(data=wrong)] * (1 + RETRIES)
+    web.faults = [make.fault(data=wrong)]
     with pytest.raises(UserError) as caught:
         get(url, path)
     text = str(caught.value)
     assert "\n" not in text and url in text
     assert hashlib.sha256(wrong).hexdigest() in text and SHA256 in text
-    assert nothing_left(path)
+    assert nothing_left(path) and len(web.requests) == 1
     assert get(url, path) == DATA  # the server has the right file now
 
 
@@ -108,19 +111,28 @@ def test_a_file_that_is_too_long_is_stopped(web, url, path, make, stated):
 @pytest.mark.parametrize("stated", [None, -1])
 def test_a_file_that_is_too_short(web, url, path, make, stated):
     web.faults = [make.fault(data=DATA[:-1], stated=stated)] * 20
-    with pytest.raises(UserError, match=SHA256):
+    with pytest.raises(UserError, match=f"{len(DATA) - 1} bytes instead of {len(DATA)}"):
         get(url, path)
-    assert nothing_left(path)
+    assert nothing_left(path) and len(web.requests) == 1
 
 
 @pytest.mark.parametrize("status", [403, 404, 410, 500, 503, 429])
 def test_an_answer_without_a_file(web, url, path, make, status):
-    web.faults = [make.fault(status=status)] * 20
+    web.faults = [make.fault(status=status)]
     with pytest.raises(Unreachable, match=f"^{status} "):
         get(url, path)
-    assert nothing_left(path)
-    web.faults = [make.fault(status=status)] * RETRIES
+    assert nothing_left(path) and len(web.requests) == 1
     assert get(url, path) == DATA
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_the_mode_is_that_of_the_users_other_files(url, path, umask):
+    before = os.umask(umask)
+    try:
+        get(url, path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_a_stalled_server(web, url, path, make, monkeypatch):
@@ -161,14 +173,14 @@ def test_https_does_not_fall_back_to_http(to, allowed):
             downloads._check_redirect(answer, timeout=1)
 
 
-def test_nobody_listens(web, url, path):
+def test_no_server_listens(web, url, path):
     web.stop()
     with pytest.raises(Unreachable, match="refused"):
         get(url, path)
     assert nothing_left(path)
 
 
-def test_no_room_and_no_permission(url, path, tmp_path):
+def test_a_full_disk_and_missing_permission(url, path, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
@@ -183,7 +195,7 @@ def test_no_room_and_no_permission(url, path, tmp_path):
 
 
 def test_a_link_is_not_followed(url, path, tmp_path):
-    """A link that leads nowhere yet becomes the file itself."""
+    """The downloaded file replaces a dangling link."""
     path.parent.mkdir()
     path.symlink_to(tmp_path / "victim")
     assert get(url, path) == DATA
@@ -191,7 +203,7 @@ def test_a_link_is_not_followed(url, path, tmp_path):
 
 
 def test_threads_and_processes_download_once(web, small, make, cache):
-    """Eight threads like eight ranks; then two processes."""
+    """First eight threads, then two processes."""
     paths, errors = [], []
 
     def ask():

@@ -69,7 +69,7 @@ def zoo(output, trunk_file, tmp_path) -> Path:
 
 
 def check_use(trained: nn.Module, trunk_file: Path) -> Path:
-    """The published adapter, by its files and by the whole checkpoint, is the trained model."""
+    """Check that the files and the merged checkpoint hold the weights of the trained model."""
     want = trained.state_dict()
     folder = local_path("e3va://things")
     assert sorted(p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".json"))[
@@ -107,7 +107,7 @@ def test_through_a_web_server(zoo, trained, trunk_file, cache, monkeypatch):
     assert (cache / "trunks" / "nano_trunk.pth").is_file()
 
 
-def test_the_whole_checkpoint_is_made_again_when_its_parts_change(
+def test_the_merged_checkpoint_is_rebuilt_when_its_parts_change(
     zoo, trained, output, trunk_file, monkeypatch, capsys
 ):
     monkeypatch.setenv("E3VA_ZOO", str(zoo))
@@ -128,7 +128,7 @@ def test_the_whole_checkpoint_is_made_again_when_its_parts_change(
     assert capsys.readouterr().err == ""
 
 
-def test_an_altered_adapter_is_found_out(zoo, monkeypatch):
+def test_an_altered_adapter_is_refused(zoo, monkeypatch):
     monkeypatch.setenv("E3VA_ZOO", str(zoo))
     for name in (MODEL_FILE, CONFIG_FILE):
         file = zoo / "adapters" / "things" / name
@@ -140,8 +140,8 @@ def test_an_altered_adapter_is_found_out(zoo, monkeypatch):
         file.write_bytes(before)
 
 
-def test_a_trunk_that_is_another(zoo, output, trained, tmp_path, monkeypatch):
-    """In publishing it is compared; in merging it would be refused too."""
+def test_another_trunk_is_refused(zoo, output, trained, tmp_path, monkeypatch):
+    """Publishing and merging both compare fingerprints."""
     other = tmp_path / "other.pth"
     torch.save({"model": E3VABackbone("swin_nano").trunk.state_dict()}, other)
     before = (zoo / "zoo.json").read_bytes()
@@ -172,7 +172,7 @@ def test_names_that_are_taken(zoo, output):
     assert {p: p.read_bytes() for p in zoo.rglob("*") if p.is_file()} == before
 
 
-def test_what_cannot_be_published(output, trained, tmp_path, trunk_file):
+def test_trainings_that_cannot_be_published(output, trained, tmp_path, trunk_file):
     to = tmp_path / "empty"
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
@@ -196,7 +196,7 @@ def test_what_cannot_be_published(output, trained, tmp_path, trunk_file):
     assert not to.exists() or [p.name for p in to.rglob("*")] in ([], ["zoo.json.lock"])
 
 
-def test_publish_to_where_nothing_can_be_written(output, tmp_path, trunk_file):
+def test_publishing_into_an_unwritable_folder(output, tmp_path, trunk_file):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         publish(output, "things", tmp_path / "file", trunk=str(trunk_file))
@@ -234,7 +234,7 @@ def test_the_commands(output, trunk_file, tmp_path, monkeypatch, capsys):
         main(["zoo"])
 
 
-def test_two_adapters_are_read_apart(zoo, output, trained, monkeypatch, tmp_path):
+def test_two_adapters_are_independent(zoo, output, trained, monkeypatch, tmp_path):
     with torch.no_grad():
         trained.head.bias.fill_(7)
     save_adapter(trained, tmp_path / "second", **ABOUT)

@@ -61,7 +61,7 @@ def test_the_librarys_own_rows():
         assert row.trunk in own.trunks
 
 
-def test_what_comes_with_the_library_is_as_the_table_says():
+def test_the_packaged_files_match_the_table():
     for row in (*packaged().trunks.values(), *packaged().adapters.values()):
         if row.files[0].asset:
             assert local_path(f"e3va://{row.name}").exists()
@@ -175,15 +175,15 @@ def test_hostile_names(name):
         (b'{"format": 1, "adapters": 5}', "adapters .*expected a JSON object"),
     ],
 )
-def test_other_files_than_a_table(text, match):
+def test_files_that_are_not_tables(text, match):
     with pytest.raises(UserError, match=match):
         parse_table(text, "zoo.json")
 
 
-def test_rows_that_contradict_each_other():
-    with pytest.raises(UserError, match="'a' and 'a'"):
+def test_rows_with_the_same_name_or_file():
+    with pytest.raises(UserError, match="adapter 'a': 'a' has a too"):
         parse({"a": trunk()}, {"a": adapter()})
-    with pytest.raises(UserError, match="'a' and 'b' .*trunks/a.pth"):
+    with pytest.raises(UserError, match="'b': 'a' has trunks/a.pth"):
         parse({"a": trunk(), "b": trunk()})
 
 
@@ -196,7 +196,7 @@ json_values = st.recursive(
 
 @given(key=st.sampled_from(sorted({*trunk(url=""), *adapter(url="")})), value=json_values)
 @settings(max_examples=150, deadline=None)
-def test_any_value_in_any_place_is_read_or_refused(key, value):
+def test_any_value_of_any_entry_is_read_or_refused(key, value):
     for rows in (
         {"trunks": {"a": trunk(**{key: value})}},
         {"adapters": {"a": adapter(**{key: value})}},
@@ -246,7 +246,7 @@ def test_a_mirror_adds_rows_and_changes_none(tmp_path, monkeypatch, make):
 
 
 def test_a_broken_table_of_a_mirror(tmp_path, monkeypatch):
-    """It is refused; names of the library's own table do not need it."""
+    """Names of the library's own table still work; all others end in an error."""
     (tmp_path / "zoo.json").write_text('{"format": 7}')
     monkeypatch.setenv("E3VA_ZOO", str(tmp_path))
     assert local_path("e3va://swin_micro").is_file()
@@ -255,7 +255,7 @@ def test_a_broken_table_of_a_mirror(tmp_path, monkeypatch):
             use()
 
 
-def test_names_are_found_and_nearest_ones_named():
+def test_names_are_found_or_the_nearest_are_listed():
     assert find_trunk_name("swin_tiny_patch4_window7_224.pth") == "swin_tiny_patch4_window7_224"
     assert find_trunk_name("swin_t-704ceda3.pth") == "torchvision_swin_t"
     assert find_trunk_name("nothing") is None
@@ -267,13 +267,13 @@ def test_names_are_found_and_nearest_ones_named():
 
 
 @pytest.mark.parametrize("value", ["/not/there", "ftp://a.org/zoo", "file:///tmp", "http://"])
-def test_a_mirror_that_is_none(monkeypatch, value):
+def test_invalid_mirrors(monkeypatch, value):
     monkeypatch.setenv("E3VA_ZOO", value)
     with pytest.raises(UserError, match=f"E3VA_ZOO={value}:"):
         table()
 
 
-def test_a_bare_name_is_the_zoos_unless_a_file_is_meant(tmp_path, monkeypatch):
+def test_a_bare_name_means_a_trunk_of_the_zoo_unless_it_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert as_address("swin_micro") == "e3va://swin_micro"
     assert as_address("swin_tiny_patch4_window7_224.pth") == "e3va://swin_tiny_patch4_window7_224"

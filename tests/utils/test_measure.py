@@ -26,7 +26,7 @@ class Toy(nn.Module):
         return x * self.scale
 
 
-def test_each_saved_storage_is_counted_once_and_parameters_not_at_all():
+def test_each_saved_storage_counts_once_and_parameters_do_not_count():
     toy = Toy()
     x = torch.rand(10, 6)
     with track_saved_bytes(toy, {"first": toy.first, "last": toy.last}) as saved:
@@ -48,7 +48,7 @@ def test_one_tensor_saved_twice_counts_once():
     assert out.requires_grad
 
 
-def test_gradients_are_what_they_are_without_measuring():
+def test_measuring_does_not_change_gradients():
     toy = Toy()
     x = torch.rand(10, 6)
     toy(x).square().sum().backward()
@@ -61,7 +61,7 @@ def test_gradients_are_what_they_are_without_measuring():
         assert torch.equal(parameter.grad, gradient)
 
 
-def test_nothing_is_kept_alive_and_no_hook_is_left():
+def test_no_tensor_and_no_hook_remains():
     toy = Toy()
     with track_saved_bytes(toy, {"first": toy.first, "last": toy.last}) as saved:
         hidden = toy.first(torch.rand(4, 6))
@@ -75,7 +75,7 @@ def test_nothing_is_kept_alive_and_no_hook_is_left():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in toy.modules())
 
 
-def test_a_part_that_fails_does_not_claim_what_follows():
+def test_a_failed_part_does_not_get_later_bytes():
     toy = Toy()
     with track_saved_bytes(toy, {"first": toy.first}) as saved:
         with pytest.raises(RuntimeError):
@@ -102,6 +102,6 @@ def test_shared_parameters_count_once():
     assert [(r.part, r.total) for r in rows] == [("a", 12), ("b", 3)]
 
 
-def test_bytes_read_well():
+def test_text_of_saved_bytes():
     text = str(SavedBytes({"trunk": 0, "highway": 3 * MIB // 2}))
     assert text == "1.5 MiB (trunk 0.0, highway 1.5)"

@@ -9,7 +9,7 @@ from e3va import UserError
 from e3va.utils.optional import require
 
 
-def test_a_missing_package_says_how_to_install_it(monkeypatch):
+def test_a_missing_package_gives_its_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)  # as if it were not installed
     with pytest.raises(UserError, match="the zoo needs safetensors.*pip install safetensors"):
         require("safetensors", "the zoo")
@@ -19,7 +19,7 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch):
     assert require("json", "nobody").loads("1") == 1
 
 
-def test_an_installed_package_that_lacks_another_says_so_itself(monkeypatch, tmp_path):
+def test_an_import_error_inside_an_installed_package_is_raised(monkeypatch, tmp_path):
     (tmp_path / "half_installed.py").write_text("import a_package_that_nobody_has")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_package_that_nobody_has"):
