@@ -1,8 +1,5 @@
 """The model zoo for Detectron2: configs and models by name, as in ``detectron2.model_zoo``."""
 
-import json
-from typing import Any
-
 import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.modeling import build_model
@@ -10,10 +7,15 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..adapter_files.description import AdapterConfig
-from ..adapter_files.files import CONFIG_FILE
-from ..model_zoo import get_checkpoint_url, get_config_file, local_path
-from ..model_zoo.resolve import SCHEME, find_place
-from ..model_zoo.rows import AdapterRow
+from ..model_zoo import get_config_file
+from ..model_zoo.models import (
+    CONFIG_SUFFIXES,
+    address_of,
+    description_of,
+    find_adapter_row,
+    trained_row,
+)
+from ..model_zoo.rows import SCHEME, AdapterRow
 from ..swin.presets import preset_name
 from ..utils.errors import UserError
 from .checkpoint import HighwayCheckpointer
@@ -39,7 +41,7 @@ def get_config(config_path: str, trained: bool = False) -> DictConfig | CfgNode:
     Raises:
         UserError: there is no such config, or no adapter for it yet.
     """
-    return _config(config_path, get_checkpoint_url(config_path) if trained else "")
+    return _config(config_path, trained_row(config_path) if trained else None)
 
 
 def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
@@ -55,42 +57,33 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
     Raises:
         UserError: there is no such config or adapter, or no adapter for the config yet.
     """
-    url = ""
-    if not config_path.endswith((".py", ".yaml")):
-        row = _row(config_path)
+    row = None
+    if not config_path.endswith(CONFIG_SUFFIXES):
+        row = find_adapter_row(config_path)
         if row.framework != FRAMEWORK or not row.config:
             raise UserError(
                 f"the adapter {row.name!r} names no Detectron2 config of this project (framework "
                 f"{row.framework!r}): use e3va.torchvision.load_model for torchvision, or build "
                 "its model and load it with e3va.load_adapter"
             )
-        config_path, url = row.config, f"{SCHEME}{row.name}"
+        config_path = row.config
     elif trained:
-        url = get_checkpoint_url(config_path)
-    cfg = _config(config_path, url if trained else "")
+        row = trained_row(config_path)
+    cfg = _config(config_path, row if trained else None)
     if isinstance(cfg, CfgNode):
         cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = build_model(cfg)
     else:
         model = instantiate(cfg.model).to(device or cfg.train.device)
     if trained:
-        row = _row(url)
-        trunk = f"{SCHEME}{row.trunk}"
-        HighwayCheckpointer(model, trunk=trunk).load(f"{SCHEME}{row.name}")
+        HighwayCheckpointer(model, trunk=SCHEME + row.trunk).load(SCHEME + row.name)
     return model
 
 
-def _row(address: str) -> AdapterRow:
-    row = find_place(SCHEME + address.removeprefix(SCHEME)).row
-    if not isinstance(row, AdapterRow):
-        raise UserError(f"{address!r} is a trunk: expected a config or the name of an adapter")
-    return row
-
-
-def _config(config_path: str, url: str) -> Any:
-    """Return a config, for the adapter at an address of the zoo if ``url`` is not empty."""
+def _config(config_path: str, row: AdapterRow | None) -> DictConfig | CfgNode:
+    """Return a config, with the settings of an adapter if ``row`` is one."""
     file = get_config_file(config_path)
-    description = _describe(url) if url else None
+    url, description = (address_of(row), description_of(row)) if row else ("", None)
     if file.endswith(".yaml"):
         return _yaml_config(file, url, description)
     cfg = load_config(file)
@@ -113,9 +106,3 @@ def _yaml_config(file: str, url: str, description: AdapterConfig | None) -> CfgN
             heads = _CLASSES_OF.get(cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")
             cfg.MODEL[heads].NUM_CLASSES = len(description.classes)
     return cfg
-
-
-def _describe(url: str) -> AdapterConfig:
-    # Only the smaller of the adapter's two files; the zoo checks its sha256.
-    file = local_path(f"{SCHEME}adapters/{_row(url).name}/{CONFIG_FILE}")
-    return AdapterConfig.from_dict(json.loads(file.read_text(encoding="utf-8")), str(file))

@@ -146,10 +146,10 @@ def held_bytes(modules):
 
 def test_several_adapters_share_one_trunk_and_switch(folders, image):
     predictor = LazyPredictor(weights=folders["fruit"], overrides=SMALL)
-    predictor.add("leaves", folders["leaves"])
+    predictor.load_adapter("leaves", folders["leaves"])
     # A config of its own, and one file of the adapter.
     own = load_config(CONFIG, [*SMALL, "model.backbone.bottom_up.preset=swin_nano"])
-    predictor.add("one", folders["one"] / CONFIG_FILE, own)
+    predictor.load_adapter("one", folders["one"] / CONFIG_FILE, own)
     assert predictor.names == ["default", "leaves", "one"] and predictor.active == "default"
     separate = {
         name: LazyPredictor(weights=folder, overrides=SMALL) for name, folder in folders.items()
@@ -157,11 +157,11 @@ def test_several_adapters_share_one_trunk_and_switch(folders, image):
     separate["default"] = separate.pop("fruit")
     classes = {**ADAPTERS, "default": ADAPTERS["fruit"]}
     for name in ("leaves", "default", "one", "leaves", "default"):
-        assert predictor.use(name) is predictor
+        assert predictor.set_adapter(name) is predictor.model
         assert predictor.metadata.thing_classes == [*classes[name]]
         assert predictor.model.roi_heads.num_classes == len(classes[name])
         assert same(predictor(image), separate[name](image))
-    together = [predictor.use(name).model for name in predictor.names]
+    together = [predictor.set_adapter(name) for name in predictor.names]
     addresses = {
         tuple(p.data_ptr() for p in model.backbone.bottom_up.trunk.parameters())
         for model in together
@@ -172,7 +172,8 @@ def test_several_adapters_share_one_trunk_and_switch(folders, image):
     assert held_bytes(together) == held_bytes(alone) - 2 * trunk
     # Configs stay plain data.
     for name in predictor.names:
-        cfg = predictor.use(name).cfg
+        predictor.set_adapter(name)
+        cfg = predictor.cfg
         assert "trunk" not in cfg.model.backbone.bottom_up and LazyConfig.to_py(cfg)
     assert "trunk" not in own.model.backbone.bottom_up
 
@@ -184,17 +185,18 @@ def test_adapters_that_do_not_fit_leave_what_is_loaded(folders, pretrained, tmp_
     save_atomically({"model": other}, tmp_path / "other.pth")
     stranger = make_adapter(tmp_path / "stranger", tmp_path / "other.pth", ("x", "y"), 9)
     with pytest.raises(UserError, match=r"other.pth .fingerprint \w+.*swin.pth .fingerprint \w+"):
-        predictor.add("stranger", stranger)
+        predictor.load_adapter("stranger", stranger)
     with pytest.raises(UserError, match="no adapter"):
-        predictor.add("whole", folders["one"] / "model.pth")
+        predictor.load_adapter("whole", folders["one"] / "model.pth")
     with pytest.raises(UserError, match="roi_heads.* does not|does not fit this model"):
-        predictor.add("leaves", folders["leaves"], overrides=["model.roi_heads.num_classes=8"])
+        predictor.load_adapter("leaves", folders["leaves"], overrides=["model.roi_heads.num_classes=8"])
     with pytest.raises(UserError, match="no adapter 'leaves' is loaded: expected one of default"):
-        predictor.use("leaves")
+        predictor.set_adapter("leaves")
     assert predictor.names == ["default"] and same(predictor(image), expected)
     easy = LazyPredictor(weights=folders["fruit"], overrides=SMALL, any_trunk=True)
-    easy.add("stranger", stranger)
-    assert easy.use("stranger").metadata.thing_classes == ["x", "y"]
+    easy.load_adapter("stranger", stranger)
+    easy.set_adapter("stranger")
+    assert easy.metadata.thing_classes == ["x", "y"]
 
 
 def test_the_demo_draws_with_an_adapter(folders, pretrained, drawn, tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from e3va import UserError
 from e3va.detectron2 import LazyPredictor, add_e3va_config, engine, load_config
 from e3va.detectron2.config import CONFIG_ROOT
 from e3va.detectron2.data import registered_dicts
-from e3va.detectron2.describe import class_metadata, describe_config
+from e3va.detectron2.describe import describe_config, find_metadata
 from e3va.detectron2.labels import LabelMapper, label_evaluator, registered_label_evaluator
 from e3va.detectron2.lean import prepare_model
 from e3va.detectron2.visualize import draw_labels, predict_folder
@@ -387,7 +387,7 @@ def test_every_class_is_drawn_in_a_colour_of_its_own():
     labels = np.zeros((480, 480), int)
     labels[:, 160:320], labels[:, 320:] = 1, 2
     grey = np.full((480, 480, 3), 100, np.uint8)
-    metadata = class_metadata(load_config(CONFIG), NAMES)
+    metadata = find_metadata(load_config(CONFIG), NAMES)
     pictures = [draw_labels(grey, labels, metadata) for _ in range(2)]
     assert np.array_equal(*pictures)
     colors = [pictures[0][60, x].astype(int) for x in (60, 240, 420)]
