@@ -1,17 +1,21 @@
 """Detectron2's checkpointer, with files that a crash cannot damage and clear errors."""
 
 import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from torch import nn
 
 from ..adapter_files.description import AdapterConfig, describe_model
 from ..adapter_files.files import FULL_KEY, apply_adapter, is_adapter, read_adapter, recorded_origin
+from ..adapter_files.heads import smallest_anchor
 from ..adapter_files.trunk import build_trunk
 from ..backbone import find_backbone, trunk_prefix
 from ..model_zoo.resolve import SCHEME, local_path
@@ -24,7 +28,6 @@ from ..weights.loading import check_trunk, find_trunk, load_trunk, missing_trunk
 from ..weights.origin import TrunkOrigin, fingerprint
 from .backbone import find_trunk_module
 from .describe import FRAMEWORK
-from .foreign import check_surroundings
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +35,7 @@ PARTS = ("all", "backbone")
 
 
 def local_weights(path: str | os.PathLike) -> str:
-    """Return the local file or folder of weights; an address of the model zoo is downloaded.
-
-    Any other path stays the same. A query of Detectron2 (``?matching_heuristics=True``) stays at
-    the end.
-
-    Raises:
-        UserError: the zoo has nothing of that name, or the download fails.
-    """
+    """Return the local path of weights and Detectron2's query; download an ``e3va://`` address."""
     path = str(path)
     if not path.startswith(SCHEME):
         return path
@@ -99,10 +95,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         return find_trunk_module(self.model)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``save_dir/name.pth``, then name it in ``last_checkpoint``, both atomically.
-
-        If the trunk is frozen, the entry ``e3va`` holds the description of the adapter.
-        """
+        """Write ``save_dir/name.pth``, then name it in ``last_checkpoint``, both atomically."""
         if not self.save_dir or not self.save_to_disk:
             return
         remove_leftovers(self.save_dir)
@@ -151,7 +144,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         state, description = read_adapter(path)
         description.check_backbone(find_backbone(self.model)[1], self._source)
         if not self._backbone_only:
-            check_surroundings(self.model, description, self._source)
+            self._check_anchors_and_pooling(description)
         trunk = self._trunk_of(description, path if path.is_dir() else path.parent)
         try:
             apply_adapter(
@@ -169,6 +162,16 @@ class HighwayCheckpointer(DetectionCheckpointer):
             self._trunk.origin = trunk.origin
         self.adapter = description
         self._report(description)
+
+    def _check_anchors_and_pooling(self, description: AdapterConfig) -> None:
+        """Check that the model has those of an adapter of torchvision; its tensors fit others."""
+        foreign = description.framework == "torchvision"
+        overrides = list(_torchvision_overrides(self.model, description)) if foreign else []
+        if overrides:
+            raise UserError(
+                f"{self._source} was trained by the e3va command, with other anchors or pooling "
+                f"than this model: add {' '.join(overrides)}"
+            )
 
     def _trunk_of(self, description: AdapterConfig, folder: Path) -> SwinTrunk:
         """Return the trunk of an adapter: the model's own, or a new one if weights differ."""
@@ -214,11 +217,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
             )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
-        """Resume from the last checkpoint, or load ``path``, as Detectron2's class.
-
-        Raises:
-            UserError: ``last_checkpoint`` names a file that does not exist.
-        """
+        """Resume from the last checkpoint, or load ``path``, as Detectron2's class."""
         if resume and self.has_checkpoint() and not os.path.isfile(self.get_checkpoint_file()):
             raise UserError(
                 f"{self.save_dir}/last_checkpoint names {self.get_checkpoint_file()}, which does "
@@ -286,3 +285,23 @@ def warn_of_rounding(trunk: SwinTrunk, description: AdapterConfig, source: str) 
             "differ by that rounding",
             *(source, description.trunk.stored, trunk.origin.stored),
         )
+
+
+def _torchvision_overrides(model: nn.Module, description: AdapterConfig) -> Iterator[str]:
+    """Yield the overrides that give a model the anchors and pooling of torchvision's adapter."""
+    size = description.model.get("size")
+    rpn = getattr(model, "proposal_generator", None)
+    if isinstance(rpn, RPN) and isinstance(size, int):
+        least = smallest_anchor(size)
+        x1, y1, x2, y2 = next(iter(rpn.anchor_generator.cell_anchors))[0].tolist()
+        if round(math.sqrt((x2 - x1) * (y2 - y1))) != least:
+            sizes = ",".join(f"[{least * 2**level}]" for level in range(5))
+            yield f"model.proposal_generator.anchor_generator.sizes=[{sizes}]"
+    heads = getattr(model, "roi_heads", None)
+    plain = isinstance(heads, StandardROIHeads) and not isinstance(heads, CascadeROIHeads)
+    if plain and description.model.get("pooling", "torchvision") == "torchvision":
+        for name in ("box_pooler", "mask_pooler"):
+            pooler = getattr(heads, name, None)
+            if pooler is not None and pooler.level_poolers[0].aligned:
+                yield f"model.roi_heads.{name}.pooler_type=ROIAlign"
+                yield f"model.roi_heads.{name}.sampling_ratio=2"

@@ -82,8 +82,7 @@ def coco_evaluator(
 ) -> COCOEvaluator:
     """Build an evaluator of COCO's box and mask AP on the usable part of an annotation file.
 
-    It writes ``output_dir/ground_truth.json`` (the annotations that count) and, when it evaluates,
-    ``coco_instances_results.json``.
+    It writes the annotations that count into ``output_dir/ground_truth.json``.
     """
     data = read_coco(json_file, image_root, masks=masks)
     truth = Path(output_dir) / "ground_truth.json"

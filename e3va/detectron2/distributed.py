@@ -18,14 +18,8 @@ from ..weights.origin import fingerprint
 def share_model(model: nn.Module, device: str, ddp: Mapping[str, object]) -> nn.Module:
     """Put a model into DistributedDataParallel; with one process, return it unchanged.
 
-    Processes exchange only gradients of trained parameters, once a step. DistributedDataParallel
-    does not see a frozen trunk; each process loads its weights from a file, and
-    :func:`check_same_start` compares them.
-
-    Args:
-        model: a Detectron2 model on its device, its trained parts chosen.
-        device: ``"cuda"`` or ``"cpu"``.
-        ddp: further arguments of :func:`detectron2.engine.defaults.create_ddp_model`.
+    Processes exchange only gradients of trained parameters, once a step. ``ddp`` holds further
+    arguments of :func:`detectron2.engine.defaults.create_ddp_model`.
     """
     if comm.get_world_size() == 1:
         return model
@@ -75,34 +69,27 @@ def hide_trunk_from_ddp(model: nn.Module) -> None:
 
 
 def check_same_start(model: nn.Module, trunk: nn.Module, iteration: int) -> None:
-    """Check that all processes start with the same iteration and weights.
+    """Check in all processes that they start with the same iteration and weights.
 
     Each process reads its own files, which could differ on machines without a shared disk.
-
-    Args:
-        model: the model, not inside DistributedDataParallel.
-        trunk: the trunk in it.
-        iteration: the first iteration of this run.
-
-    Raises:
-        UserError: a process differs from the first one; all processes raise it.
     """
     if comm.get_world_size() == 1:
         return
     in_trunk = {id(tensor) for tensor in _tensors(trunk).values()}
     rest = {name: value for name, value in _tensors(model).items() if id(value) not in in_trunk}
     starts = comm.all_gather((iteration, fingerprint(_tensors(trunk)), fingerprint(rest)))
-    for place, what, advice in (
-        (0, "iteration", "the same checkpoint in train.output_dir of every machine"),
-        (1, "weights of the trunk (fingerprint)", "the same files of weights on every machine"),
-        (2, "weights of highway, neck and heads (fingerprint)", "the same files on every machine"),
+    for found, what, advice in zip(
+        zip(*starts, strict=True),
+        ("iteration", "weights of the trunk", "weights of highway, neck and heads"),
+        ("checkpoint in train.output_dir", "files of weights", "files"),
+        strict=True,
     ):
-        values = [str(start[place])[:16] for start in starts]
-        for rank, value in enumerate(values):
-            if starts[rank][place] != starts[0][place]:
+        for rank, value in enumerate(found):
+            if value != found[0]:
                 raise UserError(
-                    f"process {rank} starts with another {what} than process 0 ({value}, not "
-                    f"{values[0]}): expected {advice}; use a shared disk, or copy the files"
+                    f"process {rank} starts with another {what} than process 0 "
+                    f"({str(value)[:16]}, not {str(found[0])[:16]}): expected the same {advice} on "
+                    "every machine; use a shared disk, or copy the files"
                 )
 
 

@@ -15,7 +15,6 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import SemSegEvaluator
-from omegaconf import ListConfig
 
 from ..data.label_maps import (
     IGNORED,
@@ -36,13 +35,12 @@ def label_classes(images: str, labels: str, classes: Sequence[str] | None) -> li
     """Return the given class names, or ``class 0`` … up to the largest label of the maps.
 
     Raises:
-        UserError: the names are not a list of different names, or there are too many; without
-            names, a folder or a label map cannot be read.
+        UserError: names are equal, or there are too many; without names, a folder or a label map
+            cannot be read.
     """
     if classes is None:
         return numbered_classes(_find_pairs(images, labels, "data.train"))
-    if not isinstance(classes, list | tuple | ListConfig) or not classes:
-        raise UserError(f"data.classes={classes}: expected a list of names, as [background,date]")
+
     names = [str(name) for name in classes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -62,7 +60,7 @@ def count_label_classes(images: str, labels: str, classes: Sequence[str] | None)
 def label_dicts(
     images: str, labels: str, *, training: bool, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return dataset dicts in Detectron2's format for two folders; every label map is checked.
+    """Check all label maps of a folder and return dataset dicts in Detectron2's format.
 
     Args:
         images: folder of images.

@@ -23,15 +23,11 @@ def prepare_model(model: nn.Module, mixed: bool) -> None:
     """Bring a model into the form in which it trains, according to its backbone's ``memory``.
 
     Call it when weights are loaded or a run is resumed, and before the first step: it may store
-    the trunk's weights in fewer bits. A second call changes nothing. Evaluation does not need it.
+    the trunk's weights in fewer bits. Parts of unknown types are not recomputed.
 
     Args:
-        model: a Detectron2 model, not inside DistributedDataParallel. Parts of unknown types are
-            not recomputed.
+        model: a Detectron2 model, not inside DistributedDataParallel.
         mixed: whether it trains in mixed precision.
-
-    Raises:
-        UserError: the model has no E³VA backbone.
     """
     _, backbone = find_backbone(model)
     backbone.prepare(mixed)

@@ -131,7 +131,7 @@ def no_adapter(cfg, why):
 def test_no_adapter_of_a_trunk_that_nobody_can_find(small_config):
     """Random weights; also after a resumption, when they come from a checkpoint."""
     for small_config.train.max_iter in (1, 2):
-        no_adapter(small_config, "not known which pretrained weights")
+        no_adapter(small_config, "names the trunk's weights")
 
 
 def test_no_adapter_of_a_trunk_that_trained(pretrained_config):

@@ -189,7 +189,9 @@ def test_adapters_that_do_not_fit_leave_what_is_loaded(folders, pretrained, tmp_
     with pytest.raises(UserError, match="no adapter"):
         predictor.load_adapter("whole", folders["one"] / "model.pth")
     with pytest.raises(UserError, match="roi_heads.* does not|does not fit this model"):
-        predictor.load_adapter("leaves", folders["leaves"], overrides=["model.roi_heads.num_classes=8"])
+        predictor.load_adapter(
+            "leaves", folders["leaves"], overrides=["model.roi_heads.num_classes=8"]
+        )
     with pytest.raises(UserError, match="no adapter 'leaves' is loaded: expected one of default"):
         predictor.set_adapter("leaves")
     assert predictor.names == ["default"] and same(predictor(image), expected)
