@@ -10,7 +10,7 @@ from ..swin.modules import PATCH
 from ..swin.presets import SwinPreset, get_preset
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
-from .pyramid import LeanPyramid
+from .lean import LeanPyramid
 
 
 class E3VASwin(E3VABackbone, Backbone):

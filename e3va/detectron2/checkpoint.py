@@ -22,7 +22,7 @@ from ..model_zoo.resolve import SCHEME, local_path
 from ..model_zoo.trunks import find_trunk_of
 from ..swin.trunk import SwinTrunk
 from ..utils.atomic import atomic_open, remove_leftovers, save_atomically
-from ..utils.errors import UserError
+from ..utils.errors import UserError, check_choice
 from ..weights.checkpoint import load_file, model_state
 from ..weights.loading import check_trunk, find_trunk, load_trunk, missing_trunk, trunk_state
 from ..weights.origin import TrunkOrigin, fingerprint
@@ -30,8 +30,6 @@ from .backbone import find_trunk_module
 from .describe import FRAMEWORK
 
 logger = logging.getLogger(__name__)
-
-PARTS = ("all", "backbone")
 
 
 def local_weights(path: str | os.PathLike) -> str:
@@ -80,8 +78,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, **checkpointables)
-        if adapter_parts not in PARTS:
-            raise UserError(f"train.adapter_parts={adapter_parts}: expected one of {PARTS}")
+        check_choice("train.adapter_parts", adapter_parts, ("all", "backbone"))
         self.adapter: AdapterConfig | None = None
         self._about = dict(about or {"framework": FRAMEWORK})
         self._given_trunk = str(trunk or "")
@@ -178,20 +175,15 @@ class HighwayCheckpointer(DetectionCheckpointer):
         wanted, own = description.trunk, self._trunk
         # A training that starts from an adapter rounds the weights itself.
         stored = "fp32" if self.checkpointables else wanted.stored
-        known = own.origin is not None and own.origin.fingerprint == wanted.fingerprint
-        if known and (own.origin.stored != "fp32" or stored == "fp32"):
-            warn_of_rounding(own, description, self._source)
-            return own
-        if known:
+        if own.origin is not None and own.origin.fingerprint == wanted.fingerprint:
+            if own.origin.stored != "fp32" or stored == "fp32":
+                warn_of_rounding(own, description, self._source)
+                return own
             state, source = own.state_dict(), wanted.source
         else:
             state, source = find_trunk_of(description, self._given_trunk or None, folder)
-        trunk = build_trunk(
-            *(description, state, source),
-            adapter=self._source,
-            any_trunk=self._any_trunk,
-            stored=stored,
-        )
+        options = {"adapter": self._source, "any_trunk": self._any_trunk, "stored": stored}
+        trunk = build_trunk(description, state, source, **options)
         if trunk.origin.fingerprint == wanted.fingerprint:
             trunk.origin = replace(wanted, stored=stored)
         else:

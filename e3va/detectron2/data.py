@@ -102,25 +102,20 @@ def coco_evaluator(
 
 
 def given_path(path: str, key: str, kind: str = "PATH") -> str:
-    """Return a path of a config, with ``~`` expanded.
-
-    Raises:
-        UserError: the path is empty; the message names its config key.
-    """
+    """Return the path in a config's ``key``, with ``~`` expanded; it must not be empty."""
     if not path:
         raise UserError(f"{key} is not given: add {key}={kind} to the command line")
     return os.path.expanduser(path)
 
 
 def _dataset_dict(image: dict, data: CocoData) -> dict:
+    annotations = data.annotations[image["id"]]
     return {
         "file_name": image["path"],
         "height": image["height"],
         "width": image["width"],
         "image_id": image["id"],
-        "annotations": [
-            _instance(annotation, data.class_index) for annotation in data.annotations[image["id"]]
-        ],
+        "annotations": [_instance(annotation, data.class_index) for annotation in annotations],
     }
 
 

@@ -35,10 +35,7 @@ def share_model(model: nn.Module, device: str, ddp: Mapping[str, object]) -> nn.
 
 
 def _sync_norms_without_cuda(model: nn.Module) -> None:
-    """Replace torch's SyncBatchNorm, which needs CUDA, by Detectron2's.
-
-    It computes the same as long as all maps have one size, as those of ROI heads do.
-    """
+    """Replace torch's SyncBatchNorm, which needs CUDA, by Detectron2's: the same for equal maps."""
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm) is nn.SyncBatchNorm:
@@ -51,11 +48,10 @@ def _sync_norms_without_cuda(model: nn.Module) -> None:
 
 
 def hide_trunk_from_ddp(model: nn.Module) -> None:
-    """Hide a frozen trunk from DistributedDataParallel, which is to be put around the model.
+    """Hide a frozen trunk from DistributedDataParallel, and copy the first process's to the others.
 
     DistributedDataParallel keeps a reference to every parameter that it sees, so the weights that
-    :func:`e3va.detectron2.lean.prepare_model` replaces would stay in memory. It would also copy the
-    first process's weights to the others; this function does so instead.
+    :func:`e3va.detectron2.lean.prepare_model` replaces would stay in memory.
     """
     trunk = find_backbone(model)[1].trunk
     if not trunk.frozen:

@@ -128,12 +128,9 @@ def _work(cfg: DictConfig, args: Namespace) -> None:
 
 def adapter_options(cfg: DictConfig) -> dict[str, Any]:
     """Return a config's options of :class:`HighwayCheckpointer` for loading an adapter."""
-    return {
-        # Configs with Detectron2's own "train" lack these keys.
-        "trunk": cfg.train.get("trunk", ""),
-        "adapter_parts": cfg.train.get("adapter_parts", "all"),
-        "any_trunk": bool(cfg.train.get("any_trunk", False)),
-    }
+    usual = {"trunk": "", "adapter_parts": "all", "any_trunk": False}
+    # Configs with Detectron2's own "train" lack these keys.
+    return {key: cfg.train.get(key, value) for key, value in usual.items()}
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
@@ -170,15 +167,11 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
     )
     about = describe_config(cfg, loader)
     folder = train_cfg.output_dir
-    checkpointer = HighwayCheckpointer(
-        model, folder, about=about, **adapter_options(cfg), trainer=trainer
-    )
+    options = {"about": about, **adapter_options(cfg), "trainer": trainer}
+    checkpointer = HighwayCheckpointer(model, folder, **options)
     adapter = AdapterWriter(folder, about)
-    every_process = [
-        hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-        PeakMemory(),
-    ]
+    schedule = hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))
+    every_process = [hooks.IterationTimer(), schedule, PeakMemory()]
     evaluation = hooks.EvalHook(train_cfg.eval_period, lambda: adapter.record(evaluate(cfg, model)))
     if not comm.is_main_process():
         trainer.register_hooks([*every_process, evaluation])

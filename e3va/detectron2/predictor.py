@@ -16,7 +16,7 @@ from ..adapter_files.adapter_set import AdapterSet
 from ..adapter_files.description import AdapterConfig
 from ..adapter_files.files import is_adapter, read_config
 from ..swin.trunk import SwinTrunk
-from ..utils.errors import UserError
+from ..utils.errors import UserError, check_choice
 from .backbone import find_trunk_module
 from .checkpoint import HighwayCheckpointer, local_weights, warn_of_rounding
 from .config import apply_overrides, bottom_up_node, load_config
@@ -209,10 +209,7 @@ def _find_adapter(path: str | os.PathLike) -> Path:
 def _prepare(model: nn.Module, cfg: DictConfig, description: AdapterConfig | None) -> nn.Module:
     """Attach what a prediction needs to a model: config, class names and augmentations."""
     mapper = cfg.dataloader.test.mapper
-    if mapper.image_format not in ("RGB", "BGR"):
-        raise UserError(
-            f"dataloader.test.mapper.image_format={mapper.image_format}: expected RGB or BGR"
-        )
+    check_choice("dataloader.test.mapper.image_format", mapper.image_format, ("RGB", "BGR"))
     model.cfg = cfg
     model.metadata = find_metadata(cfg, description.classes if description is not None else ())
     model.augmentations = T.AugmentationList([instantiate(a) for a in mapper.augmentations])
