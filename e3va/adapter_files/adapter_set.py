@@ -1,11 +1,11 @@
 """Several adapters over one trunk, which is in memory once."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..backbone import find_backbone
 from ..swin.trunk import SwinTrunk

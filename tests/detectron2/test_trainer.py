@@ -2,10 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -62,51 +58,6 @@ def test_accumulation_equals_the_large_batch(parts):
         torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-11)
     logged = [t.storage.history("loss_square").latest() for t in (whole, divided)]
     assert logged[0] == pytest.approx(logged[1], rel=1e-9)
-
-
-@pytest.mark.slow
-def test_two_processes_with_half_the_batch_each_are_one_with_all_of_it(tmp_path):
-    """Real processes; each divides its half again, and gradients meet once a step."""
-    script = tmp_path / "work.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import sys
-
-            import torch
-            from detectron2.engine import launch
-            from detectron2.engine.defaults import create_ddp_model
-            from detectron2.utils import comm
-
-            sys.path.insert(0, sys.argv[1])
-            from test_trainer import HighwayTrainer, toy
-
-
-            def work():
-                whole = toy(count=8)
-                share = whole.data_loader[0][comm.get_rank() :: 2]
-                model = create_ddp_model(whole.model, device_ids=None)
-                trainer = HighwayTrainer(
-                    model, [share] * 3, whole.optimizer, accumulate=2, clip_norm=0.5
-                )
-                trainer.train(0, 3)
-                torch.save(whole.model.state_dict(), f"{sys.argv[2]}/{comm.get_rank()}.pth")
-
-
-            if __name__ == "__main__":
-                launch(work, 2, dist_url="auto")
-            """
-        )
-    )
-    command = [sys.executable, script, Path(__file__).parent, tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    one = toy(count=8, clip_norm=0.5)
-    one.train(0, 3)
-    for rank in range(2):
-        shared = torch.load(tmp_path / f"{rank}.pth")
-        for name, value in weights(one).items():
-            torch.testing.assert_close(shared[name], value, rtol=1e-9, atol=1e-11)
 
 
 def test_accumulation_keeps_one_part_in_memory_at_a_time():
