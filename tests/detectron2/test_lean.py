@@ -60,7 +60,7 @@ def small_cfg(kind):
 
 
 def make(kind, memory, cfg=None):
-    """A model that begins to train; neck and heads alone differ, whatever the backbone does."""
+    """A model that begins to train; only neck and heads depend on ``memory``."""
     torch.manual_seed(0)
     return prepare(build_model(cfg or small_cfg(kind)).train(), memory)
 
@@ -142,7 +142,7 @@ def test_each_part_lowers_what_is_kept(part, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["cascade", "panoptic", "retinanet"])
-def test_evaluation_answers_the_same(kind):
+def test_evaluation_is_the_same(kind):
     image = [{"image": make_batch()[0]["image"]}]
     with torch.no_grad():
         expected, actual = (make(kind, m).eval()(image)[0] for m in ("standard", "lean"))
@@ -177,7 +177,7 @@ def test_the_mask_loss_draws_its_pictures_once():
 
 
 @pytest.mark.parametrize("norm", ["BN", "SyncBN", "naiveSyncBN"])
-def test_batch_norm_is_left_alone(norm):
+def test_batch_norm_is_not_recomputed(norm):
     cfg = small_cfg("cascade")
     cfg.MODEL.FPN.NORM = cfg.MODEL.ROI_BOX_HEAD.NORM = norm
     cfg.MODEL.ROI_BOX_HEAD.NUM_CONV, cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 1, 32

@@ -19,7 +19,7 @@ from e3va.weights.loading import load_trunk
 CONFIG = "COCO/cascade_mask_rcnn_e3va_swin_t_1x.py"
 
 
-def test_a_config_without_an_adapter_says_so():
+def test_a_config_without_an_adapter_is_an_error():
     with pytest.raises(UserError, match="COCO/cascade_mask_rcnn_e3va_swin_l_3x.py"):
         get_config("COCO/cascade_mask_rcnn_e3va_swin_l_3x.py", trained=True)
 

@@ -63,7 +63,7 @@ def state(trainer):
     [(0, "fp16", "standard"), (2, "fp32", "standard"), (0, "bf16", "lean"), (0, "fp32", "lean")],
 )
 def test_resumed_run_ends_with_the_same_bits(small_config, tmp_path, workers, precision, memory):
-    """Under fp16, the loss scale that the first steps found is part of what goes on."""
+    """Under fp16, the loss scale that the first steps found is restored too."""
     small_config.train.amp.enabled = precision == "fp16"
     small_config.train.amp.dtype = precision
     small_config.model.backbone.bottom_up.memory = memory
@@ -152,7 +152,7 @@ def augment(record):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_random_choices_depend_on_seed_and_place_alone(workers):
+def test_random_choices_depend_only_on_seed_and_place(workers):
     records = [{"width": 2, "height": 1, "index": index} for index in range(3)]
     whole = take(TrainLoader(records, augment, 2), 6)
     for kind in (1, 2, 3):  # an image that comes again is augmented anew

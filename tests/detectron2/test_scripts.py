@@ -226,7 +226,7 @@ def test_mistakes_in_the_validation_data_are_found_before_training(
     assert "has the classes blue, red, but the model learns red, blue" in line
 
 
-def test_coco_where_it_is_not(tmp_path):
+def test_missing_coco_is_one_line(tmp_path):
     line = mistake(
         [f"train.output_dir={tmp_path}", "model.backbone.bottom_up.preset=swin_nano"],
         "train.device=cpu",

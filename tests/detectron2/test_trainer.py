@@ -19,7 +19,7 @@ from e3va.utils.measure import MIB
 
 
 class MeanModel(nn.Module):
-    """A model whose loss is a mean over its images, so that the exact answer is known."""
+    """A model with a loss that is a mean over its images, so the exact result can be computed."""
 
     def __init__(self):
         super().__init__()
@@ -145,7 +145,7 @@ def test_trunk_keeps_its_bytes_and_the_highway_learns(small_config, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["frozen", "full"])
-def test_the_baselines_train_what_they_say(small_config, tmp_path, recipe):
+def test_the_baselines_train_the_right_parts(small_config, tmp_path, recipe):
     small_config.model.backbone.bottom_up.highway = {"recipe": recipe}
     small_config.train.max_iter = 2
     (tmp_path / "output").mkdir()
@@ -235,7 +235,7 @@ def test_settings_that_make_no_sense_are_refused():
         toy(accumulate=0)
 
 
-def test_report_says_what_trains_and_what_a_step_keeps(small_config, tmp_path, caplog):
+def test_report_of_trained_parts_and_kept_bytes(small_config, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="e3va")
     logging.getLogger("e3va").propagate = True
     small_config.train.max_iter = 1
