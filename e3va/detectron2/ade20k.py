@@ -1,14 +1,7 @@
 """ADE20K with its 150 classes, in the public layout of the MIT scene parsing challenge.
 
-``ade_challenge_2016_train`` and ``ade_challenge_2016_val`` are ``ADEChallengeData2016/`` in the
-folder of the environment variable ``DETECTRON2_DATASETS`` (default: ``datasets``)::
-
-    images/{training,validation}/*.jpg
-    annotations/{training,validation}/*.png    # 0: other, ignored here; 1 to 150: the classes
-
-Detectron2's own ``ade20k_sem_seg_train`` and ``…_val`` are the same images; its
-``prepare_ade20k_sem_seg.py`` writes their labels, shifted by one, into ``annotations_detectron2``.
-That folder is read if ``annotations`` does not exist.
+Label 0 is ignored, and 1 to 150 are the classes. Without the folder ``annotations``, the shifted
+labels are read that Detectron2's ``prepare_ade20k_sem_seg.py`` writes.
 """
 
 import os

@@ -44,8 +44,7 @@ def local_weights(path: str | os.PathLike) -> str:
 class HighwayCheckpointer(DetectionCheckpointer):
     """Checkpointer for whole models, pretrained Swin weights and adapters; it saves atomically.
 
-    The files have Detectron2's own format: ``DefaultPredictor`` and Detectron2's training script
-    read them. Reading them executes no code from them.
+    ``DefaultPredictor`` and Detectron2's training script read its files; no code in a file runs.
 
     Args:
         model: a Detectron2 model with an E³VA backbone.
@@ -121,9 +120,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
             checkpointables: names of further objects to load, see Detectron2's class.
 
         Raises:
-            UserError: the file is missing or damaged, has no trunk or a trunk of another size, or
-                is an adapter of another model or another trunk, or its trunk is not found. The
-                model does not change then.
+            UserError: the file is missing or damaged, has no trunk or one of another size, or is
+                an adapter that does not fit or lacks its trunk. The model does not change then.
         """
         self._source = str(path)
         local = local_weights(path)

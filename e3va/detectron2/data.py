@@ -135,10 +135,7 @@ def _instance(annotation: dict, class_index: dict[int, int]) -> dict:
 
 
 class ImageMapper(DatasetMapper):
-    """Detectron2's mapper, with a one-line error for an image that cannot be used.
-
-    The mask format follows the data: polygons stay polygons, and an image with an RLE among its
-    annotations gets bitmasks.
+    """Detectron2's mapper with one-line errors; images with an RLE get bitmasks, others polygons.
 
     Raises:
         UserError: the image is missing, does not decode, or has another size than its annotation

@@ -1,7 +1,4 @@
-"""The description of a LazyConfig in adapter files, and the LazyConfig of such a description.
-
-An adapter names a config of this project and carries plain data; nothing in it is ever called.
-"""
+"""The description of a LazyConfig in adapter files, and the LazyConfig of such a description."""
 
 from collections.abc import Sequence
 from contextlib import suppress

@@ -98,11 +98,7 @@ def dicts_of_pairs(pairs: Iterable[LabelledImage], **entries: Any) -> list[dict[
 def label_evaluator(
     images: str, labels: str, *, classes: Sequence[str], output_dir: str
 ) -> SemSegEvaluator:
-    """Build Detectron2's evaluator of mIoU and pixel accuracy on two folders.
-
-    When it evaluates, it writes ``sem_seg_predictions.json`` and ``sem_seg_evaluation.pth`` into
-    ``output_dir``. For the arguments see :func:`label_dicts`.
-    """
+    """Build Detectron2's evaluator of mIoU and pixel accuracy on two folders."""
     name = f"e3va:{Path(labels).expanduser().resolve()}"
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop(name, None)

@@ -1,7 +1,6 @@
 """``memory="lean"`` for Detectron2's models: neck and heads recompute what they do not keep.
 
-The parts are small where that costs little, because all that one part recomputes is in memory
-together.
+The recomputed parts are small, because each needs memory for all of its activations together.
 """
 
 import contextlib
