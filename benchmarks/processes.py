@@ -10,6 +10,7 @@ over Swin-T to L the bytes are those of the trained parameters. Writes tables in
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -244,6 +245,8 @@ def work(folder: str) -> None:
         trainer.train(0, STEPS)
         weights[case.name] = bare(trainer).state_dict()
     torch.save(weights, f"{folder}/{comm.get_rank()}.pth")
+    if comm.get_world_size() > min(WORLDS):
+        return
     counts = [count_bytes(case, recipe) for case, recipe in COUNTED]
     if comm.is_main_process():
         Path(folder, "counts.json").write_text(json.dumps(counts))
@@ -256,26 +259,32 @@ def start(world: int, folder: Path) -> None:
     subprocess.run([*command, __file__, "--work", folder], check=True)
 
 
+@functools.cache
+def train_alone(name: str, parts: int) -> tuple[dict, dict]:
+    """Train a case in this process; return the trained weights before, and all weights after."""
+    trainer = trainer_for(next(case for case in SAME + OTHER if case.name == name), parts)
+    model = bare(trainer)
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    trainer.train(0, STEPS)
+    return before, model.state_dict()
+
+
 def compare(world: int, folder: Path) -> list[dict]:
     """Compare the weights of ``world`` processes, in ``folder``, with those of one process."""
     ranks = [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(world)]
     rows = []
     for case in SAME + OTHER:
-        own_parts = case.settings.get("accumulate", 1)
-        parts = case.parts or world * own_parts
-        trainer = trainer_for(case, parts)
-        trained = [name for name, p in bare(trainer).named_parameters() if p.requires_grad]
-        before = {name: bare(trainer).state_dict()[name].clone() for name in trained}
-        trainer.train(0, STEPS)
-        one, many = bare(trainer).state_dict(), [rank[case.name] for rank in ranks]
+        parts = case.parts or world * case.settings.get("accumulate", 1)
+        before, one = train_alone(case.name, parts)
+        many = [rank[case.name] for rank in ranks]
         rows.append(
             {
                 "case": case.name,
                 "processes": world,
                 "parts_of_one": parts,
-                "difference": largest(one, many[0], trained),
+                "difference": largest(one, many[0], before),
                 "between_processes": max(largest(many[0], other, one) for other in many),
-                "change": largest(one, before, trained),
+                "change": largest(one, before, before),
                 "note": case.note,
             }
         )

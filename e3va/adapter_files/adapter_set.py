@@ -1,11 +1,11 @@
 """Several adapters over one trunk, which is in memory once."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..backbone import find_backbone
 from ..swin.trunk import SwinTrunk
@@ -39,7 +39,7 @@ class AdapterSet:
     def __init__(
         self,
         trunk: SwinTrunk,
-        build: Callable[[AdapterConfig, Mapping[str, Tensor], SwinTrunk], nn.Module],
+        build: Callable[..., nn.Module],
         framework: str = "",
         find: Callable[[str | os.PathLike], Path] = Path,
     ):
@@ -72,18 +72,18 @@ class AdapterSet:
         return self._models[self.active]
 
     def load_adapter(
-        self, name: str, path: str | os.PathLike, *, any_trunk: bool = False
+        self, name: str, path: str | os.PathLike, *, any_trunk: bool = False, **settings: Any
     ) -> AdapterConfig:
         """Load an adapter under a name; the first one becomes the adapter in use.
 
         A loaded adapter with the same name is replaced. See
         :func:`e3va.adapter_files.files.load_adapter` for the arguments and errors; after an error
-        the loaded adapters are unchanged.
+        the loaded adapters are unchanged. ``settings`` are further keyword arguments of ``build``.
         """
         state, config = read_adapter(self._find(path))
         if not any_trunk:
             config.check_origin(self.trunk, str(path))
-        model = self._build(config, state, self.trunk)
+        model = self._build(config, state, self.trunk, **settings)
         assert find_backbone(model)[1].trunk is self.trunk, "the model has a trunk of its own"
         apply_adapter(
             *(model, state, config, str(path)), any_trunk=any_trunk, framework=self._framework

@@ -1,12 +1,7 @@
 """E³VA for Detectron2: backbones, data, training and inference.
 
-Importing this package registers the backbones ``build_e3va_swin_backbone``,
-``build_e3va_swin_fpn_backbone`` and ``build_retinanet_e3va_swin_fpn_backbone``, the data sets
-``ade_challenge_2016_train`` and ``ade_challenge_2016_val``, and the addresses of the model zoo
-(``e3va://...``) in Detectron2.
-
-Raises:
-    UserError: Detectron2 is not installed.
+Importing this package registers backbones (``build_...``), the data sets
+``ade_challenge_2016_{train,val}``, and addresses of the zoo (``e3va://...``) in Detectron2.
 """
 
 import warnings

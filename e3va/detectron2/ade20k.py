@@ -1,17 +1,11 @@
 """ADE20K with its 150 classes, in the public layout of the MIT scene parsing challenge.
 
-``ade_challenge_2016_train`` and ``ade_challenge_2016_val`` are ``ADEChallengeData2016/`` in the
-folder of the environment variable ``DETECTRON2_DATASETS`` (default: ``datasets``)::
-
-    images/{training,validation}/*.jpg
-    annotations/{training,validation}/*.png    # 0: other, ignored here; 1 to 150: the classes
-
-Detectron2's own ``ade20k_sem_seg_train`` and ``…_val`` are the same images; its
-``prepare_ade20k_sem_seg.py`` writes their labels, shifted by one, into ``annotations_detectron2``.
-That folder is read if ``annotations`` does not exist.
+Label 0 is ignored, and 1 to 150 are the classes. Without the folder ``annotations``, the shifted
+labels are read that Detectron2's ``prepare_ade20k_sem_seg.py`` writes.
 """
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +13,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
 from ..data.label_maps import IGNORED, pair_label_maps
+from ..data.locations import ADE20K, ADE20K_PUBLIC, VARIABLE
 from ..utils.errors import UserError
 from .labels import dicts_of_pairs
 
-SPLITS = {"ade_challenge_2016_train": "training", "ade_challenge_2016_val": "validation"}
 # Folders of label maps, with the label of class 0 in them.
 _PUBLIC, _SHIFTED = ("annotations", 1), ("annotations_detectron2", 0)
 
 
-def ade20k_dicts(root: str | os.PathLike, split: str) -> list[dict[str, Any]]:
-    """Return dataset dicts with ``first_label``, see :mod:`e3va.detectron2.labels`.
-
-    Args:
-        root: the folder ``ADEChallengeData2016``.
-        split: ``"training"`` or ``"validation"``.
-
-    Raises:
-        UserError: a folder or a label map is missing, or there are no images.
-    """
-    root = Path(root)
+def _dicts(split: str) -> list[dict[str, Any]]:
+    """Return the dataset dicts of a split, with ``first_label``, see ``labels.py``."""
+    root = Path(os.getenv(VARIABLE, "datasets")).expanduser() / ADE20K
     images = root / "images" / split
     found = [(root / name / split, first) for name, first in (_PUBLIC, _SHIFTED)]
     labels, first = next((f for f in found if f[0].is_dir()), found[0])
@@ -51,21 +37,11 @@ def ade20k_dicts(root: str | os.PathLike, split: str) -> list[dict[str, Any]]:
     return dicts_of_pairs(pair_label_maps(images, labels), first_label=first)
 
 
-def _folder() -> Path:
-    root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
-    return root / "ADEChallengeData2016"
-
-
-def register_ade20k() -> None:
-    """Register the two data sets in Detectron2's catalogs; a second call changes nothing."""
-    for name, split in SPLITS.items():
-        if name not in DatasetCatalog:
-            DatasetCatalog.register(name, lambda split=split: ade20k_dicts(_folder(), split))
-            MetadataCatalog.get(name).set(
-                stuff_classes=ADE20K_SEM_SEG_CATEGORIES[:],
-                ignore_label=IGNORED,
-                evaluator_type="sem_seg",
-            )
-
-
-register_ade20k()
+for _name, _split in ADE20K_PUBLIC.items():
+    if _name not in DatasetCatalog:
+        DatasetCatalog.register(_name, partial(_dicts, _split))
+        MetadataCatalog.get(_name).set(
+            stuff_classes=ADE20K_SEM_SEG_CATEGORIES[:],
+            ignore_label=IGNORED,
+            evaluator_type="sem_seg",
+        )

@@ -10,7 +10,7 @@ from ..swin.modules import PATCH
 from ..swin.presets import SwinPreset, get_preset
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
-from .pyramid import LeanPyramid
+from .lean import LeanPyramid
 
 
 class E3VASwin(E3VABackbone, Backbone):
@@ -31,11 +31,7 @@ class E3VASwin(E3VABackbone, Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The largest stride.
-
-        The backbone takes images of any size and rounds the size of each level up; an FPN, which
-        adds levels, needs multiples of this number.
-        """
+        """The largest stride, because an FPN, which adds levels, needs multiples of it."""
         return max(shape.stride for shape in self.output_shape().values())
 
     @property
@@ -45,13 +41,7 @@ class E3VASwin(E3VABackbone, Backbone):
 
 
 def model_parts(model: nn.Module) -> dict[str, nn.Module | None]:
-    """Return the parts of a Detectron2 model by which parameters and memory are reported.
-
-    ``neck`` is None for a model without one.
-
-    Raises:
-        UserError: the model has no E³VA backbone.
-    """
+    """Return the parts of a model for reports of parameters and memory; no neck is None."""
     _, bottom_up = find_backbone(model)
     neck = [m for m in model.backbone.children() if m is not bottom_up]
     if isinstance(model.backbone.forward, LeanPyramid):  # it runs in place of the FPN's forward

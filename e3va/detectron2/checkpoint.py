@@ -1,45 +1,39 @@
 """Detectron2's checkpointer, with files that a crash cannot damage and clear errors."""
 
 import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from torch import nn
 
 from ..adapter_files.description import AdapterConfig, describe_model
 from ..adapter_files.files import FULL_KEY, apply_adapter, is_adapter, read_adapter, recorded_origin
+from ..adapter_files.heads import smallest_anchor
 from ..adapter_files.trunk import build_trunk
 from ..backbone import find_backbone, trunk_prefix
 from ..model_zoo.resolve import SCHEME, local_path
 from ..model_zoo.trunks import find_trunk_of
 from ..swin.trunk import SwinTrunk
 from ..utils.atomic import atomic_open, remove_leftovers, save_atomically
-from ..utils.errors import UserError
+from ..utils.errors import UserError, check_choice
 from ..weights.checkpoint import load_file, model_state
 from ..weights.loading import check_trunk, find_trunk, load_trunk, missing_trunk, trunk_state
 from ..weights.origin import TrunkOrigin, fingerprint
 from .backbone import find_trunk_module
 from .describe import FRAMEWORK
-from .foreign import check_surroundings
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("all", "backbone")
-
 
 def local_weights(path: str | os.PathLike) -> str:
-    """Return the local file or folder of weights; an address of the model zoo is downloaded.
-
-    Any other path stays the same. A query of Detectron2 (``?matching_heuristics=True``) stays at
-    the end.
-
-    Raises:
-        UserError: the zoo has nothing of that name, or the download fails.
-    """
+    """Return the local path of weights and Detectron2's query; download an ``e3va://`` address."""
     path = str(path)
     if not path.startswith(SCHEME):
         return path
@@ -50,8 +44,7 @@ def local_weights(path: str | os.PathLike) -> str:
 class HighwayCheckpointer(DetectionCheckpointer):
     """Checkpointer for whole models, pretrained Swin weights and adapters; it saves atomically.
 
-    The files have Detectron2's own format: ``DefaultPredictor`` and Detectron2's training script
-    read them. Reading them executes no code from them.
+    ``DefaultPredictor`` and Detectron2's training script read its files; no code in a file runs.
 
     Args:
         model: a Detectron2 model with an E³VA backbone.
@@ -84,8 +77,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, **checkpointables)
-        if adapter_parts not in PARTS:
-            raise UserError(f"train.adapter_parts={adapter_parts}: expected one of {PARTS}")
+        check_choice("train.adapter_parts", adapter_parts, ("all", "backbone"))
         self.adapter: AdapterConfig | None = None
         self._about = dict(about or {"framework": FRAMEWORK})
         self._given_trunk = str(trunk or "")
@@ -99,10 +91,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         return find_trunk_module(self.model)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``save_dir/name.pth``, then name it in ``last_checkpoint``, both atomically.
-
-        If the trunk is frozen, the entry ``e3va`` holds the description of the adapter.
-        """
+        """Write ``save_dir/name.pth``, then name it in ``last_checkpoint``, both atomically."""
         if not self.save_dir or not self.save_to_disk:
             return
         remove_leftovers(self.save_dir)
@@ -131,9 +120,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
             checkpointables: names of further objects to load, see Detectron2's class.
 
         Raises:
-            UserError: the file is missing or damaged, has no trunk or a trunk of another size, or
-                is an adapter of another model or another trunk, or its trunk is not found. The
-                model does not change then.
+            UserError: the file is missing or damaged, has no trunk or one of another size, or is
+                an adapter that does not fit or lacks its trunk. The model does not change then.
         """
         self._source = str(path)
         local = local_weights(path)
@@ -151,7 +139,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         state, description = read_adapter(path)
         description.check_backbone(find_backbone(self.model)[1], self._source)
         if not self._backbone_only:
-            check_surroundings(self.model, description, self._source)
+            self._check_anchors_and_pooling(description)
         trunk = self._trunk_of(description, path if path.is_dir() else path.parent)
         try:
             apply_adapter(
@@ -170,25 +158,30 @@ class HighwayCheckpointer(DetectionCheckpointer):
         self.adapter = description
         self._report(description)
 
+    def _check_anchors_and_pooling(self, description: AdapterConfig) -> None:
+        """Check that the model has those of an adapter of torchvision; its tensors fit others."""
+        foreign = description.framework == "torchvision"
+        overrides = list(_torchvision_overrides(self.model, description)) if foreign else []
+        if overrides:
+            raise UserError(
+                f"{self._source} was trained by the e3va command, with other anchors or pooling "
+                f"than this model: add {' '.join(overrides)}"
+            )
+
     def _trunk_of(self, description: AdapterConfig, folder: Path) -> SwinTrunk:
         """Return the trunk of an adapter: the model's own, or a new one if weights differ."""
         wanted, own = description.trunk, self._trunk
         # A training that starts from an adapter rounds the weights itself.
         stored = "fp32" if self.checkpointables else wanted.stored
-        known = own.origin is not None and own.origin.fingerprint == wanted.fingerprint
-        if known and (own.origin.stored != "fp32" or stored == "fp32"):
-            warn_of_rounding(own, description, self._source)
-            return own
-        if known:
+        if own.origin is not None and own.origin.fingerprint == wanted.fingerprint:
+            if own.origin.stored != "fp32" or stored == "fp32":
+                warn_of_rounding(own, description, self._source)
+                return own
             state, source = own.state_dict(), wanted.source
         else:
             state, source = find_trunk_of(description, self._given_trunk or None, folder)
-        trunk = build_trunk(
-            *(description, state, source),
-            adapter=self._source,
-            any_trunk=self._any_trunk,
-            stored=stored,
-        )
+        options = {"adapter": self._source, "any_trunk": self._any_trunk, "stored": stored}
+        trunk = build_trunk(description, state, source, **options)
         if trunk.origin.fingerprint == wanted.fingerprint:
             trunk.origin = replace(wanted, stored=stored)
         else:
@@ -214,11 +207,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
             )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
-        """Resume from the last checkpoint, or load ``path``, as Detectron2's class.
-
-        Raises:
-            UserError: ``last_checkpoint`` names a file that does not exist.
-        """
+        """Resume from the last checkpoint, or load ``path``, as Detectron2's class."""
         if resume and self.has_checkpoint() and not os.path.isfile(self.get_checkpoint_file()):
             raise UserError(
                 f"{self.save_dir}/last_checkpoint names {self.get_checkpoint_file()}, which does "
@@ -286,3 +275,23 @@ def warn_of_rounding(trunk: SwinTrunk, description: AdapterConfig, source: str) 
             "differ by that rounding",
             *(source, description.trunk.stored, trunk.origin.stored),
         )
+
+
+def _torchvision_overrides(model: nn.Module, description: AdapterConfig) -> Iterator[str]:
+    """Yield the overrides that give a model the anchors and pooling of torchvision's adapter."""
+    size = description.model.get("size")
+    rpn = getattr(model, "proposal_generator", None)
+    if isinstance(rpn, RPN) and isinstance(size, int):
+        least = smallest_anchor(size)
+        x1, y1, x2, y2 = next(iter(rpn.anchor_generator.cell_anchors))[0].tolist()
+        if round(math.sqrt((x2 - x1) * (y2 - y1))) != least:
+            sizes = ",".join(f"[{least * 2**level}]" for level in range(5))
+            yield f"model.proposal_generator.anchor_generator.sizes=[{sizes}]"
+    heads = getattr(model, "roi_heads", None)
+    plain = isinstance(heads, StandardROIHeads) and not isinstance(heads, CascadeROIHeads)
+    if plain and description.model.get("pooling", "torchvision") == "torchvision":
+        for name in ("box_pooler", "mask_pooler"):
+            pooler = getattr(heads, name, None)
+            if pooler is not None and pooler.level_poolers[0].aligned:
+                yield f"model.roi_heads.{name}.pooler_type=ROIAlign"
+                yield f"model.roi_heads.{name}.sampling_ratio=2"

@@ -38,15 +38,12 @@ def _list_of(text: str, fits: Callable[[Any], bool]) -> Rule:
     return text, lambda v: isinstance(v, list) and len(v) > 0 and all(map(fits, v))
 
 
-def _is_device(value: Any) -> bool:
+def is_device(value: Any) -> bool:
+    """Return whether a value is the name of a device, such as ``cuda:1``."""
     try:
         return isinstance(value, str) and bool(torch.device(value))
     except RuntimeError:
         return False
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str | int | float)
 
 
 _COUNT, _AT_LEAST_0 = _whole(1), _whole(0)
@@ -55,6 +52,9 @@ _NOT_NEGATIVE = _number("a number of at least 0", lambda v: v >= 0)
 _SWITCH: Rule = ("true or false", lambda v: isinstance(v, bool))
 _TEXT: Rule = ("text, such as a path", lambda v: v is None or isinstance(v, str))
 _SIZES = _list_of("a list of sizes in pixels to choose from, or one size", _COUNT[1])
+_NAMES = _list_of(
+    "a list of names, such as [background,date]", lambda v: isinstance(v, str | int | float)
+)
 _PAIR = _list_of("a height and a width in pixels, such as [512, 512]", _COUNT[1])
 
 _ABSENT = object()
@@ -69,7 +69,7 @@ RULES: dict[str, Rule] = {
     "train.seed": ("a whole number", lambda v: type(v) is int),
     "train.amp.enabled": _SWITCH,
     "train.amp.dtype": _one_of(*PRECISIONS),
-    "train.device": ("cpu, cuda or cuda:N", _is_device),
+    "train.device": ("cpu, cuda or cuda:N", is_device),
     "train.adapter_parts": _one_of("all", "backbone"),
     "train.any_trunk": _SWITCH,
     "train.float32_precision": _one_of("", "highest", "high", "medium"),
@@ -81,7 +81,7 @@ RULES: dict[str, Rule] = {
     "data.val.short_edge": _COUNT,
     "data.max_size": _COUNT,
     "data.class_area": _number("a number above 0 and at most 1", lambda v: 0 < v <= 1),
-    "data.classes": _or_null(_list_of("a list of names, such as [background,date]", _is_name)),
+    "data.classes": _or_null(_NAMES),
     "dataloader.train.total_batch_size": _COUNT,
     "dataloader.test.batch_size": _COUNT,
     **{f"dataloader.{split}.num_workers": _AT_LEAST_0 for split in ("train", "test")},
@@ -98,15 +98,7 @@ _BACKBONE_RULES: dict[str, Rule] = {
 
 
 def check_values(cfg: DictConfig, bottom_up: DictConfig) -> None:
-    """Check the values of the known keys that a config has.
-
-    Args:
-        cfg: a config, whether of a training or not.
-        bottom_up: the node of its backbone below the FPN; checked if it is an E³VA backbone.
-
-    Raises:
-        UserError: a value has the wrong type or is out of range; the message is one line.
-    """
+    """Check the known keys of a config, and ``bottom_up`` if it is the node of an E³VA backbone."""
     for key, rule in RULES.items():
         _check(cfg, key, key, rule)
     if "preset" not in bottom_up or "memory" not in bottom_up:

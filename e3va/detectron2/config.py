@@ -4,7 +4,7 @@ import ast
 import difflib
 import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..highway.config import DEFAULT_RECIPE, HighwayConfig, from_version_1, highway_config
 from ..highway.registry import adapter_kinds, get_adapter_kind
+from ..model_zoo import get_config_file
 from ..utils.errors import UserError
 from ..utils.paths import CONFIG_ROOT
 from .checks import RULES, callable_of, check_values
@@ -46,21 +47,8 @@ def add_e3va_config(cfg: CfgNode) -> None:
 
 
 def find_config(name: str | os.PathLike) -> Path:
-    """Find a config file by its path, or by its name below the project's ``configs`` folder.
-
-    Raises:
-        UserError: there is no such file; the message names the nearest ones.
-    """
-    for path in (Path(name), CONFIG_ROOT / name):
-        if path.is_file():
-            return path
-    files = (path.relative_to(CONFIG_ROOT) for path in CONFIG_ROOT.rglob("*.py"))
-    known = sorted(str(path) for path in files if path.parts[0] != "common")
-    nearest = difflib.get_close_matches(str(name), known, n=2, cutoff=0.4)
-    raise UserError(
-        f"no config file {str(name)!r}: expected a path or one of the project's configs, "
-        f"nearest: {', '.join(nearest or known[:2])}"
-    )
+    """Find a config file by its path, or by its name below the project's ``configs`` folder."""
+    return Path(name if os.path.isfile(name) else get_config_file(str(name)))
 
 
 def load_config(
@@ -152,6 +140,7 @@ def apply_overrides(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
 
 
 def _rank(override: str) -> int:
+    """Return the place of an override in the order in which overrides apply."""
     name = override.partition("=")[0].rpartition(".")[2]
     return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
@@ -169,7 +158,7 @@ def parse_value(text: str) -> Any:
 
 
 def _check_type(cfg: DictConfig, key: str, value: Any) -> None:
-    """Check that a number stays a number (or a list, a mapping, null), and a switch a switch."""
+    """Check that text does not replace a number, and that a switch stays a switch."""
     old = None if key in RULES else OmegaConf.select(cfg, key)
     if isinstance(old, bool) and not isinstance(value, bool):
         raise UserError(f"{key}={value}: expected true or false")
@@ -191,31 +180,22 @@ def _drop_replaced(cfg: DictConfig, key: str) -> None:
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
-    node = cfg
-    parts = key.split(".")
+    """Check that a key exists, or that the callable of its node has such an argument."""
+    node, parts = cfg, key.split(".")
     for depth, part in enumerate(parts):
+        if isinstance(node, DictConfig) and not node:
+            return  # an empty dict is there to be filled, as optimizer.params.overrides is
         if isinstance(node, ListConfig):
-            choices = [str(index) for index in range(len(node))]
-        elif isinstance(node, DictConfig):
-            choices = [str(name) for name in node] + _arguments(node)
-            if not node:
-                return  # an empty dict is there to be filled, as optimizer.params.overrides is
+            children = list(map(str, range(len(node))))
         else:
-            choices = []
-        if part not in choices:
-            parent = ".".join(parts[:depth])
-            raise UserError(
-                f"no config key {key!r}: "
-                + _nearest(cfg, key, part, parent, choices)
-                + "; see the config file for all keys"
-            )
-        node = _child(node, part)
-
-
-def _child(node: DictConfig | ListConfig, part: str) -> Any:
-    if isinstance(node, ListConfig):
-        return node[int(part)]
-    return node.get(part) if part in node else None
+            children = [*node, *_arguments(node)] if isinstance(node, DictConfig) else []
+        if part not in children:
+            siblings = difflib.get_close_matches(part, children, n=1, cutoff=0.6)
+            near = [".".join([*parts[:depth], *siblings])] if siblings else _all_keys(cfg)
+            nearest = difflib.get_close_matches(key, list(near), n=1, cutoff=0.0)
+            hint = f"nearest: {nearest[0]!r}" if nearest else "the config is empty"
+            raise UserError(f"no config key {key!r}: {hint}; see the config file for all keys")
+        node = node[int(part)] if isinstance(node, ListConfig) else node.get(part)
 
 
 def _arguments(node: DictConfig) -> list[str]:
@@ -234,15 +214,7 @@ def _arguments(node: DictConfig) -> list[str]:
     return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def _nearest(cfg: DictConfig, key: str, part: str, parent: str, choices: list[str]) -> str:
-    siblings = difflib.get_close_matches(part, choices, n=1, cutoff=0.6)
-    if siblings:
-        return f"nearest: {'.'.join(filter(None, (parent, siblings[0])))!r}"
-    anywhere = difflib.get_close_matches(key, list(_all_keys(cfg)), n=1, cutoff=0.0)
-    return f"nearest: {anywhere[0]!r}" if anywhere else "the config is empty"
-
-
-def _all_keys(node: Any, prefix: str = "") -> Iterable[str]:
+def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, DictConfig):
         for name in node:
             if name != "_target_":

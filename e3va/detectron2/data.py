@@ -82,8 +82,7 @@ def coco_evaluator(
 ) -> COCOEvaluator:
     """Build an evaluator of COCO's box and mask AP on the usable part of an annotation file.
 
-    It writes ``output_dir/ground_truth.json`` (the annotations that count) and, when it evaluates,
-    ``coco_instances_results.json``.
+    It writes the annotations that count into ``output_dir/ground_truth.json``.
     """
     data = read_coco(json_file, image_root, masks=masks)
     truth = Path(output_dir) / "ground_truth.json"
@@ -103,25 +102,20 @@ def coco_evaluator(
 
 
 def given_path(path: str, key: str, kind: str = "PATH") -> str:
-    """Return a path of a config, with ``~`` expanded.
-
-    Raises:
-        UserError: the path is empty; the message names its config key.
-    """
+    """Return the path in a config's ``key``, with ``~`` expanded; it must not be empty."""
     if not path:
         raise UserError(f"{key} is not given: add {key}={kind} to the command line")
     return os.path.expanduser(path)
 
 
 def _dataset_dict(image: dict, data: CocoData) -> dict:
+    annotations = data.annotations[image["id"]]
     return {
         "file_name": image["path"],
         "height": image["height"],
         "width": image["width"],
         "image_id": image["id"],
-        "annotations": [
-            _instance(annotation, data.class_index) for annotation in data.annotations[image["id"]]
-        ],
+        "annotations": [_instance(annotation, data.class_index) for annotation in annotations],
     }
 
 
@@ -141,10 +135,7 @@ def _instance(annotation: dict, class_index: dict[int, int]) -> dict:
 
 
 class ImageMapper(DatasetMapper):
-    """Detectron2's mapper, with a one-line error for an image that cannot be used.
-
-    The mask format follows the data: polygons stay polygons, and an image with an RLE among its
-    annotations gets bitmasks.
+    """Detectron2's mapper with one-line errors; images with an RLE get bitmasks, others polygons.
 
     Raises:
         UserError: the image is missing, does not decode, or has another size than its annotation

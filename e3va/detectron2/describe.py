@@ -1,7 +1,4 @@
-"""The description of a LazyConfig in adapter files, and the LazyConfig of such a description.
-
-An adapter names a config of this project and carries plain data; nothing in it is ever called.
-"""
+"""The description of a LazyConfig in adapter files, and the LazyConfig of such a description."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,12 +21,7 @@ FRAMEWORK = "detectron2"
 
 
 def describe_config(cfg: DictConfig, loader: Any = None) -> dict[str, Any]:
-    """Return the keyword arguments of :func:`e3va.adapter_files.description.describe_model`.
-
-    Args:
-        cfg: config of a training.
-        loader: training data loader, which counts images and objects.
-    """
+    """Return the keyword arguments of :func:`e3va.adapter_files.description.describe_model`."""
     return {
         "framework": FRAMEWORK,
         # Configs on Detectron2's own "train" lack the name.
@@ -42,27 +34,24 @@ def describe_config(cfg: DictConfig, loader: Any = None) -> dict[str, Any]:
 def output_classes(cfg: DictConfig) -> tuple[str, ...]:
     """Return the class names in the order of the model's outputs; () if they are unknown."""
     metadata = find_metadata(cfg)
-    kinds = ("stuff_classes",) if labels_pixels(cfg) else ("thing_classes", "stuff_classes")
+    kinds = ("stuff_classes",) if _labels_pixels(cfg) else ("thing_classes", "stuff_classes")
     return tuple(next((metadata.get(kind) for kind in kinds if metadata.get(kind)), ()))
 
 
-def find_metadata(cfg: DictConfig) -> Metadata:
-    """Return the class names in the form of Detectron2's ``Visualizer``."""
-    if "data" in cfg and cfg.data.classes is not None:
-        return class_metadata(cfg, cfg.data.classes)
+def find_metadata(cfg: DictConfig, classes: Sequence[str] = ()) -> Metadata:
+    """Return class names, by default those of the config's data, as ``Visualizer`` reads them."""
+    classes = classes or ("data" in cfg and cfg.data.classes)
+    if classes:
+        return Metadata(
+            **{"stuff_classes" if _labels_pixels(cfg) else "thing_classes": list(classes)}
+        )
     names = _dataset_names(cfg, "test")
     return MetadataCatalog.get(names[0]) if names else Metadata()
 
 
-def labels_pixels(cfg: DictConfig) -> bool:
+def _labels_pixels(cfg: DictConfig) -> bool:
     """Return whether the model only labels pixels, and finds no instances."""
     return "sem_seg_head" in cfg.model and "roi_heads" not in cfg.model
-
-
-def class_metadata(cfg: DictConfig, names: Sequence[str]) -> Metadata:
-    """Return given class names in the form of Detectron2's ``Visualizer``."""
-    kind = "stuff_classes" if labels_pixels(cfg) else "thing_classes"
-    return Metadata(**{kind: list(names)})
 
 
 def _dataset_names(cfg: DictConfig, split: str) -> list[str]:
@@ -79,21 +68,13 @@ def _describe_data(cfg: DictConfig, loader: Any) -> str:
     images, objects = (getattr(loader, key, None) for key in ("images", "objects"))
     if images is None:
         return source
-    what = "label maps" if labels_pixels(cfg) else f"{objects} annotated objects"
+    what = "label maps" if _labels_pixels(cfg) else f"{objects} annotated objects"
     counts = f"{images} images with {what}"
     return f"{counts} ({source})" if source else counts
 
 
 def config_of_adapter(description: AdapterConfig, source: str) -> DictConfig:
-    """Build the config of an adapter: the project's config that it names, with its own settings.
-
-    Args:
-        description: description of the adapter.
-        source: name of the adapter, for messages.
-
-    Raises:
-        UserError: the adapter names no config, or a config that is not in this project.
-    """
+    """Build the config of an adapter: the project's config that it names, with its own settings."""
     name = description.model.get("config") if description.framework == FRAMEWORK else None
     if not name:
         raise UserError(

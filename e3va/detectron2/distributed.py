@@ -18,14 +18,8 @@ from ..weights.origin import fingerprint
 def share_model(model: nn.Module, device: str, ddp: Mapping[str, object]) -> nn.Module:
     """Put a model into DistributedDataParallel; with one process, return it unchanged.
 
-    Processes exchange only gradients of trained parameters, once a step. DistributedDataParallel
-    does not see a frozen trunk; each process loads its weights from a file, and
-    :func:`check_same_start` compares them.
-
-    Args:
-        model: a Detectron2 model on its device, its trained parts chosen.
-        device: ``"cuda"`` or ``"cpu"``.
-        ddp: further arguments of :func:`detectron2.engine.defaults.create_ddp_model`.
+    Processes exchange only gradients of trained parameters, once a step. ``ddp`` holds further
+    arguments of :func:`detectron2.engine.defaults.create_ddp_model`.
     """
     if comm.get_world_size() == 1:
         return model
@@ -41,10 +35,7 @@ def share_model(model: nn.Module, device: str, ddp: Mapping[str, object]) -> nn.
 
 
 def _sync_norms_without_cuda(model: nn.Module) -> None:
-    """Replace torch's SyncBatchNorm, which needs CUDA, by Detectron2's.
-
-    It computes the same as long as all maps have one size, as those of ROI heads do.
-    """
+    """Replace torch's SyncBatchNorm, which needs CUDA, by Detectron2's: the same for equal maps."""
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm) is nn.SyncBatchNorm:
@@ -57,11 +48,10 @@ def _sync_norms_without_cuda(model: nn.Module) -> None:
 
 
 def hide_trunk_from_ddp(model: nn.Module) -> None:
-    """Hide a frozen trunk from DistributedDataParallel, which is to be put around the model.
+    """Hide a frozen trunk from DistributedDataParallel, and copy the first process's to the others.
 
     DistributedDataParallel keeps a reference to every parameter that it sees, so the weights that
-    :func:`e3va.detectron2.lean.prepare_model` replaces would stay in memory. It would also copy the
-    first process's weights to the others; this function does so instead.
+    :func:`e3va.detectron2.lean.prepare_model` replaces would stay in memory.
     """
     trunk = find_backbone(model)[1].trunk
     if not trunk.frozen:
@@ -75,34 +65,27 @@ def hide_trunk_from_ddp(model: nn.Module) -> None:
 
 
 def check_same_start(model: nn.Module, trunk: nn.Module, iteration: int) -> None:
-    """Check that all processes start with the same iteration and weights.
+    """Check in all processes that they start with the same iteration and weights.
 
     Each process reads its own files, which could differ on machines without a shared disk.
-
-    Args:
-        model: the model, not inside DistributedDataParallel.
-        trunk: the trunk in it.
-        iteration: the first iteration of this run.
-
-    Raises:
-        UserError: a process differs from the first one; all processes raise it.
     """
     if comm.get_world_size() == 1:
         return
     in_trunk = {id(tensor) for tensor in _tensors(trunk).values()}
     rest = {name: value for name, value in _tensors(model).items() if id(value) not in in_trunk}
     starts = comm.all_gather((iteration, fingerprint(_tensors(trunk)), fingerprint(rest)))
-    for place, what, advice in (
-        (0, "iteration", "the same checkpoint in train.output_dir of every machine"),
-        (1, "weights of the trunk (fingerprint)", "the same files of weights on every machine"),
-        (2, "weights of highway, neck and heads (fingerprint)", "the same files on every machine"),
+    for found, what, advice in zip(
+        zip(*starts, strict=True),
+        ("iteration", "weights of the trunk", "weights of highway, neck and heads"),
+        ("checkpoint in train.output_dir", "files of weights", "files"),
+        strict=True,
     ):
-        values = [str(start[place])[:16] for start in starts]
-        for rank, value in enumerate(values):
-            if starts[rank][place] != starts[0][place]:
+        for rank, value in enumerate(found):
+            if value != found[0]:
                 raise UserError(
-                    f"process {rank} starts with another {what} than process 0 ({value}, not "
-                    f"{values[0]}): expected {advice}; use a shared disk, or copy the files"
+                    f"process {rank} starts with another {what} than process 0 "
+                    f"({str(value)[:16]}, not {str(found[0])[:16]}): expected the same {advice} on "
+                    "every machine; use a shared disk, or copy the files"
                 )
 
 

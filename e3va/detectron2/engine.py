@@ -16,6 +16,7 @@ from torch import nn
 
 from ..utils.errors import UserError
 from .checkpoint import HighwayCheckpointer
+from .checks import is_device
 from .config import find_config, load_config
 from .data import class_names, coco_dicts
 from .describe import describe_config, output_classes, set_classes
@@ -29,16 +30,12 @@ logger = logging.getLogger(__name__)
 
 
 def main(description: str) -> None:
-    """Run the command line of ``projects/E3VA/lazyconfig_train_net.py``."""
+    """Run the command line of the training script."""
     run(default_argument_parser(epilog=description).parse_args())
 
 
 def run(args: Namespace) -> None:
-    """Train, or evaluate with ``--eval-only``, according to Detectron2's parsed flags.
-
-    The processes are this one, those of ``--num-gpus`` and ``--num-machines``, or those that
-    torchrun started. After a user's mistake, the program ends with one line on stderr and status 1.
-    """
+    """Train, or evaluate with ``--eval-only``, in all processes of Detectron2's parsed flags."""
     with one_message():
         if not args.config_file:
             raise UserError("--config-file is not given: expected a path or a config's name")
@@ -48,12 +45,7 @@ def run(args: Namespace) -> None:
 
 
 def prepare(cfg: DictConfig) -> DictConfig:
-    """Check a config before anything is built, and write class names into it.
-
-    Raises:
-        UserError: the device does not exist, the output folder cannot be made, or the user's own
-            data have a mistake.
-    """
+    """Check device, data and output folder before anything is built; write the class names."""
     for key in ("model", "train", "optimizer", "dataloader"):
         if key not in cfg:
             raise UserError(f"the config has no {key!r}: expected a training config such as COCO/…")
@@ -75,11 +67,9 @@ def prepare(cfg: DictConfig) -> DictConfig:
 
 def check_device(device: str) -> None:
     """Raise UserError if torch cannot use the device."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise UserError(f"device {device!r}: expected cpu, cuda or cuda:N") from None
-    if kind == "cuda" and not torch.cuda.is_available():
+    if not is_device(device):
+        raise UserError(f"device {device!r}: expected cpu, cuda or cuda:N")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"train.device={device}, but torch {torch.__version__} finds no CUDA device here: "
             "add train.device=cpu, or check the driver and the torch build"
@@ -87,10 +77,7 @@ def check_device(device: str) -> None:
 
 
 def resolve_classes(cfg: DictConfig) -> None:
-    """Write the class names of the annotations or label maps, and their number, into a config.
-
-    The saved config then does not need the data.
-    """
+    """Write the names of the classes in the training data, and their number, into a config."""
     if "labels" in cfg.data.train:
         train = cfg.data.train
         cfg.data.classes = label_classes(train.images, train.labels, cfg.data.classes)
@@ -105,12 +92,7 @@ def has_validation_data(data: DictConfig) -> bool:
 
 
 def check_validation_data(data: DictConfig, masks: bool = True) -> None:
-    """Check the validation data before the training, not after it.
-
-    Raises:
-        UserError: a mistake in the data (see :func:`e3va.data.coco.read_coco` and
-            :func:`e3va.detectron2.labels.label_dicts`), or other classes than in training.
-    """
+    """Check the validation data, and that they have the classes of the training data."""
     if "labels" in data.val:
         label_dicts(data.val.images, data.val.labels, training=False, classes=data.classes)
         return
@@ -146,12 +128,9 @@ def _work(cfg: DictConfig, args: Namespace) -> None:
 
 def adapter_options(cfg: DictConfig) -> dict[str, Any]:
     """Return a config's options of :class:`HighwayCheckpointer` for loading an adapter."""
-    return {
-        # Configs with Detectron2's own "train" lack these keys.
-        "trunk": cfg.train.get("trunk", ""),
-        "adapter_parts": cfg.train.get("adapter_parts", "all"),
-        "any_trunk": bool(cfg.train.get("any_trunk", False)),
-    }
+    usual = {"trunk": "", "adapter_parts": "all", "any_trunk": False}
+    # Configs with Detectron2's own "train" lack these keys.
+    return {key: cfg.train.get(key, value) for key, value in usual.items()}
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
@@ -188,15 +167,11 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
     )
     about = describe_config(cfg, loader)
     folder = train_cfg.output_dir
-    checkpointer = HighwayCheckpointer(
-        model, folder, about=about, **adapter_options(cfg), trainer=trainer
-    )
+    options = {"about": about, **adapter_options(cfg), "trainer": trainer}
+    checkpointer = HighwayCheckpointer(model, folder, **options)
     adapter = AdapterWriter(folder, about)
-    every_process = [
-        hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-        PeakMemory(),
-    ]
+    schedule = hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))
+    every_process = [hooks.IterationTimer(), schedule, PeakMemory()]
     evaluation = hooks.EvalHook(train_cfg.eval_period, lambda: adapter.record(evaluate(cfg, model)))
     if not comm.is_main_process():
         trainer.register_hooks([*every_process, evaluation])

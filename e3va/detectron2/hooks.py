@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainedPartsReport(HookBase):
-    """Report, before the first step, of the parts of the model that train."""
+    """Report of the parts of the model that train, before the first step."""
 
     def before_train(self) -> None:
         """Log the table of parts, parameters and shares."""
@@ -52,15 +52,10 @@ class MetricPrinter(CommonMetricPrinter):
 
 
 class AdapterWriter(HookBase):
-    """Writer of the adapter's files at the end of training.
+    """Writer of the adapter's files at the end of training, also of a finished run that is resumed.
 
-    Register it after the hooks that save and evaluate. It also runs when a finished run is resumed,
-    which is then evaluated again.
-
-    Args:
-        folder: output folder.
-        about: what the files record about the model, see
-            :func:`e3va.detectron2.describe.describe_config`.
+    Register it after the hooks that save and evaluate. ``about`` describes the model, see
+    :func:`e3va.detectron2.describe.describe_config`.
     """
 
     def __init__(self, folder: str | os.PathLike, about: Mapping[str, Any]):
@@ -79,24 +74,17 @@ class AdapterWriter(HookBase):
         trainer = self.trainer
         if trainer.iter < trainer.max_iter:  # an exception stopped the training
             return
-        trunk, reason = trainer.trunk, ""
-        if not trunk.frozen:
-            reason = "the trunk is trained too (recipe 'full')"
-        elif trunk.origin is None or trunk.origin.source == UNKNOWN:
-            reason = (
-                "it is not known which pretrained weights the trunk has (none were given, or the "
-                "checkpoint does not name them)"
-            )
-        else:
-            # A resumed run that was finished starts at its end, perhaps after max_iter.
-            steps = max(trainer.start_iter, trainer.max_iter)
-            about = {**self.about, "steps": steps, "scores": self.scores}
-            try:
-                save_adapter(trainer.bare_model, self.folder, **about)
-            except UserError as error:  # the training is complete, and its checkpoint is saved
-                reason = error.line
-        if reason:
-            logger.info("No adapter files: %s; model_final.pth is the whole model", reason)
+        # A resumed run that was finished starts at its end, perhaps after max_iter.
+        steps = max(trainer.start_iter, trainer.max_iter)
+        about = {**self.about, "steps": steps, "scores": self.scores}
+        try:
+            if not trainer.trunk.frozen:
+                raise UserError("the trunk is trained too (recipe 'full')")
+            if trainer.trunk.origin is None or trainer.trunk.origin.source == UNKNOWN:
+                raise UserError("neither the config nor the checkpoint names the trunk's weights")
+            save_adapter(trainer.bare_model, self.folder, **about)
+        except UserError as error:  # the training is complete, and its checkpoint is saved
+            logger.info("No adapter files: %s; model_final.pth is the whole model", error.line)
             return
         size = os.path.getsize(os.path.join(self.folder, MODEL_FILE)) / MIB
         logger.info(

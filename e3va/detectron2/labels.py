@@ -15,7 +15,6 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import SemSegEvaluator
-from omegaconf import ListConfig
 
 from ..data.label_maps import (
     IGNORED,
@@ -37,13 +36,12 @@ def label_classes(images: str, labels: str, classes: Sequence[str] | None) -> li
     """Return the given class names, or ``class 0`` … up to the largest label of the maps.
 
     Raises:
-        UserError: the names are not a list of different names, or there are too many; without
-            names, a folder or a label map cannot be read.
+        UserError: names are equal, or there are too many; without names, a folder or a label map
+            cannot be read.
     """
     if classes is None:
         return numbered_classes(_find_pairs(images, labels, "data.train"))
-    if not isinstance(classes, list | tuple | ListConfig) or not classes:
-        raise UserError(f"data.classes={classes}: expected a list of names, as [background,date]")
+
     names = [str(name) for name in classes]
     check_names(names, "data.classes")
     return names
@@ -57,7 +55,7 @@ def count_label_classes(images: str, labels: str, classes: Sequence[str] | None)
 def label_dicts(
     images: str, labels: str, *, training: bool, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return dataset dicts in Detectron2's format for two folders; every label map is checked.
+    """Check all label maps of a folder and return dataset dicts in Detectron2's format.
 
     Args:
         images: folder of images.
@@ -95,11 +93,7 @@ def dicts_of_pairs(pairs: Iterable[LabelledImage], **entries: Any) -> list[dict[
 def label_evaluator(
     images: str, labels: str, *, classes: Sequence[str], output_dir: str
 ) -> SemSegEvaluator:
-    """Build Detectron2's evaluator of mIoU and pixel accuracy on two folders.
-
-    When it evaluates, it writes ``sem_seg_predictions.json`` and ``sem_seg_evaluation.pth`` into
-    ``output_dir``. For the arguments see :func:`label_dicts`.
-    """
+    """Build Detectron2's evaluator of mIoU and pixel accuracy on two folders."""
     name = f"e3va:{Path(labels).expanduser().resolve()}"
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop(name, None)

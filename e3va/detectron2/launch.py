@@ -1,7 +1,6 @@
 """Start the processes of a run, or join those that torchrun started; the first failure ends all.
 
-``--num-gpus N`` goes through Detectron2's ``launch``: it reports the process that fails first and
-ends the others, and this module turns its report into one message.
+``--num-gpus N`` goes through Detectron2's ``launch``; its report becomes one message here.
 """
 
 import contextlib
@@ -51,10 +50,9 @@ def one_message() -> Iterator[None]:
 
 
 def _end(line: str) -> NoReturn:
-    """Exit with status 1 and ``line`` as the last one on stderr.
+    """Exit with status 1 and ``line`` as the last one on stderr, after torchrun's long report.
 
-    torchrun prints a long report when its processes have ended. So the first process that fails on
-    a machine starts a small one that prints the line after torchrun's end.
+    The first process that fails on a machine starts a small one, which waits for torchrun's end.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # torchrun sets it
     if error_file is None or not hasattr(os, "pidfd_open"):
@@ -68,17 +66,10 @@ def _end(line: str) -> NoReturn:
 
 
 def launch(work: Callable[..., None], arguments: tuple, args: Namespace, device: str) -> None:
-    """Run ``work(*arguments)`` in every process of the run.
+    """Run ``work(*arguments)`` in every process of the run; ``comm`` has their ranks.
 
-    The processes are those that torchrun started, or as many as Detectron2's flags say; with one
-    process, it is this one. Inside ``work``, Detectron2's ``comm`` has the ranks of all processes
-    and of those on this machine.
-
-    Args:
-        work: a function that spawned processes can import.
-        arguments: its arguments; picklable.
-        args: Detectron2's flags ``num_gpus``, ``num_machines``, ``machine_rank``, ``dist_url``.
-        device: ``"cuda"`` for NCCL with one device for each process, or ``"cpu"`` for Gloo.
+    The processes are those that torchrun started, or as many as Detectron2's flags ``args`` say.
+    ``device`` is ``"cuda"`` for NCCL with one device for each process, or ``"cpu"`` for Gloo.
 
     Raises:
         UserError: a process failed because of a user's mistake, or was killed; the device or the

@@ -1,10 +1,10 @@
 """``memory="lean"`` for Detectron2's models: neck and heads recompute what they do not keep.
 
-The parts are small where that costs little, because all that one part recomputes is in memory
-together.
+The recomputed parts are small, because each needs memory for all of its activations together.
 """
 
 import contextlib
+import copy
 
 from detectron2.modeling import FPN
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
@@ -12,26 +12,21 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.utils.events import EventStorage, get_event_storage
-from torch import nn
+from torch import Tensor, nn
 
 from ..backbone import find_backbone
 from ..ops.recompute import recompute
-from .pyramid import LeanPyramid
 
 
 def prepare_model(model: nn.Module, mixed: bool) -> None:
     """Bring a model into the form in which it trains, according to its backbone's ``memory``.
 
     Call it when weights are loaded or a run is resumed, and before the first step: it may store
-    the trunk's weights in fewer bits. A second call changes nothing. Evaluation does not need it.
+    the trunk's weights in fewer bits. Parts of unknown types are not recomputed.
 
     Args:
-        model: a Detectron2 model, not inside DistributedDataParallel. Parts of unknown types are
-            not recomputed.
+        model: a Detectron2 model, not inside DistributedDataParallel.
         mixed: whether it trains in mixed precision.
-
-    Raises:
-        UserError: the model has no E³VA backbone.
     """
     _, backbone = find_backbone(model)
     backbone.prepare(mixed)
@@ -41,6 +36,30 @@ def prepare_model(model: nn.Module, mixed: bool) -> None:
         for kind, prepare in _PARTS.items():
             if isinstance(module, kind):
                 prepare(module)
+
+
+class LeanPyramid:
+    """Replacement of an FPN's ``forward`` that runs the backbone once and recomputes the rest.
+
+    FPN calls its backbone itself. So a second FPN shares all layers of the first, except that its
+    backbone is the identity; that FPN can be recomputed.
+
+    Attributes:
+        top_down: the second FPN; its input is the backbone's features.
+    """
+
+    def __init__(self, fpn: FPN):
+        self.fpn = fpn
+        self.top_down = copy.copy(fpn)
+        # A shallow copy shares the dictionaries of its layers and hooks.
+        fresh = {name: value for name, value in vars(nn.Module()).items() if "hooks" in name}
+        vars(self.top_down).update(fresh)
+        self.top_down._modules = {**fpn._modules, "bottom_up": nn.Identity()}
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Map images [B, 3, H, W] to the FPN's levels."""
+        self.top_down.training = self.fpn.training
+        return self.top_down(self.fpn.bottom_up(images))
 
 
 def _prepare_fpn(fpn: FPN) -> None:

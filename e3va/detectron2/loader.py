@@ -1,7 +1,4 @@
-"""A training data loader with an n-th batch that depends only on the seed and n.
-
-Detectron2's own loader restarts its stream when a run is resumed; see :mod:`e3va.data.stream`.
-"""
+"""A training data loader with an n-th batch that depends only on the seed and n."""
 
 from collections.abc import Callable, Iterator, Sequence
 

@@ -1,8 +1,7 @@
 """Inference with a LazyConfig, in the form of Detectron2's ``DefaultPredictor``."""
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import detectron2.data.transforms as T
@@ -11,41 +10,24 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import Metadata
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
+from ..adapter_files.adapter_set import AdapterSet
 from ..adapter_files.description import AdapterConfig
-from ..adapter_files.files import apply_adapter, is_adapter, read_adapter, read_config
+from ..adapter_files.files import is_adapter, read_config
 from ..swin.trunk import SwinTrunk
-from ..utils.errors import UserError
+from ..utils.errors import UserError, check_choice
 from .backbone import find_trunk_module
 from .checkpoint import HighwayCheckpointer, local_weights, warn_of_rounding
 from .config import apply_overrides, bottom_up_node, load_config
-from .describe import (
-    FRAMEWORK,
-    adopt,
-    class_metadata,
-    config_of_adapter,
-    find_metadata,
-    set_classes,
-)
+from .describe import FRAMEWORK, adopt, config_of_adapter, find_metadata, set_classes
 from .engine import adapter_options, check_device
 
 FIRST = "default"  # name of the weights that the constructor loads
 Config = str | os.PathLike | DictConfig
 
 
-@dataclass
-class _Ready:
-    """Everything that a prediction with one adapter needs."""
-
-    cfg: DictConfig
-    model: nn.Module
-    metadata: Metadata
-    image_format: str
-    augmentations: T.AugmentationList
-
-
-class LazyPredictor:
+class LazyPredictor(AdapterSet):
     """Predictor for one image at a time on one device, with one or more adapters over one trunk.
 
     Args:
@@ -76,8 +58,8 @@ class LazyPredictor:
         instances = predictor(cv2.imread("image.jpg"))["instances"]
 
         predictor = LazyPredictor(weights="output/fruit")  # an adapter
-        predictor.add("leaves", "output/leaves")  # both share one trunk in memory
-        predictor.use("leaves")
+        predictor.load_adapter("leaves", "output/leaves")  # both share one trunk in memory
+        predictor.set_adapter("leaves")
     """
 
     def __init__(
@@ -109,21 +91,23 @@ class LazyPredictor:
         self.any_trunk = any_trunk or options["any_trunk"]
         options |= {"any_trunk": self.any_trunk, "trunk": trunk or options["trunk"]}
         HighwayCheckpointer(model, **options).load(weights)
-        self._ready = {FIRST: _make_ready(cfg, model, description)}
-        self.use(FIRST)
+        super().__init__(find_trunk_module(model), self._build_model, FRAMEWORK, _find_adapter)
+        self._first_cfg = cfg
+        self._models[FIRST] = _prepare(model, cfg, description), description
+        self.active = FIRST
 
-    def add(
+    def load_adapter(
         self,
         name: str,
-        weights: str | os.PathLike,
+        path: str | os.PathLike,
         config: Config | None = None,
         overrides: Iterable[str] = (),
-    ) -> None:
-        """Load a further adapter over the trunk in memory; :meth:`use` switches to it.
+    ) -> AdapterConfig:
+        """Load a further adapter over the trunk in memory; ``set_adapter`` switches to it.
 
         Args:
             name: name of the adapter; it replaces an adapter with the same name.
-            weights: an adapter, or its ``e3va://`` address.
+            path: an adapter, or its ``e3va://`` address.
             config: config of its model. With None, the config that the adapter names, or the
                 predictor's first config if the adapter names the same or none.
             overrides: ``key=value`` texts for the config.
@@ -131,57 +115,51 @@ class LazyPredictor:
         Raises:
             UserError: as for the constructor; loaded adapters do not change then.
         """
-        path, source = Path(local_weights(weights)), str(weights)
-        if not is_adapter(path):
-            raise UserError(f"{source} is no adapter: expected its folder, or its e3va:// address")
-        state, description = read_adapter(path)
-        trunk = find_trunk_module(self.model)
-        if not self.any_trunk:
-            description.check_origin(trunk, source)
-        warn_of_rounding(trunk, description, source)
-        cfg = self._config_for(description, source, config, overrides)
-        model = _build_around(trunk, cfg).to(self.device).eval()
-        apply_adapter(
-            *(model, state, description, source), any_trunk=self.any_trunk, framework=FRAMEWORK
-        )
-        self._ready[name] = _make_ready(cfg, model, description)
-        self.use(self.active)  # the new adapter may have replaced the one in use
+        given = {"source": str(path), "config": config, "overrides": overrides}
+        return super().load_adapter(name, path, any_trunk=self.any_trunk, **given)
 
-    def _config_for(
+    def _build_model(
         self,
         description: AdapterConfig,
+        state: Mapping[str, Tensor],
+        trunk: SwinTrunk,
         source: str,
         config: Config | None,
         overrides: Iterable[str],
-    ) -> DictConfig:
+    ) -> nn.Module:
+        """Build the model of a further adapter around the trunk."""
+        warn_of_rounding(trunk, description, source)
+        first = self._first_cfg
         if config is not None:
             cfg = load_config(config, overrides)
             set_classes(cfg, description.classes)
-            return cfg
-        first = self._ready[FIRST].cfg
-        if description.model.get("config", "") in ("", first.train.get("config_name")):
-            return apply_overrides(adopt(load_config(first), description), overrides)
-        return _own_config(description, source, overrides)
-
-    def use(self, name: str) -> "LazyPredictor":
-        """Switch to a loaded adapter, with its predictions and class names.
-
-        Raises:
-            UserError: no adapter of that name is loaded.
-        """
-        if name not in self._ready:
-            raise UserError(
-                f"no adapter {name!r} is loaded: expected one of {', '.join(self._ready)}"
-            )
-        self.active, ready = name, self._ready[name]
-        self.cfg, self.model, self.metadata = ready.cfg, ready.model, ready.metadata
-        self.image_format, self._augmentations = ready.image_format, ready.augmentations
-        return self
+        elif description.model.get("config", "") in ("", first.train.get("config_name")):
+            cfg = apply_overrides(adopt(load_config(first), description), overrides)
+        else:
+            cfg = _own_config(description, source, overrides)
+        node = bottom_up_node(cfg)
+        node._set_flag("allow_objects", True)
+        node.trunk = trunk
+        try:
+            model = instantiate(cfg.model).to(self.device)
+        finally:
+            del node.trunk  # so that the config can be copied and saved
+        return _prepare(model, cfg, description)
 
     @property
-    def names(self) -> list[str]:
-        """The names of all loaded adapters."""
-        return list(self._ready)
+    def cfg(self) -> DictConfig:
+        """The config of the model in use."""
+        return self.model.cfg
+
+    @property
+    def metadata(self) -> Metadata:
+        """The class names of the adapter in use."""
+        return self.model.metadata
+
+    @property
+    def image_format(self) -> str:
+        """The order of channels that the model in use expects."""
+        return self.cfg.dataloader.test.mapper.image_format
 
     @torch.no_grad()
     def __call__(self, original_image: np.ndarray) -> dict:
@@ -205,7 +183,7 @@ class LazyPredictor:
             image = image[:, :, ::-1]
         height, width = image.shape[:2]
         entry = T.AugInput(image)
-        self._augmentations(entry)
+        self.model.augmentations(entry)
         image = torch.as_tensor(entry.image.astype("float32").transpose(2, 0, 1))
         return self.model([{"image": image, "height": height, "width": width}])[0]
 
@@ -221,28 +199,18 @@ def _own_config(
     return apply_overrides(config_of_adapter(description, source), overrides)
 
 
-def _build_around(trunk: SwinTrunk, cfg: DictConfig) -> nn.Module:
-    """Build a config's model with a trunk that other models share."""
-    node = bottom_up_node(cfg)
-    node._set_flag("allow_objects", True)
-    node.trunk = trunk
-    try:
-        return instantiate(cfg.model)
-    finally:
-        del node.trunk  # so that the config can be copied and saved
+def _find_adapter(path: str | os.PathLike) -> Path:
+    local = Path(local_weights(path))
+    if not is_adapter(local):
+        raise UserError(f"{path} is no adapter: expected its folder, or its e3va:// address")
+    return local
 
 
-def _make_ready(cfg: DictConfig, model: nn.Module, description: AdapterConfig | None) -> _Ready:
+def _prepare(model: nn.Module, cfg: DictConfig, description: AdapterConfig | None) -> nn.Module:
+    """Attach what a prediction needs to a model: config, class names and augmentations."""
     mapper = cfg.dataloader.test.mapper
-    if mapper.image_format not in ("RGB", "BGR"):
-        raise UserError(
-            f"dataloader.test.mapper.image_format={mapper.image_format}: expected RGB or BGR"
-        )
-    names = description.classes if description is not None else ()
-    return _Ready(
-        cfg,
-        model,
-        class_metadata(cfg, names) if names else find_metadata(cfg),
-        mapper.image_format,
-        T.AugmentationList([instantiate(a) for a in mapper.augmentations]),
-    )
+    check_choice("dataloader.test.mapper.image_format", mapper.image_format, ("RGB", "BGR"))
+    model.cfg = cfg
+    model.metadata = find_metadata(cfg, description.classes if description is not None else ())
+    model.augmentations = T.AugmentationList([instantiate(a) for a in mapper.augmentations])
+    return model

@@ -18,13 +18,8 @@ _METHODS = {RPN: "_subsample_labels", ROIHeads: "_sample_proposals"}
 def sample_by_image(model: nn.Module, examples: Sequence[Any], *key: int | str) -> Iterator[None]:
     """Seed the samples of RPN and ROI heads, for each image, from ``key`` and the image.
 
-    The sample of an image is then the same however processes or parts share a batch.
-
-    Args:
-        model: a Detectron2 model; without such parts, nothing changes.
-        examples: the input of the model's forward pass inside the block. An image is identified by
-            its ``image_id``, else its ``file_name``, else its index.
-        key: seeds and iterations.
+    The sample of an image is then the same however processes or parts share a batch. ``examples``
+    are the input of the forward pass inside the block.
     """
     images = [
         example.get("image_id", example.get("file_name", index))

@@ -78,10 +78,7 @@ class HighwayTrainer(SimpleTrainer):
         self._reported = False
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run iterations ``start_iter`` to ``max_iter`` − 1 with all hooks.
-
-        Load the weights before: this method prepares the model for its ``memory``.
-        """
+        """Run iterations ``start_iter`` to ``max_iter`` − 1 with all hooks; load weights before."""
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         if hasattr(self.data_loader, "seek"):

@@ -8,33 +8,42 @@ import numpy as np
 import torch
 from detectron2.data import Metadata
 from detectron2.data.detection_utils import read_image
-from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
-from tqdm import tqdm
 
 from ..utils.atomic import atomic_open
 from ..utils.errors import UserError, unreadable_image
 from ..utils.paths import find_images, free_name
+from ..utils.progress import Progress
 from .predictor import LazyPredictor
 
-READABLE = 480  # pixels of the shorter side from which labels are readable
-
-
-def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
-    """Draw boxes, masks, class names and scores.
-
-    Args:
-        image: [H, W, 3] uint8, BGR.
-        instances: predictions in the image's coordinates.
-        metadata: class names in ``thing_classes``; without them, class numbers are drawn.
-
-    Returns:
-        [H', W', 3] uint8, RGB; small images are enlarged, so that labels do not cover them.
-    """
-    visualizer = _visualizer(image, metadata)
-    return visualizer.draw_instance_predictions(instances.to("cpu")).get_image()
+READABLE = 480  # pixels of the shorter side; labels would cover smaller pictures
+_OPTIONS = {
+    "--config-file": {
+        "help": "a config file, a config's name, or config.yaml of an output folder (default: the "
+        "config that the adapter names)"
+    },
+    "--weights": {
+        "help": "a checkpoint, an adapter's folder, or an e3va:// address of the model zoo "
+        "(default: the config's init_checkpoint)"
+    },
+    "--trunk": {
+        "help": "the adapter's trunk: a file or an e3va:// address (default: the adapter says "
+        "where it is)"
+    },
+    "--any-trunk": {"action": "store_true", "help": "load an adapter on other trunk weights"},
+    "--input": {"nargs": "+", "required": True, "help": "images, folders, globs"},
+    "--output": {"required": True, "help": "folder of the drawn images"},
+    "--confidence-threshold": {
+        "type": float,
+        "default": 0.5,
+        "metavar": "SCORE",
+        "help": "lowest score of the objects to draw (default: 0.5)",
+    },
+    "--device": {"help": "cpu, cuda, cuda:1 (default: the config's)"},
+    "--opts": {"nargs": "*", "default": [], "help": "key=value overrides of the config"},
+}
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata) -> np.ndarray:
@@ -47,7 +56,7 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata) -> np
             ``stuff_colors``, if it has any.
 
     Returns:
-        a picture as from :func:`draw`.
+        [H', W', 3] uint8, RGB.
     """
     names = metadata.get("stuff_classes") or [str(k) for k in range(int(labels.max()) + 1)]
     palette = colormap(rgb=True, maximum=255)
@@ -59,6 +68,7 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata) -> np
 
 
 def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
+    """Return a canvas; small images are enlarged, so that labels do not cover them."""
     scale = max(1.0, READABLE / min(image.shape[:2]))
     return Visualizer(image[:, :, ::-1], metadata, scale, ColorMode.IMAGE)
 
@@ -66,20 +76,11 @@ def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
 def draw_output(
     image: np.ndarray, output: dict, metadata: Metadata, threshold: float
 ) -> tuple[np.ndarray, str]:
-    """Draw a model's output for an image: its instances, or its label map.
-
-    Args:
-        image: [H, W, 3] uint8, BGR.
-        output: output of the model, with ``instances`` or ``sem_seg`` [classes, H, W].
-        metadata: class names, see :func:`draw` and :func:`draw_labels`.
-        threshold: lowest score of the instances to draw.
-
-    Returns:
-        the picture, and a short text about its contents.
-    """
+    """Draw the instances or the label map in a model's output; return picture and summary."""
     if "instances" in output:
-        kept = output["instances"][output["instances"].scores >= threshold]
-        return draw(image, kept, metadata), f"{len(kept)} objects"
+        kept = output["instances"][output["instances"].scores >= threshold].to("cpu")
+        drawn = _visualizer(image, metadata).draw_instance_predictions(kept)
+        return drawn.get_image(), f"{len(kept)} objects"
     labels = output["sem_seg"].argmax(dim=0).cpu()
     return draw_labels(image, labels.numpy(), metadata), _shares(labels, metadata)
 
@@ -97,26 +98,24 @@ def _shares(labels: torch.Tensor, metadata: Metadata) -> str:
 def predict_folder(
     predictor: LazyPredictor, images: list[Path], output: Path, threshold: float
 ) -> int:
-    """Predict each image, draw it into ``output`` as PNG, and show progress.
-
-    Returns:
-        the number of images that could not be read; a line on stderr names each.
-    """
+    """Predict and draw each image into ``output`` as PNG; return how many could not be read."""
     output.mkdir(parents=True, exist_ok=True)
     failed, taken = 0, set()
-    for path in tqdm(images, unit="image", disable=None):
-        try:
-            image = read_image(str(path), format="BGR")
-        except (OSError, SyntaxError) as error:
-            tqdm.write(f"error: {unreadable_image(path, error).line}", file=sys.stderr)
-            failed += 1
-            continue
-        found = predictor(np.ascontiguousarray(image))
-        picture, what = draw_output(image, found, predictor.metadata, threshold)
-        target = output / free_name(path, ".png", taken)
-        with atomic_open(target) as file:
-            Image.fromarray(picture).save(file, format="PNG")
-        tqdm.write(f"{path}: {what} -> {target}")
+    with Progress(0, len(images), unit="image", what="predicting") as progress:
+        for number, path in enumerate(images, 1):
+            try:
+                image = read_image(str(path), format="BGR")
+            except (OSError, SyntaxError) as error:
+                print(f"error: {unreadable_image(path, error).line}", file=sys.stderr)
+                failed += 1
+                continue
+            found = predictor(np.ascontiguousarray(image))
+            picture, what = draw_output(image, found, predictor.metadata, threshold)
+            target = output / free_name(path, ".png", taken)
+            with atomic_open(target) as file:
+                Image.fromarray(picture).save(file, format="PNG")
+            progress.say(f"{path}: {what} -> {target}")
+            progress.step(number, {})
     return failed
 
 
@@ -125,29 +124,8 @@ def main(description: str) -> None:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file",
-        help="a config file, a config's name, or config.yaml of an output folder (default: the "
-        "config that the adapter names)",
-    )
-    parser.add_argument(
-        "--weights",
-        help="a checkpoint, an adapter's folder, or an e3va:// address of the model zoo (default: "
-        "the config's init_checkpoint)",
-    )
-    parser.add_argument(
-        "--trunk",
-        help="the adapter's trunk: a file or an e3va:// address (default: the adapter says where "
-        "it is)",
-    )
-    parser.add_argument(
-        "--any-trunk", action="store_true", help="load an adapter on a trunk with other weights"
-    )
-    parser.add_argument("--input", nargs="+", required=True, help="images, folders, globs")
-    parser.add_argument("--output", required=True, help="folder of the drawn images")
-    parser.add_argument("--confidence-threshold", type=float, default=0.5, help="default: 0.5")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the config's)")
-    parser.add_argument("--opts", nargs="*", default=[], help="key=value overrides of the config")
+    for flag, settings in _OPTIONS.items():
+        parser.add_argument(flag, **settings)
     args = parser.parse_args()
     try:
         images = find_images(args.input)

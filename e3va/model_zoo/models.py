@@ -32,8 +32,7 @@ def get_config_file(config_path: str) -> str:
     names = [name for name in known if not name.startswith("common/")]
     nearest = difflib.get_close_matches(config_path, names, n=3, cutoff=0.4) or names[:3]
     raise UserError(
-        f"no config {config_path!r} in the zoo: expected a name below {CONFIG_ROOT}; nearest: "
-        f"{', '.join(nearest)}"
+        f"no config file {config_path!r} below {CONFIG_ROOT}; nearest: {', '.join(nearest)}"
     )
 
 

@@ -52,7 +52,7 @@ def whole(cfg):
     return torch.load(Path(cfg.train.output_dir) / "model_final.pth", weights_only=True)
 
 
-def test_files_hold_all_but_the_trunk_and_say_what_they_are(
+def test_files_hold_everything_but_the_trunk_and_a_description(
     pretrained_config, pretrained, tmp_path
 ):
     train(pretrained_config)
@@ -87,7 +87,7 @@ def stop_at(trainer, iteration):
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_and_resumed_writes_the_same_files(pretrained_config, tmp_path):
-    """Also one that had ended: its files are made again, and stay as they are."""
+    """Also a finished run: it writes its files again, with the same contents."""
     cfg = pretrained_config
     cfg.train.amp.enabled = True  # which rounds the trunk
     cfg.train.checkpointer.period = 1
@@ -128,10 +128,10 @@ def no_adapter(cfg, why):
     assert not (output / MODEL_FILE).exists() and not (output / CONFIG_FILE).exists()
 
 
-def test_no_adapter_of_a_trunk_that_nobody_can_find(small_config):
+def test_no_adapter_of_a_trunk_without_a_source(small_config):
     """Random weights; also after a resumption, when they come from a checkpoint."""
     for small_config.train.max_iter in (1, 2):
-        no_adapter(small_config, "not known which pretrained weights")
+        no_adapter(small_config, "names the trunk's weights")
 
 
 def test_no_adapter_of_a_trunk_that_trained(pretrained_config):
@@ -263,7 +263,7 @@ def test_its_highway_starts_another_task(pretrained_config, tmp_path):
     after = model.state_dict()
     highway = [k for k in trained if k.startswith("backbone.bottom_up.highway.")]
     assert all(torch.equal(after[k], trained[k]) for k in highway)
-    with pytest.raises(UserError, match=r"adapter_parts=head: expected one of \('all', 'back"):
+    with pytest.raises(UserError, match="adapter_parts 'head': expected one of all, back"):
         HighwayCheckpointer(model, adapter_parts="head")
 
 
@@ -334,7 +334,7 @@ def test_scores_are_numbers_of_the_newest_evaluation(tmp_path):
     assert json.dumps(written, allow_nan=False) == '{"bbox/AP": 3.0}'
 
 
-def test_heuristics_and_checkpoints_that_say_nothing(small_config, pretrained, tmp_path):
+def test_heuristics_and_checkpoints_without_a_description(small_config, pretrained, tmp_path):
     """A trunk's origin is known from a file of its own, not from a whole model that is silent."""
     model = instantiate(small_config.model)
     HighwayCheckpointer(model).load(f"{pretrained}?matching_heuristics=True")

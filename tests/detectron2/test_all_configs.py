@@ -1,7 +1,6 @@
 """Every config file: it builds at its full size, is light, and its model learns in one step.
 
-A model is known by what its config says, not by the file's name, so files that differ in their
-schedule alone share the work.
+Files that differ only in their schedule describe the same model, which is tested once.
 """
 
 import importlib
@@ -141,7 +140,7 @@ LENGTHS = {"1x": 90000, "3x": 270000, "80k": 80000, "160k": 160000}
 
 
 @pytest.mark.parametrize("path", LAZY, ids=str)
-def test_a_config_is_what_its_name_says(path):
+def test_a_config_has_the_model_and_schedule_in_its_name(path):
     kind, size, length = re.fullmatch(r"(.+)_e3va_(swin_[tsbl])(?:_(\w+))?", path.stem).groups()
     cfg, model = load(path), build_on_meta(path)
     assert find_trunk_module(model).preset == PRESETS[size]
@@ -154,7 +153,7 @@ def test_a_config_is_what_its_name_says(path):
 
 
 @pytest.mark.parametrize("path", LAZY, ids=str)
-def test_one_step_trains_all_that_is_to_train_and_never_the_trunk(path):
+def test_one_step_changes_every_trained_parameter_and_never_the_trunk(path):
     key, cfg = build_narrow(path)
     if key not in _stepped:
         _stepped[key] = take_step(cfg)
@@ -197,7 +196,7 @@ def test_yacs_and_lazy_twins_have_the_same_parameters(path):
         assert type(model) is type(found)
 
 
-def test_yacs_files_of_a_kind_differ_in_the_size_alone():
+def test_yacs_files_of_a_kind_differ_only_in_size():
     texts = {}
     for path in YACS:
         cfg = get_cfg()
@@ -211,7 +210,7 @@ def test_yacs_files_of_a_kind_differ_in_the_size_alone():
 
 
 def test_what_yacs_can_build_has_a_yaml_file():
-    """All but other box heads, a user's own data, and what Detectron2 has for LazyConfig alone."""
+    """All but other box heads, a user's own data, and models that need a LazyConfig."""
     without = set(LAZY) - {twin for path in YACS for twin in twins(path)}
     for path in without:
         if path.parts[0] != "custom" and "4conv1fc" not in path.name:
@@ -231,7 +230,7 @@ def test_the_readme_lists_every_config():
 
 
 @pytest.mark.parametrize("name", sorted(listed()))
-def test_what_the_readme_says_of_a_config_is_so(name):
+def test_the_numbers_of_a_config_in_the_readme_are_right(name):
     trained, highway, backbone = count_trained(build_on_meta(Path(name)))
     cells = listed()[name]
     assert cells[2] == f"{trained / 1e6:.1f}" and cells[3] == f"{highway / 1e6:.2f}"
@@ -268,7 +267,7 @@ def test_the_table_is_measured_and_put_between_its_marks(benchmark, tmp_path):
         assert 0 < float(cells[6]) < float(cells[5]) < 500
 
 
-def test_the_table_says_what_is_wrong(benchmark, tmp_path, capsys):
+def test_mistakes_of_the_table_are_one_line(benchmark, tmp_path, capsys):
     assert benchmark("--only", "nothing") == 1
     assert "error: --only nothing: no config matches" in capsys.readouterr().err
     (tmp_path / "README.md").write_text("no marks")

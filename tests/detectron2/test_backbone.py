@@ -1,4 +1,4 @@
-"""The backbones as Detectron2 knows them: registry and contract."""
+"""The backbones in Detectron2: registry and contract."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def check_shapes(backbone, side=64):
         assert value.shape == (2, channels, side // stride, 2 * side // stride), name
 
 
-def test_bare_backbone_declares_what_it_gives():
+def test_bare_backbone_declares_its_outputs():
     backbone = build_backbone(yacs())
     assert isinstance(backbone, E3VASwin)
     check_shapes(backbone)
@@ -94,7 +94,7 @@ def test_yacs_keys_reach_the_backbone(tmp_path):
     assert all(p.requires_grad for p in build_backbone(cfg).parameters())
 
 
-def test_retinanet_trains_every_parameter_that_it_says_it_trains():
+def test_retinanet_changes_every_trained_parameter():
     cfg = yacs("build_retinanet_e3va_swin_fpn_backbone")
     cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
     cfg.MODEL.FPN.IN_FEATURES = ["p1", "p2", "p3"]
@@ -123,7 +123,7 @@ def test_registry_refuses_what_a_swin_cannot_take():
         find_backbone(nn.Linear(1, 1))
 
 
-def test_new_e3va_detector_answers_as_detectron2s_swin_detector(small_config, detectron2s_own):
+def test_new_e3va_detector_predicts_as_detectron2s_swin_detector(small_config, detectron2s_own):
     """Adapters start at zero: with equal weights, the two detectors are one function."""
     model = instantiate(small_config.model).eval()
     other = instantiate(detectron2s_own.model).eval()

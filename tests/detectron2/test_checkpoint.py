@@ -95,7 +95,7 @@ def test_whole_model_round_trip(small_config, tmp_path):
     assert not changed(target, snapshot(source))
 
 
-def test_other_classes_leave_out_the_classifiers_alone(small_config, tmp_path):
+def test_other_classes_leave_out_only_the_classifiers(small_config, tmp_path):
     source = instantiate(small_config.model)
     HighwayCheckpointer(source, str(tmp_path)).save("model")
     small_config.model.roi_heads.num_classes = 5

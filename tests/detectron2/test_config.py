@@ -27,7 +27,7 @@ def test_found_by_name_and_by_path(tmp_path, monkeypatch):
     assert load_config("mine.py").train.max_iter == 7
 
 
-def test_a_config_knows_its_name_in_the_project(tmp_path):
+def test_a_config_contains_its_name_in_the_project(tmp_path):
     """Also once it is saved; one from elsewhere has none."""
     for given in (NAME, CONFIG_ROOT / NAME, load_config(NAME)):
         assert load_config(given).train.config_name == NAME
@@ -37,7 +37,7 @@ def test_a_config_knows_its_name_in_the_project(tmp_path):
     assert "config_name" not in load_config(tmp_path / "mine.py").train
 
 
-def test_what_a_config_says_of_its_model_and_data():
+def test_the_description_of_a_config():
     coco = describe_config(load_config("COCO/cascade_mask_rcnn_e3va_swin_s_3x.py"))
     assert coco["model"] == {"config": "COCO/cascade_mask_rcnn_e3va_swin_s_3x.py"}
     assert (coco["framework"], coco["trained_on"]) == ("detectron2", "coco_2017_train")
@@ -137,7 +137,7 @@ def test_empty_dicts_are_there_to_be_filled():
     assert apply_overrides(cfg, ["a.b.c=1"]).a.b.c == 1
 
 
-def test_the_given_config_is_left_as_it_is():
+def test_the_given_config_does_not_change():
     cfg = load_config(NAME)
     before = OmegaConf.to_yaml(cfg)
     changed = load_config(
@@ -159,7 +159,7 @@ def test_files_that_are_no_lazy_config_are_one_clear_line(tmp_path):
         load_config("COCO/cascade_mask_rcnn_e3va_swin_t.yaml")
 
 
-def test_learning_rate_of_the_adapters_alone_is_multiplied():
+def test_only_the_learning_rate_of_the_adapters_is_multiplied():
     from e3va.detectron2 import E3VASwin
 
     cfg = load_config(NAME)

@@ -27,7 +27,7 @@ def load(drawn, **settings):
     return coco_dicts(str(drawn.json), str(drawn.images), **settings)
 
 
-def test_dicts_hold_what_the_file_says(drawn):
+def test_dicts_equal_the_annotation_file(drawn):
     records = load(drawn, training=True)
     assert class_names(str(drawn.json)) == ["red", "blue"] and count_classes(str(drawn.json)) == 2
     assert len(records) == 6
@@ -99,7 +99,7 @@ def test_unusable_image_is_one_clear_line(drawn, kind, message, workers):
     assert "Traceback" not in line and "\n" not in line
 
 
-def test_image_that_went_away_is_one_clear_line(drawn):
+def test_missing_image_is_one_clear_line(drawn):
     records = load(drawn, training=True)
     (drawn.images / "1.png").unlink()
     with pytest.raises(UserError, match=r"1.png cannot be read"):
@@ -155,7 +155,7 @@ def test_evaluation_leaves_out_what_training_drops(drawn, tmp_path):
     assert 99 not in {annotation["id"] for annotation in truth["annotations"]}
 
 
-def test_boxes_alone_are_enough_where_no_masks_are_learned(drawn, tmp_path):
+def test_boxes_are_enough_for_models_without_masks(drawn, tmp_path):
     kept = ("image_id", "category_id", "bbox")
     drawn.data["annotations"] = [{k: a[k] for k in kept} for a in drawn.data["annotations"]]
     drawn.save()

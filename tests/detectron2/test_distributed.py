@@ -66,7 +66,8 @@ def test_weights_are_those_of_one_process_with_the_same_batch(compared, processe
 
 
 @pytest.mark.slow
-def test_what_is_trained_crosses_once_a_step_and_nothing_of_the_trunk(compared):
+@pytest.mark.parametrize("compared", [2], indirect=True, ids=["launcher"])
+def test_gradients_cross_once_a_step_and_nothing_of_the_trunk_does(compared):
     folder, _ = compared
     counts = json.loads((folder / "counts.json").read_text())
     assert [row["recipe"] for row in counts] == ["e3va_chain", "full"] * 2

@@ -50,7 +50,7 @@ def light(cfg, kind):
 
 
 def ours(kind):
-    """A model of the torchvision framework whose features and boxes differ from place to place."""
+    """A model of the torchvision framework; its features and boxes differ from place to place."""
     preset = get_preset("swin_nano")
     config = ModelConfig(
         *(kind, ("red", "blue"), preset, "swin.pth"),
@@ -96,7 +96,7 @@ def test_an_error_has_the_overrides_that_set_anchors_and_pooling(small_config, t
     torch.testing.assert_close(other.pred_boxes.tensor, found["boxes"], rtol=0, atol=0.5)
 
 
-def test_a_mask_rcnn_of_detectron2_is_pooled_there_as_here(small_config, tmp_path):
+def test_a_mask_rcnn_of_detectron2_is_pooled_alike_in_torchvision(small_config, tmp_path):
     cfg = light(small_config, "mask_rcnn")
     theirs = instantiate(cfg.model).eval()
     folder, trunk = tmp_path / "adapter", tmp_path / "swin.pth"

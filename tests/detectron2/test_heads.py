@@ -107,7 +107,7 @@ def picture():
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn", "semantic_fpn"])
-def test_there_and_back_is_bit_equal(frameworks_of, kind):
+def test_renaming_to_the_other_framework_and_back_is_bit_equal(frameworks_of, kind):
     ours, theirs = frameworks_of(kind)
     state = theirs.state_dict()
     there, left = to_framework(state, "torchvision")

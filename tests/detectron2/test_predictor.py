@@ -36,7 +36,7 @@ LAZY += [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A checkpoint of a random detector whose adapters are not zero."""
+    """A checkpoint of a random detector; its adapters are not zero."""
     torch.manual_seed(3)
     model = instantiate(load_config("COCO/cascade_mask_rcnn_e3va_swin_t_1x.py", LAZY).model)
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""LazyPredictor with adapters: one, built by what it says of itself, or several over one trunk."""
+"""LazyPredictor with one adapter, built from its description, or several over one trunk."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ from e3va.utils.atomic import save_atomically
 from e3va.weights.checkpoint import load_file
 
 CONFIG = "COCO/cascade_mask_rcnn_e3va_swin_t_1x.py"
-# Not the preset and not the number of classes: those an adapter says.
+# Neither the preset nor the number of classes: an adapter describes both.
 SMALL = [
     "dataloader.test.mapper.augmentations.0.short_edge_length=96",
     "model.backbone.out_channels=16",
@@ -89,8 +89,8 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_an_adapter_alone_answers_as_the_whole_model(pretrained, tmp_path, image, mixed):
-    """Config, preset, rank and classes are what it says; the trunk is found beside it."""
+def test_an_adapter_predicts_as_the_whole_model(pretrained, tmp_path, image, mixed):
+    """Config, preset, rank and classes come from its description; the trunk is found beside it."""
     rank = "model.backbone.bottom_up.highway.rank=5"
     folder = make_adapter(tmp_path / "fruit", pretrained, ("fig", "date"), 1, rank, mixed=mixed)
     alone = LazyPredictor(weights=folder, overrides=SMALL)
@@ -104,7 +104,7 @@ def test_an_adapter_alone_answers_as_the_whole_model(pretrained, tmp_path, image
     assert same(other(image), expected(image)) and len(other.metadata.thing_classes) == 2
 
 
-def test_no_other_config_is_run_than_the_projects(folders, tmp_path):
+def test_only_configs_of_the_project_run(folders, tmp_path):
     state, description = read_adapter(folders["fruit"])
     trace = tmp_path / "executed"
     (tmp_path / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nmodel = train = dict()\n")
@@ -118,7 +118,7 @@ def test_no_other_config_is_run_than_the_projects(folders, tmp_path):
     assert not trace.exists()
 
 
-def test_what_cannot_be_had_is_one_line(folders, pretrained, tmp_path):
+def test_missing_configs_weights_and_trunks_are_one_line(folders, pretrained, tmp_path):
     with pytest.raises(UserError, match="model.pth .*config"):
         LazyPredictor(weights=folders["one"] / "model.pth")
     with pytest.raises(UserError, match="no weights"):
@@ -146,10 +146,10 @@ def held_bytes(modules):
 
 def test_several_adapters_share_one_trunk_and_switch(folders, image):
     predictor = LazyPredictor(weights=folders["fruit"], overrides=SMALL)
-    predictor.add("leaves", folders["leaves"])
+    predictor.load_adapter("leaves", folders["leaves"])
     # A config of its own, and one file of the adapter.
     own = load_config(CONFIG, [*SMALL, "model.backbone.bottom_up.preset=swin_nano"])
-    predictor.add("one", folders["one"] / CONFIG_FILE, own)
+    predictor.load_adapter("one", folders["one"] / CONFIG_FILE, own)
     assert predictor.names == ["default", "leaves", "one"] and predictor.active == "default"
     separate = {
         name: LazyPredictor(weights=folder, overrides=SMALL) for name, folder in folders.items()
@@ -157,11 +157,11 @@ def test_several_adapters_share_one_trunk_and_switch(folders, image):
     separate["default"] = separate.pop("fruit")
     classes = {**ADAPTERS, "default": ADAPTERS["fruit"]}
     for name in ("leaves", "default", "one", "leaves", "default"):
-        assert predictor.use(name) is predictor
+        assert predictor.set_adapter(name) is predictor.model
         assert predictor.metadata.thing_classes == [*classes[name]]
         assert predictor.model.roi_heads.num_classes == len(classes[name])
         assert same(predictor(image), separate[name](image))
-    together = [predictor.use(name).model for name in predictor.names]
+    together = [predictor.set_adapter(name) for name in predictor.names]
     addresses = {
         tuple(p.data_ptr() for p in model.backbone.bottom_up.trunk.parameters())
         for model in together
@@ -172,29 +172,33 @@ def test_several_adapters_share_one_trunk_and_switch(folders, image):
     assert held_bytes(together) == held_bytes(alone) - 2 * trunk
     # Configs stay plain data.
     for name in predictor.names:
-        cfg = predictor.use(name).cfg
+        predictor.set_adapter(name)
+        cfg = predictor.cfg
         assert "trunk" not in cfg.model.backbone.bottom_up and LazyConfig.to_py(cfg)
     assert "trunk" not in own.model.backbone.bottom_up
 
 
-def test_adapters_that_do_not_fit_leave_what_is_loaded(folders, pretrained, tmp_path, image):
+def test_adapters_that_do_not_fit_change_nothing(folders, pretrained, tmp_path, image):
     predictor = LazyPredictor(weights=folders["fruit"], overrides=SMALL)
     expected = predictor(image)
     other = {k: v + 1 for k, v in load_file(pretrained)["model"].items()}
     save_atomically({"model": other}, tmp_path / "other.pth")
     stranger = make_adapter(tmp_path / "stranger", tmp_path / "other.pth", ("x", "y"), 9)
     with pytest.raises(UserError, match=r"other.pth .fingerprint \w+.*swin.pth .fingerprint \w+"):
-        predictor.add("stranger", stranger)
+        predictor.load_adapter("stranger", stranger)
     with pytest.raises(UserError, match="no adapter"):
-        predictor.add("whole", folders["one"] / "model.pth")
+        predictor.load_adapter("whole", folders["one"] / "model.pth")
     with pytest.raises(UserError, match="roi_heads.* does not|does not fit this model"):
-        predictor.add("leaves", folders["leaves"], overrides=["model.roi_heads.num_classes=8"])
+        predictor.load_adapter(
+            "leaves", folders["leaves"], overrides=["model.roi_heads.num_classes=8"]
+        )
     with pytest.raises(UserError, match="no adapter 'leaves' is loaded: expected one of default"):
-        predictor.use("leaves")
+        predictor.set_adapter("leaves")
     assert predictor.names == ["default"] and same(predictor(image), expected)
     easy = LazyPredictor(weights=folders["fruit"], overrides=SMALL, any_trunk=True)
-    easy.add("stranger", stranger)
-    assert easy.use("stranger").metadata.thing_classes == ["x", "y"]
+    easy.load_adapter("stranger", stranger)
+    easy.set_adapter("stranger")
+    assert easy.metadata.thing_classes == ["x", "y"]
 
 
 def test_the_demo_draws_with_an_adapter(folders, pretrained, drawn, tmp_path, monkeypatch, capsys):
@@ -220,7 +224,7 @@ def test_the_demo_draws_with_an_adapter(folders, pretrained, drawn, tmp_path, mo
 
 
 def test_a_geometry_without_a_name_is_built(pretrained, folders):
-    """What an adapter says of its Swin is enough, also for sizes that have no preset."""
+    """The description of an adapter is enough, also for sizes that have no preset."""
     _, description = read_adapter(folders["one"])
     data = description.to_dict()
     data["backbone"]["geometry"] |= {"depths": [1, 1, 2, 1], "window": 3}

@@ -17,7 +17,7 @@ from e3va import UserError
 from e3va.detectron2 import LazyPredictor, add_e3va_config, engine, load_config
 from e3va.detectron2.config import CONFIG_ROOT
 from e3va.detectron2.data import registered_dicts
-from e3va.detectron2.describe import class_metadata, describe_config
+from e3va.detectron2.describe import describe_config, find_metadata
 from e3va.detectron2.labels import LabelMapper, label_evaluator, registered_label_evaluator
 from e3va.detectron2.lean import prepare_model
 from e3va.detectron2.visualize import draw_labels, predict_folder
@@ -42,7 +42,7 @@ NAMES = ("ground", "red", "blue")
 
 @pytest.fixture
 def maps(drawn, tmp_path) -> Path:
-    """Label maps of the drawn pictures (1 red, 2 blue), of which the first row is ignored."""
+    """Label maps of the drawn pictures (1 red, 2 blue); the first row is ignored."""
     folder = tmp_path / "labels"
     folder.mkdir()
     for image in drawn.data["images"]:
@@ -76,7 +76,7 @@ def arguments(*overrides: str, flags=()) -> Namespace:
     return default_argument_parser().parse_args(["--config-file", CONFIG, *flags, *overrides])
 
 
-def test_a_few_steps_lower_the_loss_and_what_is_saved_draws(
+def test_a_few_steps_lower_the_loss_and_the_saved_files_predict(
     overrides, pretrained, drawn, tmp_path, capsys
 ):
     """From the command line's function to pictures, by the checkpoint and by the adapter."""
@@ -115,7 +115,7 @@ def shares_of(scores: torch.Tensor) -> dict[str, float]:
 
 
 def test_a_resumed_run_ends_with_the_same_bits(overrides, tmp_path):
-    """It goes on from the checkpoint in the middle, as if it had been stopped there."""
+    """It continues from the checkpoint in the middle."""
     ends = [*overrides, "train.max_iter=4", "train.checkpointer.period=2"]
     cfg = engine.prepare(load_config(CONFIG, ends))
     whole = engine.train(cfg).model.state_dict()
@@ -242,7 +242,7 @@ def ade(tmp_path, monkeypatch) -> Path:
     return root
 
 
-def test_ade20k_is_read_as_it_is_published(ade):
+def test_ade20k_is_read_in_its_published_layout(ade):
     """0 is ignored, and 1 to 150 are the classes 0 to 149, of Detectron2's names."""
     names = MetadataCatalog.get("ade_challenge_2016_val").stuff_classes
     assert len(names) == 150 and names == MetadataCatalog.get("ade20k_sem_seg_val").stuff_classes
@@ -254,7 +254,7 @@ def test_ade20k_is_read_as_it_is_published(ade):
     assert np.array_equal(example["sem_seg"].numpy(), np.where(raw == 0, 255, raw - 1))
 
 
-def test_labels_that_detectron2s_script_has_shifted_are_taken_as_they_are(ade):
+def test_labels_that_detectron2s_script_has_shifted_are_not_shifted_again(ade):
     (ade / "annotations").rename(ade / "annotations_detectron2")
     record = registered_dicts("ade_challenge_2016_val", filter_empty=False)[0]
     example = LabelMapper(True, [], "RGB")(record)
@@ -262,7 +262,7 @@ def test_labels_that_detectron2s_script_has_shifted_are_taken_as_they_are(ade):
 
 
 @pytest.mark.parametrize("missing", ["images", "annotations"])
-def test_ade20k_that_is_not_there_is_one_line(ade, missing):
+def test_missing_ade20k_is_one_line(ade, missing):
     (ade / missing).rename(ade / "elsewhere")
     with pytest.raises(
         UserError, match=f"no folder .*{missing}.training; set .*DETECTRON2_DATASET"
@@ -387,7 +387,7 @@ def test_every_class_is_drawn_in_a_colour_of_its_own():
     labels = np.zeros((480, 480), int)
     labels[:, 160:320], labels[:, 320:] = 1, 2
     grey = np.full((480, 480, 3), 100, np.uint8)
-    metadata = class_metadata(load_config(CONFIG), NAMES)
+    metadata = find_metadata(load_config(CONFIG), NAMES)
     pictures = [draw_labels(grey, labels, metadata) for _ in range(2)]
     assert np.array_equal(*pictures)
     colors = [pictures[0][60, x].astype(int) for x in (60, 240, 420)]

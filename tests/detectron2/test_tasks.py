@@ -114,7 +114,7 @@ def test_voc_difficult_objects_are_not_missed(voc):
     assert found["AP"] == pytest.approx(100)
 
 
-def test_voc_trains_on_both_years_and_says_so(voc):
+def test_voc_trains_on_both_years_and_describes_them(voc):
     cfg = load_config(VOC, ["dataloader.train.num_workers=0"])
     loader = instantiate(cfg.dataloader.train)
     assert (loader.images, loader.objects) == (6, 6)
@@ -132,7 +132,7 @@ def test_voc_trains_on_both_years_and_says_so(voc):
     assert not example["instances"].has("gt_masks")
 
 
-def test_voc_that_is_not_there_is_one_clear_line(voc):
+def test_missing_voc_is_one_clear_line(voc):
     (voc / "VOC2012/ImageSets/Main/trainval.txt").unlink()
     with pytest.raises(UserError) as caught:
         instantiate(load_config(VOC).dataloader.train.dataset)
@@ -212,7 +212,7 @@ def test_fcos_lean_computes_the_same_and_keeps_less():
         torch.manual_seed(0)
         model = instantiate(cfg).train()
         backbone = find_backbone(model)[1]
-        backbone.prepare = lambda mixed: None  # neck and heads alone differ
+        backbone.prepare = lambda mixed: None  # only neck and heads differ
         backbone.memory = memory
         for _ in range(3):  # the scripted loss rounds otherwise once it has been compiled
             model.zero_grad()
@@ -246,7 +246,7 @@ def test_faster_rcnn_has_no_masks_and_panoptic_fpn_all_outputs():
     assert found["sem_seg"].shape == (54, 64, 96)
 
 
-def test_panoptic_data_that_are_not_there_are_one_clear_line():
+def test_missing_panoptic_data_are_one_clear_line():
     cfg = load_config("COCO/panoptic_fpn_e3va_swin_t_1x.py")
     with pytest.raises(UserError, match="data set coco_2017_val_panoptic_separated: no"):
         instantiate(cfg.dataloader.test.dataset)

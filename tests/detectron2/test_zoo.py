@@ -21,7 +21,7 @@ from e3va.weights.checkpoint import load_file
 
 CUSTOM = "custom/cascade_mask_rcnn_e3va_swin_t.py"
 COCO = "COCO/cascade_mask_rcnn_e3va_swin_t_1x"
-# What the YAML config says otherwise, or a small model has smaller.
+# Keys that differ in the YAML config, and sizes of a small model.
 SMALL = [
     "dataloader.test.mapper.augmentations.0.short_edge_length=96",
     "dataloader.test.mapper.augmentations.0.max_size=150",
@@ -57,7 +57,7 @@ def run(overrides, *more, flags=()):
 
 @pytest.fixture
 def published(zoo, small_overrides, pretrained, tmp_path):
-    """``shapes``, which a training has made, and its trunk; neither lies elsewhere any more."""
+    """The published adapter ``shapes`` and its trunk; no other copy of them is left."""
     run(small_overrides, "train.max_iter=2", f"train.init_checkpoint={pretrained}")
     output = tmp_path / "output"
     publish(output, "shapes", zoo, trunk=str(pretrained))
@@ -80,7 +80,7 @@ def test_eval_only_takes_an_address(published, small_overrides, tmp_path, addres
 
 @pytest.mark.slow
 def test_training_starts_from_addresses(published, small_overrides, tmp_path):
-    """From an adapter, and from a trunk, whose address the new adapter then names."""
+    """From an adapter, and from a trunk; the new adapter contains the address of the trunk."""
     assert "swin" in model_zoo.list_trunks()
     for number, start in enumerate(("e3va://shapes", "e3va://swin")):
         output = tmp_path / str(number)
@@ -109,7 +109,7 @@ def test_detectron2s_path_manager_knows_the_addresses(published):
 
 
 def coco_adapter(folder, pretrained):
-    """An adapter of the small form of a config that is there as YAML too."""
+    """An adapter of the small form of a config that also exists as YAML."""
     cfg = load_config(f"{COCO}.py", [*SMALL, "model.backbone.bottom_up.preset=swin_nano"])
     cfg.model.roi_heads.num_classes = 4
     model = instantiate(cfg.model)
@@ -137,7 +137,7 @@ def default_predictor(weights):
     return DefaultPredictor(cfg)
 
 
-def test_both_predictors_take_addresses_and_answer_the_same(zoo, pretrained, tmp_path):
+def test_both_predictors_take_addresses_and_predict_the_same(zoo, pretrained, tmp_path):
     coco_adapter(tmp_path / "adapter", pretrained)
     publish(tmp_path / "adapter", "four", zoo, trunk=str(pretrained))
     Path(pretrained).unlink()
