@@ -1,7 +1,4 @@
-"""The joint of highway and trunk, with a hand-written backward pass that keeps little memory.
-
-It computes the same function as the plain modules in :mod:`e3va.highway.highway`.
-"""
+"""The fast form of the joint between highway and trunk, which keeps only the joined map."""
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +18,9 @@ def join(
     merging: PatchMerging | None,
     size: TokenMap,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute ``LN(x + h)`` and ``PM(x + h) − PM(x)``.
+    """Compute ``LN(x + h)`` [B, C, H, W] and ``PM(x + h) − PM(x)`` [B, T', 2C].
 
-    x is the output of the trunk's stage [B, T, C], h that of the highway's; None stands for zero.
-
-    Returns:
-        ``LN(x + h)`` [B, C, H, W], contiguous, None without ``norm``; and ``PM(x + h) − PM(x)``
-        [B, T', 2C], None without ``merging``.
+    x and h are [B, T, C]; h is None for zero. The results are None without ``norm`` or ``merging``.
     """
     weights, eps = (None, None), EPS
     if norm is not None:
