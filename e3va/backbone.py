@@ -16,8 +16,7 @@ from .utils.errors import UserError, check_choice
 from .weights.origin import origin_of
 
 LEVELS = ("p0", "p1", "p2", "p3")
-# Form in which each memory mode keeps the highway's taps, see e3va.ops.saved_activation; None for
-# plain modules and autograd.
+# Form in which each memory mode keeps the highway's taps, the ``keep`` of e3va.Highway.
 MEMORY = {"standard": "half", "lean": "int8", "plain": None}
 
 
@@ -132,12 +131,8 @@ class E3VABackbone(nn.Module):
         if trunk is not None:
             _check_shared(trunk, preset, config)
         # The trunk comes before the highway, so that a seed gives the same trunk for every recipe.
-        self.trunk = trunk or SwinTrunk(
-            preset,
-            frozen=not config.train_trunk,
-            fast=memory != "plain",
-            precision=trunk_precision,
-        )
+        fast, frozen = memory != "plain", not config.train_trunk
+        self.trunk = trunk or SwinTrunk(preset, frozen=frozen, fast=fast, precision=trunk_precision)
         if not isinstance(highway, nn.Module):
             highway = Highway(
                 preset.dims,
@@ -153,11 +148,9 @@ class E3VABackbone(nn.Module):
     def prepare(self, mixed: bool) -> None:
         """Convert a frozen trunk's weights to the form in which training stores them.
 
-        In mixed precision this is a half-precision type, see
-        :func:`e3va.swin.precision.storage_dtype`; with ``memory="lean"`` the matrices of the blocks
-        are stored in 8 bits. The weights are rounded and take less memory. Call this method when
-        the weights are loaded and the model is on its device. A plain trunk does not change, nor
-        does a trunk that trains.
+        In mixed precision this is a half-precision type; with ``memory="lean"`` the matrices of the
+        blocks are rounded to 8 bits. Call this method when the weights are loaded and the model is
+        on its device. It does not change a plain trunk or a trunk that trains.
 
         Args:
             mixed: whether training runs in mixed precision.

@@ -128,7 +128,9 @@ class _Block:
         )
         return size.as_rows(d_y), weight, gradient.sum(0, dtype=size.wide)
 
-    def _norm_backward(self, gradient, normed, inverse_std, d_y, y) -> None:
+    def _norm_backward(
+        self, gradient: Tensor, normed: Tensor, inverse_std: Tensor, d_y: Tensor, y: Tensor
+    ) -> None:
         """Add ``(g − mean(g) − n · mean(g · n)) / std`` with g = d_y · D and the normed tap n.
 
         Both sums over the channels are computed as sums over the bottleneck: the sum of g · n

@@ -8,10 +8,9 @@ EPS = 1e-5  # the default of nn.LayerNorm
 
 
 class _Normalize(torch.autograd.Function):
-    """LayerNorm without parameters over the last dimension.
+    """LayerNorm that keeps its result, which the projection behind it keeps too.
 
-    It keeps its result for the backward pass, where PyTorch's LayerNorm keeps its argument. The
-    projection behind it keeps the same tensor, which saves one map for each adapter.
+    PyTorch's LayerNorm keeps its argument: one more map for each adapter.
     """
 
     @staticmethod

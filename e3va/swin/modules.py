@@ -1,9 +1,7 @@
-"""The plain modules of a Swin Transformer (Liu et al., arXiv 2103.14030, section 3).
+"""The plain modules of a Swin Transformer (Liu et al., arXiv 2103.14030), under official names.
 
-Module names are those of the official Swin repository, so published weights load without renaming.
-Implementations of Swin differ on maps that windows do not tile. These modules follow the official
-detection code and Detectron2: they pad a map with zeros on the right and at the bottom after the
-first norm, then shift it, and shift it even if one window covers the map.
+Implementations differ on maps that windows do not tile. As in Detectron2, a map is padded on the
+right and below after the first norm, then shifted, even if one window covers it.
 """
 
 import torch
@@ -41,10 +39,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.window = window
-        self.relative_position_bias_table = nn.Parameter(
-            torch.zeros((2 * window - 1) ** 2, num_heads)
-        )
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        table = nn.init.trunc_normal_(torch.zeros((2 * window - 1) ** 2, num_heads), std=0.02)
+        self.relative_position_bias_table = nn.Parameter(table)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         # It follows from the window, so it is not part of the state dict.

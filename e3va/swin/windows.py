@@ -59,8 +59,8 @@ class Chunk:
             padding.
         padding: places that are padding, int64.
         scatter: place of each token, int32; the inverse of ``gather``.
-        groups: (first window, last window + 1, kind) of windows of the same kind. Kind 0 needs no
-            mask; kinds 1, 2 and 3 are the windows of a shifted map in the last column, in the last
+        groups: (first window, last window + 1, kind) of windows with the same mask. Kind 0 needs
+            none; kinds 1, 2 and 3 are the windows of a shifted map in the last column, in the last
             row, and in the corner of both, see :func:`kind_masks`.
     """
 

@@ -24,9 +24,8 @@ _COPY_AGAIN = "it is truncated, damaged or another kind of file; copy or downloa
 def load_file(path: str | os.PathLike) -> dict:
     """Read a file of weights onto the CPU without executing code from it.
 
-    The first bytes decide how the file is read, whatever its name: as safetensors, by
-    ``torch.load(weights_only=True)``, or by the restricted unpickler of
-    :mod:`e3va.weights.restricted_pickle`.
+    The first bytes of the file, not its name, decide how it is read: as safetensors, by
+    ``torch.load(weights_only=True)`` or by :mod:`e3va.weights.restricted_pickle`.
 
     Raises:
         UserError: the file is missing, truncated, not a checkpoint, or needs pickled code to load.
@@ -37,7 +36,8 @@ def load_file(path: str | os.PathLike) -> dict:
         )
     with open(path, "rb") as file:
         head = file.read(512)
-    if _is_safetensors(head):
+    # A length and JSON, with which no pickle or archive starts.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
         return load_safetensors(path)[0]
     if not head.startswith(_ZIP) and not _PICKLE.match(head):
         raise UserError(f"{path} cannot be read as a checkpoint: {_recognize(head)}")
@@ -64,11 +64,6 @@ def load_file(path: str | os.PathLike) -> dict:
     return data
 
 
-def _is_safetensors(head: bytes) -> bool:
-    """Return whether a file starts with a length and JSON, as no pickle or archive does."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER
-
-
 def _refuse_programs(path: str | os.PathLike) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
@@ -76,7 +71,7 @@ def _refuse_programs(path: str | os.PathLike) -> None:
 
 
 def _recognize(head: bytes) -> str:
-    """Return what a file without weights seems to be by its first bytes, and what to do."""
+    """Return what a file without weights seems to be, and what to do."""
     text = head.lstrip().lower()
     if not head:
         return "it is empty; copy or download it again"
@@ -124,16 +119,11 @@ def model_state(data: Mapping[str, Any], name: str) -> dict[str, Tensor]:
 def check_same_tensors(
     own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, advice: str
 ) -> None:
-    """Check that a file holds a model's tensors: the same names with the same shapes.
-
-    Args:
-        own: tensors of the model by name.
-        found: tensors of the file by name.
-        source: name of the file, for the message.
-        advice: end of the message: what to do.
+    """Check that the file ``source`` holds the model's own tensors, with the same shapes.
 
     Raises:
-        UserError: a tensor is missing, unknown or of another shape; the message shows one.
+        UserError: a tensor is missing, unknown or of another shape; the message shows one and ends
+            with ``advice``.
     """
     missing, extra = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
     wrong = sorted(k for k in own.keys() & found.keys() if own[k].shape != found[k].shape)

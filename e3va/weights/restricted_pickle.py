@@ -1,9 +1,7 @@
-"""A restricted unpickler for files of arrays and tensors; it runs no code from the file.
+"""A restricted unpickler for files of arrays and tensors, as in Detectron2's model zoo.
 
-Files of Detectron2's model zoo are such pickles: a dict of numpy arrays or tensors, often written
-by Python 2. The unpickler calls no function that a pickle names. It turns the few names that such
-files need into inert records, and refuses every other name. The tensors are built from the records
-afterwards, with their sizes checked.
+It calls no function that a pickle names: a few names become inert records, the others are refused.
+The tensors are built from the records afterwards, with their sizes checked.
 """
 
 import io
@@ -56,8 +54,7 @@ def read_pickle(path: str | os.PathLike) -> Any:
     """Read a plain pickle; numpy arrays and tensors in it become tensors on the CPU.
 
     Raises:
-        ForbiddenGlobalError: the file names a function or class other than those of numpy and torch
-            that build arrays and tensors.
+        ForbiddenGlobalError: the file names another function or class than they need.
         Exception: one of :data:`DAMAGE`: the file is damaged, or torch lacks a type in it.
     """
     with open(path, "rb") as file:
@@ -76,12 +73,8 @@ def _check_memo(file: BinaryIO) -> None:
 class _Record:
     """A call that a pickle describes: the name of the function, its arguments and the state."""
 
-    __slots__ = ("args", "name", "state")
-
     def __init__(self, name: str, args: tuple):
-        self.name = name
-        self.args = args
-        self.state: Any = None
+        self.name, self.args, self.state = name, args, None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -119,40 +112,31 @@ class _Builder:
             return type(value)(map(self.build, value))
         if value.name not in _MAKERS:
             return None
-        return _MAKERS[value.name](self.build(value.args), self.build(value.state))
+        return _MAKERS[value.name](self.build(value.state), *self.build(value.args))
 
 
-def _encode(args: tuple, state: None) -> bytes:
+def _encode(state: None, text: str, encoding: str) -> bytes:
     """Build bytes as Python 3 writes them for Python 2."""
-    text, encoding = args
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
     return text.encode("latin1")
 
 
-def _no_bytes(args: tuple, state: None) -> bytes:
-    if args:
-        raise pickle.UnpicklingError("a call of bytes")
-    return b""
-
-
-def _dtype(args: tuple, state: tuple | None) -> tuple[str, str]:
+def _dtype(state: tuple | None, kind: str, *flags: Any) -> tuple[str, str]:
     """Return a numpy.dtype as its kind with its size, and its byte order."""
-    return args[0], state[1] if state else "|"
+    return kind, state[1] if state else "|"
 
 
-def _array(args: tuple, state: tuple) -> Tensor:
+def _array(state: tuple, *empty: Any) -> Tensor:
     shape, dtype, fortran, data = state[-4:]
     return _tensor_of_bytes(data, dtype, shape, fortran)
 
 
-def _array_of_buffer(args: tuple, state: None) -> Tensor:
-    data, dtype, shape, order = args
+def _array_of_buffer(state: None, data: Any, dtype: tuple, shape: tuple, order: str) -> Tensor:
     return _tensor_of_bytes(data, dtype, shape, order == "F")
 
 
-def _scalar(args: tuple, state: None) -> float | int | bool:
-    dtype, data = args
+def _scalar(state: None, dtype: tuple, data: Any) -> float | int | bool:
     return _tensor_of_bytes(data, dtype, (), False).item()
 
 
@@ -184,27 +168,28 @@ def _sizes(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _storage(args: tuple, state: None) -> Tensor:
+def _storage(state: None, data: bytes) -> Tensor:
     """Build a tensor of all numbers of a storage that ``torch.save`` wrote into the pickle."""
-    (data,) = args
     storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about a future change of torch
         return torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
 
 
-def _tensor(args: tuple, state: None) -> Tensor:
-    storage, offset, size, stride = args[:4]
+def _tensor(
+    state: None, storage: Tensor, offset: int, size: tuple, stride: tuple, *flags: Any
+) -> Tensor:
     # as_strided checks that the storage is large enough.
     return storage.as_strided(_sizes(size), _sizes(stride), *_sizes((offset,)))
 
 
-_MAKERS: dict[str, Callable[[tuple, Any], Any]] = {
+# The builders by name; their arguments are the state and those of the call.
+_MAKERS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encode,
-    "__builtin__.bytes": _no_bytes,  # as written for Python 2
-    "builtins.bytes": _no_bytes,
+    "__builtin__.bytes": lambda state: b"",  # as written for Python 2
+    "builtins.bytes": lambda state: b"",
     "numpy.dtype": _dtype,
-    "torch._utils._rebuild_parameter": lambda args, state: args[0],
+    "torch._utils._rebuild_parameter": lambda state, data, *flags: data,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.storage._load_from_bytes": _storage,
 }
