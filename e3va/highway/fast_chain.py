@@ -4,7 +4,7 @@ For each block it keeps the normed tap in few bits and, unless these are 8, the 
 autograd would keep the normed tap and four maps of the bottleneck's width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -155,7 +155,8 @@ class _Chain(torch.autograd.Function):
         h = None if h is None else h.to(size.wide).flatten(0, 1).clone()
         saved: list[Tensor] = []
         ctx.size, ctx.count, ctx.has_input = size, count, h is not None
-        for block, tap in zip(_blocks(size, parameters), taps, strict=True):
+        for k, tap in enumerate(taps):
+            block = _Block(size, parameters[6 * k : 6 * k + 6])
             h, kept, inverse_std, y = block.forward(tap.flatten(0, 1), h)
             if kept is not None:
                 saved += [inverse_std, *kept.tensors, *([] if size.keep == "int8" else [y])]
@@ -170,22 +171,17 @@ class _Chain(torch.autograd.Function):
         shape = gradient.shape
         gradient = gradient.to(size.wide).flatten(0, 1).clone()
         each = len(saved) // count
-        results: list[list[Tensor]] = []
-        for number, block in reversed([*enumerate(_blocks(size, parameters))]):
-            inverse_std, *rest = saved[each * number : each * (number + 1)]
+        own: list[Tensor] = []
+        for k in reversed(range(count)):
+            block = _Block(size, parameters[6 * k : 6 * k + 6])
+            inverse_std, *rest = saved[each * k : each * (k + 1)]
             y = None if size.keep == "int8" else rest.pop()
             kept = SavedActivation(size.keep, rest, size.wide)
-            need_input = ctx.has_input or number > 0
-            results.append(block.backward(gradient, kept, inverse_std, y, need_input))
-        own = [g for block in reversed(results) for g in block]
+            need_input = ctx.has_input or k > 0
+            own = block.backward(gradient, kept, inverse_std, y, need_input) + own
         own = [g.to(p.dtype).view_as(p) for g, p in zip(own, parameters, strict=True)]
         into = gradient.view(shape) if ctx.has_input else None
         return None, into, None, *([None] * count), *own
-
-
-def _blocks(size: TokenMap, parameters: Sequence[Tensor]) -> Iterator[_Block]:
-    for start in range(0, len(parameters), 6):
-        yield _Block(size, parameters[start : start + 6])
 
 
 register_fast_form("chain", DepthwiseConvAdapter, run_chain)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..ops.normalize import EPS
+from ..ops.normalize import EPS, norm_backward
 from ..ops.products import Product
 from ..ops.saved_activation import SavedActivation
 from ..swin.modules import PatchMerging
@@ -94,8 +94,7 @@ def _merging_backward(
     weight = merging.reduction.weight.t().contiguous()
     flat = Product(weight, None, size.narrow)(gradient.flatten(0, 1).to(size.narrow))
     inner = flat.to(size.wide).view_as(normed) * merging.norm.weight.to(size.wide)
-    inner = inner - inner.mean(-1, keepdim=True) - normed * (inner * normed).mean(-1, keepdim=True)
-    inner = inner * inverse_std
+    inner = norm_backward(inner, normed, inverse_std)
     # The inverse of corners().
     height, width = -(-size.height // 2), -(-size.width // 2)
     inner = inner.view(size.batch, height, width, 2, 2, -1)  # column, row within the 2×2

@@ -22,10 +22,13 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> Tensor:
-        # (g − mean(g) − n · mean(g · n)) / std with the result n
-        normed, inverse_std = ctx.saved_tensors
-        means = gradient.mean(-1, keepdim=True), (gradient * normed).mean(-1, keepdim=True)
-        return (gradient - means[0] - normed * means[1]) * inverse_std
+        return norm_backward(gradient, *ctx.saved_tensors)
+
+
+def norm_backward(gradient: Tensor, normed: Tensor, inverse_std: Tensor) -> Tensor:
+    """Compute ``(g − mean(g) − n · mean(g · n)) / std`` from the gradient g of the result n."""
+    means = gradient.mean(-1, keepdim=True), (gradient * normed).mean(-1, keepdim=True)
+    return (gradient - means[0] - normed * means[1]) * inverse_std
 
 
 def normalize(z: Tensor) -> Tensor:

@@ -43,7 +43,9 @@ def load_file(path: str | os.PathLike) -> dict:
         raise UserError(f"{path} cannot be read as a checkpoint: {_recognize(head)}")
     try:
         if head.startswith(_ZIP):
-            _refuse_programs(path)
+            with zipfile.ZipFile(path) as archive:
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    raise UserError(f"{path} is a TorchScript program: save only its state_dict")
         if head.startswith(_ZIP) or _LEGACY in head[:24]:
             with open(path, "rb") as file:  # torch would interpret the suffix of a path
                 data = torch.load(file, map_location="cpu", weights_only=True)
@@ -62,12 +64,6 @@ def load_file(path: str | os.PathLike) -> dict:
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}: expected a dict of tensors")
     return data
-
-
-def _refuse_programs(path: str | os.PathLike) -> None:
-    with zipfile.ZipFile(path) as archive:
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            raise UserError(f"{path} is a TorchScript program: save only its state_dict")
 
 
 def _recognize(head: bytes) -> str:

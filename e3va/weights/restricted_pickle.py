@@ -4,6 +4,7 @@ It calls no function that a pickle names: a few names become inert records, the 
 The tensors are built from the records afterwards, with their sizes checked.
 """
 
+import functools
 import io
 import math
 import os
@@ -34,18 +35,8 @@ _DTYPES = {
 _NATIVE = {"little": "<", "big": ">"}[sys.byteorder]
 
 
-class ForbiddenGlobalError(pickle.UnpicklingError):
-    """A pickle names a function or class that no file of plain tensors needs."""
-
-    def __init__(self, name: str):
-        super().__init__(f"it names {name}")
-        self.name = name
-
-
 def forbidden_global(error: BaseException) -> str | None:
     """Return the name that this module or ``torch.load(weights_only=True)`` refused, or None."""
-    if isinstance(error, ForbiddenGlobalError):
-        return error.name
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return found.group(1) if found else None
 
@@ -54,13 +45,13 @@ def read_pickle(path: str | os.PathLike) -> Any:
     """Read a plain pickle; numpy arrays and tensors in it become tensors on the CPU.
 
     Raises:
-        ForbiddenGlobalError: the file names another function or class than they need.
-        Exception: one of :data:`DAMAGE`: the file is damaged, or torch lacks a type in it.
+        Exception: one of :data:`DAMAGE`: the file is damaged, torch lacks a type in it, or it names
+            a function or class that they do not need, see :func:`forbidden_global`.
     """
     with open(path, "rb") as file:
         _check_memo(file)
         file.seek(0)
-        return _Builder().build(_Unpickler(file, encoding="latin1").load())
+        return _build(_Unpickler(file, encoding="latin1").load(), {})
 
 
 def _check_memo(file: BinaryIO) -> None:
@@ -86,33 +77,23 @@ class _Unpickler(pickle.Unpickler):
         # A new function each time, because a pickle can set attributes on the result.
         if full == "collections.OrderedDict":
             return lambda *args: OrderedDict(*args)
-        if full in _MAKERS or full == "numpy.ndarray":  # an array's class is only an argument
+        if full in _MAKERS:
             return lambda *args: _Record(full, args)
-        raise ForbiddenGlobalError(full)
+        raise pickle.UnpicklingError(f"forbidden GLOBAL {full}")
 
 
-class _Builder:
-    """A converter from the unpickler's objects to dicts, lists and tensors, each object once."""
-
-    def __init__(self) -> None:
-        self._built: dict[int, Any] = {}
-
-    def build(self, value: Any) -> Any:
-        """Convert a dict, list, tuple or record; return a plain value unchanged."""
-        if not isinstance(value, dict | list | tuple | _Record):
-            return value
-        if id(value) not in self._built:
-            self._built[id(value)] = self._make(value)
-        return self._built[id(value)]
-
-    def _make(self, value: Any) -> Any:
+def _build(value: Any, built: dict[int, Any]) -> Any:
+    """Convert records, and what contains them, to tensors and plain values, each object once."""
+    if isinstance(value, dict | list | tuple | _Record) and id(value) not in built:
+        build = functools.partial(_build, built=built)
         if isinstance(value, dict):
-            return {self.build(key): self.build(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(map(self.build, value))
-        if value.name not in _MAKERS:
-            return None
-        return _MAKERS[value.name](self.build(value.state), *self.build(value.args))
+            made = {build(key): build(item) for key, item in value.items()}
+        elif isinstance(value, list | tuple):
+            made = type(value)(map(build, value))
+        else:
+            made = _MAKERS[value.name](build(value.state), *build(value.args))
+        built[id(value)] = made
+    return built.get(id(value), value)
 
 
 def _encode(state: None, text: str, encoding: str) -> bytes:
@@ -189,6 +170,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "__builtin__.bytes": lambda state: b"",  # as written for Python 2
     "builtins.bytes": lambda state: b"",
     "numpy.dtype": _dtype,
+    "numpy.ndarray": lambda state, *args: None,  # only an argument of the calls below
     "torch._utils._rebuild_parameter": lambda state, data, *flags: data,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.storage._load_from_bytes": _storage,
