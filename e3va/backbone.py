@@ -124,12 +124,15 @@ class E3VABackbone(nn.Module):
             raise UserError(f"out_features {list(out_features)}: expected some of {LEVELS}")
         if make_adapter is not None and isinstance(highway, nn.Module):
             raise UserError("make_adapter and a highway module: expected one of the two")
-        self.memory = memory
-        self.trunk_precision = trunk_precision
+        self.memory, self.trunk_precision = memory, trunk_precision
         self.out_features = tuple(sorted(set(out_features), key=LEVELS.index))
         config = highway.config if isinstance(highway, nn.Module) else as_highway_config(highway)
-        if trunk is not None:
-            _check_shared(trunk, preset, config)
+        if trunk is not None and (config.train_trunk or not trunk.frozen):
+            raise UserError(
+                f"a shared trunk with recipe {config.recipe!r}: expected a frozen trunk"
+            )
+        if trunk is not None and not same_geometry(trunk.preset, preset):
+            raise UserError(f"the trunk to share is {trunk.preset}: expected {preset}")
         # The trunk comes before the highway, so that a seed gives the same trunk for every recipe.
         fast, frozen = memory != "plain", not config.train_trunk
         self.trunk = trunk or SwinTrunk(preset, frozen=frozen, fast=fast, precision=trunk_precision)
@@ -191,10 +194,3 @@ def trunk_prefix(model: nn.Module) -> str:
     """Return the prefix of the trunk's names in the model's state dict."""
     name, _ = find_backbone(model)
     return f"{name}.trunk." if name else "trunk."
-
-
-def _check_shared(trunk: SwinTrunk, preset: SwinPreset, config: HighwayConfig) -> None:
-    if config.train_trunk or not trunk.frozen:
-        raise UserError(f"a shared trunk with recipe {config.recipe!r}: expected a frozen trunk")
-    if not same_geometry(trunk.preset, preset):
-        raise UserError(f"the trunk to share is {trunk.preset}: expected {preset}")

@@ -80,22 +80,14 @@ class HighwayConfig:
         return max(fits, default=(0, "custom"))[1]
 
     def complete(self, embed_dim: int) -> "HighwayConfig":
-        """Return the config with a value for every option; some defaults depend on C_0.
-
-        Raises:
-            UserError: an option is of another type than its default, or out of range.
-        """
+        """Return the config with a value for every option; some defaults depend on C_0."""
         if not self._registered:
             return self
         options = get_adapter_kind(self.adapter).complete(self.options, embed_dim)
         return replace(self, options=options)
 
     def adapter_factory(self, embed_dim: int) -> Callable[[int], nn.Module] | None:
-        """Return the function ``dim -> adapter``; None for a highway without adapters.
-
-        Raises:
-            UserError: the adapters come from outside the registry, so no name selects them.
-        """
+        """Return the function ``dim -> adapter``; None for a highway without adapters."""
         if self.adapter == OUTSIDE:
             raise UserError(
                 f"highway adapter {OUTSIDE!r}: the adapters come from outside the registry; give "
@@ -154,11 +146,7 @@ def highway_config(recipe: str = DEFAULT_RECIPE, **settings: Any) -> HighwayConf
 
 
 def as_highway_config(config: str | Mapping[str, Any] | HighwayConfig) -> HighwayConfig:
-    """Return a config from a recipe's name, a mapping for :func:`highway_config`, or itself.
-
-    Raises:
-        UserError: a value of another type, or one that :func:`highway_config` refuses.
-    """
+    """Return a config from a recipe's name, a mapping for :func:`highway_config`, or a config."""
     if isinstance(config, HighwayConfig):
         return config
     if isinstance(config, str):
@@ -178,11 +166,7 @@ _VERSION_1 = {
 
 
 def from_version_1(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the settings of format version 1 to arguments of :func:`highway_config`.
-
-    Raises:
-        ValueError: an unknown method.
-    """
+    """Convert the settings of format version 1 to arguments of :func:`highway_config`."""
     method = settings.get("method", "e3va")
     if method not in _VERSION_1:
         raise ValueError(f"method {method!r}")
@@ -195,9 +179,6 @@ def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig
     """Read a complete config off the tensors of a highway, its state dict.
 
     Settings that leave no trace there come from the first recipe with the same adapter kind.
-
-    Raises:
-        UserError: the adapters are of no registered kind.
     """
     prefix = "stages.0.mlp.0."
     first = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

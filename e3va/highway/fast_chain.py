@@ -54,9 +54,7 @@ class _Block:
     ) -> tuple[Tensor, SavedActivation | None, Tensor, Tensor]:
         """Run the adapter on a tap [T, C] and h [T, C], which changes in place.
 
-        Returns:
-            the new h, the kept normed tap (None without gradients), 1/std [T, 1], and the
-            bottleneck y [T, r].
+        Return the new h, the kept normed tap (None without gradients), 1/std [T, 1] and y [T, r].
         """
         size, up = self.size, Product(self.up_weight, self.up_bias, self.size.narrow)
         kept = SavedActivation.empty(size.keep, tap, size.wide) if size.keep else None

@@ -67,10 +67,7 @@ _FAST_FORMS: dict[tuple[str, type[nn.Module]], FastForm] = {}
 
 
 def register_fast_form(form: str, module: type[nn.Module], run: FastForm) -> None:
-    """Register the fast form ``"chain"`` or ``"parallel"`` of stages with adapters of one class.
-
-    Subclasses of ``module`` are not included, since they may compute something else.
-    """
+    """Register the fast form of stages with adapters of one class, not of its subclasses."""
     _FAST_FORMS[form, module] = run
 
 

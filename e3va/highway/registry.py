@@ -38,11 +38,7 @@ class AdapterKind:
     read_options: Callable[[Mapping[str, Tensor]], dict[str, Any]] | None = None
 
     def complete(self, options: Mapping[str, Any], embed_dim: int) -> dict[str, Any]:
-        """Return a value for every option, with defaults for those that are absent.
-
-        Raises:
-            UserError: a value is of another type than the default, or out of range.
-        """
+        """Check the options, and return a value for every option of the kind."""
         result = {}
         for name, default in self.defaults.items():
             default = default(embed_dim) if callable(default) else default

@@ -22,18 +22,15 @@ def recompute(
 ) -> bool:
     """Recompute a method's intermediate results in the backward pass instead of keeping them.
 
-    This applies in training mode with gradients on; the second run has the same autocast and random
-    state. State-dict names do not change, and a copy of the module recomputes its own method.
+    This applies in training mode with gradients on. A copy of the module recomputes its own method.
+    A method that runs a batch norm does not change, because a second run would update the running
+    statistics twice; the result is then False.
 
     Args:
         owner: the module.
         attribute: name of the method.
         runs: module that contains every module that the method runs; None for ``owner``.
         contexts: function that returns the contexts of the first and the second run of a call.
-
-    Returns:
-        whether the method is now recomputed. It is not if it runs a batch norm, because a second
-        run would update the running statistics twice.
     """
     if has_batch_norm(owner if runs is None else runs):
         return False

@@ -4,6 +4,8 @@ It computes a block in chunks of a few rows of windows, which fit the processor'
 tensors (queries, keys and values, the MLP's hidden layer) never exist for the whole map.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,32 +27,14 @@ def embed(embedding: PatchEmbed, images: Tensor, dtype: torch.dtype) -> Tensor:
     return _norm(embedding.norm, x.permute(0, 2, 3, 1)).contiguous()
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, keep: list[str]) -> dict[str, list[Tensor]]:
-    """Run a stage's blocks on the residual stream [B, H, W, C].
-
-    Returns:
-        for each name in ``keep`` (see :meth:`e3va.swin.modules.SwinBlock.forward`) a list of
-        [B, T, C], one for each block; and for ``after_mlp`` at least the last one.
-    """
-    batch, height, width, dim = x.shape
-    x = x.reshape(-1, dim)
-    outputs: dict[str, list[Tensor]] = {name: [] for name in keep}
-    for block in blocks:
-        wanted = {name: torch.empty_like(x) for name in {*keep, "after_mlp"}}
-        run_block(block, x, (batch, height, width), wanted)
-        x = wanted["after_mlp"]
-        for name in keep:
-            outputs[name].append(wanted[name].view(batch, -1, dim))
-    outputs.setdefault("after_mlp", [x.view(batch, -1, dim)])
-    return outputs
-
-
-def run_block(block: SwinBlock, x: Tensor, size: tuple[int, int, int], out: dict) -> None:
-    """Run a block on tokens [B · H · W, C] of maps of ``size`` (B, H, W); fill ``out``."""
-    attention, mlp, dtype = block.attn, block.mlp, x.dtype
+def run_block(block: SwinBlock, x: Tensor, keep: Iterable[str]) -> dict[str, Tensor]:
+    """Compute the values ``keep`` and ``after_mlp`` of :meth:`SwinBlock.forward`."""
+    attention, mlp, shape, dtype = block.attn, block.mlp, x.shape, x.dtype
+    x = x.reshape(-1, shape[-1])
+    out = {name: torch.empty_like(x) for name in {*keep, "after_mlp"}}
     limit = CHUNK_BYTES.get(x.device.type, _CHUNK_BYTES_ELSEWHERE)
     rows = max(1, limit // (mlp.fc1.out_features * x.element_size()))
-    chunks = plan_windows(*size, block.window, block.shift, rows, x.device)
+    chunks = plan_windows(*shape[:3], block.window, block.shift, rows, x.device)
     qkv, proj, fc1, fc2 = (
         Product(layer.weight, layer.bias, dtype, min(rows, len(x)), len(chunks))
         for layer in (attention.qkv, attention.proj, mlp.fc1, mlp.fc2)
@@ -69,6 +53,7 @@ def run_block(block: SwinBlock, x: Tensor, size: tuple[int, int, int], out: dict
         values["projected"], values["after_mlp"] = last
         for name, whole in out.items():
             whole[chunk.tokens] = values[name]
+    return {name: whole.view(shape) for name, whole in out.items()}
 
 
 def _sublayer(last: Product, x: Tensor, stream: Tensor, apart: bool) -> tuple:
@@ -121,10 +106,7 @@ def _attend_fused(qkv: Tensor, bias: Tensor) -> Tensor:
 
 
 def _attend_in_steps(qkv: Tensor, bias: Tensor) -> Tensor:
-    """Compute the same as :func:`_attend_fused` on a CPU in half precision.
-
-    There the fused operator takes twice as long for windows of 49 tokens (benchmarks/operators.py).
-    """
+    """Compute the same in half precision on a CPU, where the fused operator takes twice as long."""
     count, heads, tokens, dim = qkv.shape[1:]
     query, key, value = qkv.flatten(1, 2)
     logits = torch.bmm(query, key.transpose(1, 2)).view(count, heads, tokens, tokens)

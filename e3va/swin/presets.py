@@ -34,11 +34,7 @@ class SwinPreset:
         return tuple(self.embed_dim * 2**s for s in range(len(self.depths)))
 
     def check_bounds(self) -> None:
-        """Check a geometry from an untrusted file, so that it cannot exhaust the memory.
-
-        Raises:
-            ValueError: a size is of another type or out of range.
-        """
+        """Raise a ValueError if sizes from an untrusted file could exhaust the memory."""
         sizes = (self.embed_dim, self.window, *self.depths, *self.num_heads)
         bounded = all(isinstance(n, int) and 0 < n <= 1024 for n in sizes)
         bounded &= 0 < self.mlp_ratio <= 16 and 0 <= self.pretrain_size <= 4096
@@ -82,10 +78,8 @@ def get_preset(preset: "str | SwinPreset") -> SwinPreset:
 
 
 def same_geometry(one: SwinPreset, other: SwinPreset) -> bool:
-    """Return whether the weights of one preset fit the other.
-
-    The pretraining size only matters to an absolute position embedding.
-    """
+    """Return whether the weights of one preset fit the other."""
+    # The pretraining size only matters to an absolute position embedding.
     if not one.absolute_position:
         one, other = replace(one, pretrain_size=0), replace(other, pretrain_size=0)
     return one == other

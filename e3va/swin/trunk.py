@@ -69,27 +69,19 @@ class SwinStage(nn.Module):
         """Run the stage on [B, H, W, C], by :mod:`e3va.swin.fast_trunk` if ``fast``."""
         height, width = x.shape[1:3]
         msa, mlp = _TAPPED[taps]
-        keep = [name for name in (msa, mlp) if name]
-        values = fast_trunk.run_blocks(self.blocks, x, keep) if fast else self._run_blocks(x, keep)
-        out, merged = values["after_mlp"][-1], None
+        kept: dict[str, list[Tensor]] = {name: [] for name in (msa, mlp) if name}
+        mask = None if fast else shift_mask(height, width, self.window, self.shift, x.device)
+        for block in self.blocks:
+            values = fast_trunk.run_block(block, x, kept.keys()) if fast else block(x, mask)
+            x = values["after_mlp"]
+            for name, tensors in kept.items():
+                tensors.append(values[name].flatten(1, 2))
+        out = kept["after_mlp"][-1] if "after_mlp" in kept else x.flatten(1, 2)
+        merged = None
         if self.downsample is not None:
             merge = fast_trunk.merge if fast else PatchMerging.__call__
             merged = merge(self.downsample, out, height, width)
-        return StageOutput(
-            index, values.get(msa, []), values.get(mlp, []), out, merged, height, width
-        )
-
-    def _run_blocks(self, x: Tensor, keep: list[str]) -> dict[str, list[Tensor]]:
-        """Run plain modules; :func:`e3va.swin.fast_trunk.run_blocks` computes the same."""
-        mask = shift_mask(*x.shape[1:3], self.window, self.shift, x.device)
-        outputs: dict[str, list[Tensor]] = {name: [] for name in keep}
-        for block in self.blocks:
-            values = block(x, mask)
-            x = values["after_mlp"]
-            for name in keep:
-                outputs[name].append(values[name].flatten(1, 2))
-        outputs.setdefault("after_mlp", [x.flatten(1, 2)])
-        return outputs
+        return StageOutput(index, kept.get(msa, []), kept.get(mlp, []), out, merged, height, width)
 
 
 class SwinTrunk(nn.Module):
@@ -176,7 +168,7 @@ class SwinTrunk(nn.Module):
             if stage.merged is not None:
                 x = stage.merged.unflatten(1, (-(-stage.height // 2), -(-stage.width // 2)))
             yield stage
-            del stage  # The consumer decides how long its tensors live.
+            del stage  # so that the consumer decides how long its tensors live
 
     def _run(self, function, *args):
         # A mode that is set around the generator would leak into the consumer at each yield.

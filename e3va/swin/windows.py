@@ -32,11 +32,7 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Return the mask [nW, N, N] of shifted windows.
-
-    It is 0 between tokens that are neighbors in the image, and −100 (Swin's value) between tokens
-    that the cyclic shift brought together.
-    """
+    """Return the mask [nW, N, N]: −100 between tokens that the cyclic shift brought together."""
 
     def regions(size: int) -> Tensor:
         padded = math.ceil(size / window) * window
@@ -75,11 +71,7 @@ class Chunk:
 def plan_windows(
     batch: int, height: int, width: int, window: int, shift: int, rows: int, device: torch.device
 ) -> tuple[Chunk, ...]:
-    """Divide the windows of a batch of maps into chunks of at most about ``rows`` tokens.
-
-    A chunk consists of whole rows of windows. So its tokens are contiguous in memory, except those
-    that the cyclic shift moves from one end of the map to the other.
-    """
+    """Divide a batch's windows into chunks of whole rows of windows, of about ``rows`` tokens."""
     side, columns = window, math.ceil(width / window)
     token = torch.arange(batch * height * width).view(batch, height, width)
     token = F.pad(token, (0, -width % side, 0, -height % side), value=-1)

@@ -81,11 +81,7 @@ def _recognize(head: bytes) -> str:
 
 
 def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a ``.safetensors`` file.
-
-    Raises:
-        UserError: the file is truncated or of another kind, or safetensors is not installed.
-    """
+    """Return the tensors and the metadata of a ``.safetensors`` file."""
     safetensors = require("safetensors", f"reading {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -97,11 +93,7 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[s
 
 
 def model_state(data: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    """Return the state dict in a checkpoint: under ``model`` or ``state_dict``, or all of it.
-
-    Raises:
-        UserError: the checkpoint holds no tensors.
-    """
+    """Return the tensors in a checkpoint: under ``model`` or ``state_dict``, or all of them."""
     for key in ("model", "state_dict"):
         if isinstance(data.get(key), Mapping):
             data = data[key]
@@ -115,12 +107,7 @@ def model_state(data: Mapping[str, Any], name: str) -> dict[str, Tensor]:
 def check_same_tensors(
     own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, advice: str
 ) -> None:
-    """Check that the file ``source`` holds the model's own tensors, with the same shapes.
-
-    Raises:
-        UserError: a tensor is missing, unknown or of another shape; the message shows one and ends
-            with ``advice``.
-    """
+    """Check that the file ``source`` holds the model's own tensors, with the same shapes."""
     missing, extra = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
     wrong = sorted(k for k in own.keys() & found.keys() if own[k].shape != found[k].shape)
     if not (missing or extra or wrong):

@@ -38,11 +38,7 @@ class Loaded:
 
 
 def find_trunk(state: Mapping[str, Tensor], source: str = "the file") -> str | None:
-    """Return the prefix of the Swin's keys in ``state``, such as ``"backbone."``; None without one.
-
-    Raises:
-        UserError: ``state`` holds several different Swins, and no prefix is a preferred one.
-    """
+    """Return the prefix of the Swin's keys, such as ``"backbone."``; None without a Swin."""
     found = find_swins(state)
     if len(found) <= 1 or _all_equal(state, found):
         return next(iter(found), None)
@@ -84,11 +80,7 @@ def _layout(state: Mapping[str, Tensor], prefix: str) -> Layout:
 
 
 def read_geometry(trunk: Mapping[str, Tensor], source: str) -> SwinPreset:
-    """Read a Swin's geometry off the result of :func:`trunk_state`.
-
-    Raises:
-        UserError: the tensors are not those of a Swin with windows of one size.
-    """
+    """Read a Swin's geometry off the result of :func:`trunk_state`."""
     window = _read_window(trunk, source)
     depths, stage = [], "layers.0.blocks."
     while f"{stage}0.norm1.weight" in trunk:
@@ -138,12 +130,7 @@ def _read_window(trunk: Mapping[str, Tensor], source: str) -> int:
 
 
 def check_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> None:
-    """Check that a result of :func:`trunk_state` fits a trunk.
-
-    Raises:
-        UserError: the Swin has another size or window; a tensor is missing, unknown or of another
-            shape; or a tensor is not of a floating-point type.
-    """
+    """Check that a result of :func:`trunk_state` fits a trunk; raise a UserError if it does not."""
     found = read_geometry(state, source)
     if not same_geometry(trunk.preset, found):
         name, own = preset_name(found), preset_name(trunk.preset)
@@ -162,19 +149,12 @@ def check_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> N
 def load_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> Loaded:
     """Load pretrained Swin weights into a trunk and record their origin in ``trunk.origin``.
 
-    Relative position tables of another window size and an absolute position embedding of another
-    image size are interpolated; the result has a note about each.
-
-    Args:
-        trunk: the trunk.
-        state: a state dict that contains a Swin with any prefix, in any layout of
-            :data:`e3va.weights.layouts.LAYOUTS`, of any floating-point type. Other tensors in it
-            are ignored.
-        source: name of the file, for messages and the origin.
+    ``state`` contains a Swin with any prefix, in any layout of :data:`LAYOUTS` and of any
+    floating-point type. Position tables of another window or image size are interpolated; the
+    result has a note about each. ``source`` is the name of the file.
 
     Raises:
-        UserError: ``state`` holds no Swin, a Swin of another size, or an incomplete one. The trunk
-            then keeps its weights.
+        UserError: ``state`` holds no Swin that fits. The trunk then keeps its weights.
     """
     prefix = find_trunk(state, source)
     if prefix is None:
@@ -199,10 +179,7 @@ def _source_name(source: str) -> str:
 def _interpolate(
     state: dict[str, Tensor], found: SwinPreset, wanted: SwinPreset
 ) -> tuple[str, ...]:
-    """Interpolate the tensors that depend on window or image size, if all other sizes agree.
-
-    Return one sentence for each kind of tensor that was interpolated.
-    """
+    """Interpolate tensors to another window or image size; return a note for each kind."""
     if replace(found, window=wanted.window, pretrain_size=wanted.pretrain_size) != wanted:
         return ()
     notes = []

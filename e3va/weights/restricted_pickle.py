@@ -44,9 +44,7 @@ def forbidden_global(error: BaseException) -> str | None:
 def read_pickle(path: str | os.PathLike) -> Any:
     """Read a plain pickle; numpy arrays and tensors in it become tensors on the CPU.
 
-    Raises:
-        Exception: one of :data:`DAMAGE`: the file is damaged, torch lacks a type in it, or it names
-            a function or class that they do not need, see :func:`forbidden_global`.
+    It raises one of :data:`DAMAGE` if the file is damaged or names a forbidden function or class.
     """
     with open(path, "rb") as file:
         _check_memo(file)
