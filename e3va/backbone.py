@@ -46,12 +46,7 @@ class BackboneConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "BackboneConfig":
-        """Read the result of :meth:`to_dict` from an untrusted file.
-
-        Raises:
-            ValueError, KeyError, TypeError, UserError: an entry is missing, of another type or out
-                of range.
-        """
+        """Read the result of :meth:`to_dict` from an untrusted file, and check types and sizes."""
         sizes = data["geometry"].items()
         preset = SwinPreset(**{k: tuple(v) if isinstance(v, list) else v for k, v in sizes})
         preset.check_bounds()
@@ -82,8 +77,7 @@ class E3VABackbone(nn.Module):
             also recompute neck and heads in the backward pass. ``"plain"`` is the reference: plain
             modules and autograd.
         trunk_precision: type in which a frozen trunk computes: ``"auto"`` (float32, and in mixed
-            precision the fastest type of the device), ``"fp32"``, ``"bf16"`` or ``"fp16"``. See
-            :mod:`e3va.swin.precision`.
+            precision the fastest type of the device), ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         out_features: pyramid levels of the output, some of p0..p3 (strides 4, 8, 16, 32).
         trunk: frozen trunk of the same preset to share with other backbones; its own precision then
             applies. None to build one.
@@ -128,9 +122,8 @@ class E3VABackbone(nn.Module):
         self.out_features = tuple(sorted(set(out_features), key=LEVELS.index))
         config = highway.config if isinstance(highway, nn.Module) else as_highway_config(highway)
         if trunk is not None and (config.train_trunk or not trunk.frozen):
-            raise UserError(
-                f"a shared trunk with recipe {config.recipe!r}: expected a frozen trunk"
-            )
+            recipe = config.recipe
+            raise UserError(f"a shared trunk with recipe {recipe!r}: expected a frozen trunk")
         if trunk is not None and not same_geometry(trunk.preset, preset):
             raise UserError(f"the trunk to share is {trunk.preset}: expected {preset}")
         # The trunk comes before the highway, so that a seed gives the same trunk for every recipe.

@@ -114,9 +114,7 @@ class SwinTrunk(nn.Module):
         super().__init__()
         check_choice("trunk_precision", precision, PRECISIONS)
         self.preset = get_preset(preset)
-        self.frozen = frozen
-        self.fast = fast
-        self.precision = precision
+        self.frozen, self.fast, self.precision = frozen, fast, precision
         self.origin = None  # a TrunkOrigin; e3va.weights sets it when it loads weights
         self.patch_embed = PatchEmbed(self.preset.embed_dim)
         self.absolute_pos_embed = None

@@ -24,11 +24,9 @@ def from_windows(windows: Tensor, size: tuple[int, int], side: int) -> Tensor:
 
 def relative_position_index(window: int) -> Tensor:
     """Return the row of the bias table for each pair of tokens of a window, [N · N]."""
-    position = torch.stack(
-        torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    ).flatten(1)
-    offset = position[:, :, None] - position[:, None, :] + window - 1
-    return (offset[0] * (2 * window - 1) + offset[1]).flatten()
+    position = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    row, column = (position[:, None] - position + window - 1).unbind(2)
+    return (row * (2 * window - 1) + column).flatten()
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:

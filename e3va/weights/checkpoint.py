@@ -94,10 +94,8 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[s
 
 def model_state(data: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     """Return the tensors in a checkpoint: under ``model`` or ``state_dict``, or all of them."""
-    for key in ("model", "state_dict"):
-        if isinstance(data.get(key), Mapping):
-            data = data[key]
-            break
+    inner = (data[key] for key in ("model", "state_dict") if isinstance(data.get(key), Mapping))
+    data = next(inner, data)
     state = {key: value for key, value in data.items() if isinstance(value, Tensor)}
     if not state:
         raise UserError(f"{name} holds no tensors: expected the state_dict of a model")

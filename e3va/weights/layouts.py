@@ -104,10 +104,8 @@ LAYOUTS = (
             (r"^encoder\.layers\.", "layers."),
             (r"\.layernorm_before\.", ".norm1."),
             (r"\.layernorm_after\.", ".norm2."),
-            (r"\.attention\.self\.(query|key|value)\.", r".attn.\1."),
-            (r"\.attention\.q_proj\.", ".attn.query."),
-            (r"\.attention\.k_proj\.", ".attn.key."),
-            (r"\.attention\.v_proj\.", ".attn.value."),
+            (r"\.attention\.self\.([qkv])(uery|ey|alue)\.", r".attn.\1."),
+            (r"\.attention\.([qkv])_proj\.", r".attn.\1."),
             (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
             (r"\.attention\.(self|relative_position_bias)\.relative_", ".attn.relative_"),
             (r"\.intermediate\.dense\.", ".mlp.fc1."),
@@ -182,11 +180,11 @@ def to_official(state: Mapping[str, Tensor], prefix: str, layout: Layout) -> dic
 
 def _join_attention(trunk: dict[str, Tensor]) -> None:
     """Join separate projections of query, key and value, in that order."""
-    for name in [name for name in trunk if ".attn.query." in name]:
-        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+    for name in [name for name in trunk if ".attn.q." in name]:
+        parts = [name.replace(".q.", f".{part}.") for part in "qkv"]
         if all(part in trunk for part in parts):
             joined = torch.cat([trunk.pop(part) for part in parts])
-            trunk[name.replace(".query.", ".qkv.")] = joined
+            trunk[name.replace(".q.", ".qkv.")] = joined
 
 
 def _reorder_merging(trunk: dict[str, Tensor]) -> None:

@@ -53,10 +53,9 @@ def find_trunk(state: Mapping[str, Tensor], source: str = "the file") -> str | N
 
 def _all_equal(state: Mapping[str, Tensor], found: Mapping[str, Layout]) -> bool:
     first, *others = (to_official(state, prefix, layout) for prefix, layout in found.items())
-    same = (
+    return all(
         first.keys() == o.keys() and all(torch.equal(first[k], o[k]) for k in o) for o in others
     )
-    return all(same)
 
 
 def missing_trunk(state: Mapping[str, Tensor], source: str) -> UserError:
