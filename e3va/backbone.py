@@ -16,8 +16,7 @@ from .utils.errors import UserError, check_choice
 from .weights.origin import origin_of
 
 LEVELS = ("p0", "p1", "p2", "p3")
-# Form in which each memory mode keeps the highway's taps, see e3va.ops.saved_activation; None for
-# plain modules and autograd.
+# Form in which each memory mode keeps the highway's taps, the ``keep`` of e3va.Highway.
 MEMORY = {"standard": "half", "lean": "int8", "plain": None}
 
 
@@ -47,12 +46,7 @@ class BackboneConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "BackboneConfig":
-        """Read the result of :meth:`to_dict` from an untrusted file.
-
-        Raises:
-            ValueError, KeyError, TypeError, UserError: an entry is missing, of another type or out
-                of range.
-        """
+        """Read the result of :meth:`to_dict` from an untrusted file, and check types and sizes."""
         sizes = data["geometry"].items()
         preset = SwinPreset(**{k: tuple(v) if isinstance(v, list) else v for k, v in sizes})
         preset.check_bounds()
@@ -83,8 +77,7 @@ class E3VABackbone(nn.Module):
             also recompute neck and heads in the backward pass. ``"plain"`` is the reference: plain
             modules and autograd.
         trunk_precision: type in which a frozen trunk computes: ``"auto"`` (float32, and in mixed
-            precision the fastest type of the device), ``"fp32"``, ``"bf16"`` or ``"fp16"``. See
-            :mod:`e3va.swin.precision`.
+            precision the fastest type of the device), ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         out_features: pyramid levels of the output, some of p0..p3 (strides 4, 8, 16, 32).
         trunk: frozen trunk of the same preset to share with other backbones; its own precision then
             applies. None to build one.
@@ -125,19 +118,17 @@ class E3VABackbone(nn.Module):
             raise UserError(f"out_features {list(out_features)}: expected some of {LEVELS}")
         if make_adapter is not None and isinstance(highway, nn.Module):
             raise UserError("make_adapter and a highway module: expected one of the two")
-        self.memory = memory
-        self.trunk_precision = trunk_precision
+        self.memory, self.trunk_precision = memory, trunk_precision
         self.out_features = tuple(sorted(set(out_features), key=LEVELS.index))
         config = highway.config if isinstance(highway, nn.Module) else as_highway_config(highway)
-        if trunk is not None:
-            _check_shared(trunk, preset, config)
+        if trunk is not None and (config.train_trunk or not trunk.frozen):
+            recipe = config.recipe
+            raise UserError(f"a shared trunk with recipe {recipe!r}: expected a frozen trunk")
+        if trunk is not None and not same_geometry(trunk.preset, preset):
+            raise UserError(f"the trunk to share is {trunk.preset}: expected {preset}")
         # The trunk comes before the highway, so that a seed gives the same trunk for every recipe.
-        self.trunk = trunk or SwinTrunk(
-            preset,
-            frozen=not config.train_trunk,
-            fast=memory != "plain",
-            precision=trunk_precision,
-        )
+        fast, frozen = memory != "plain", not config.train_trunk
+        self.trunk = trunk or SwinTrunk(preset, frozen=frozen, fast=fast, precision=trunk_precision)
         if not isinstance(highway, nn.Module):
             highway = Highway(
                 preset.dims,
@@ -153,11 +144,9 @@ class E3VABackbone(nn.Module):
     def prepare(self, mixed: bool) -> None:
         """Convert a frozen trunk's weights to the form in which training stores them.
 
-        In mixed precision this is a half-precision type, see
-        :func:`e3va.swin.precision.storage_dtype`; with ``memory="lean"`` the matrices of the blocks
-        are stored in 8 bits. The weights are rounded and take less memory. Call this method when
-        the weights are loaded and the model is on its device. A plain trunk does not change, nor
-        does a trunk that trains.
+        In mixed precision this is a half-precision type; with ``memory="lean"`` the matrices of the
+        blocks are rounded to 8 bits. Call this method when the weights are loaded and the model is
+        on its device. It does not change a plain trunk or a trunk that trains.
 
         Args:
             mixed: whether training runs in mixed precision.
@@ -198,10 +187,3 @@ def trunk_prefix(model: nn.Module) -> str:
     """Return the prefix of the trunk's names in the model's state dict."""
     name, _ = find_backbone(model)
     return f"{name}.trunk." if name else "trunk."
-
-
-def _check_shared(trunk: SwinTrunk, preset: SwinPreset, config: HighwayConfig) -> None:
-    if config.train_trunk or not trunk.frozen:
-        raise UserError(f"a shared trunk with recipe {config.recipe!r}: expected a frozen trunk")
-    if not same_geometry(trunk.preset, preset):
-        raise UserError(f"the trunk to share is {trunk.preset}: expected {preset}")

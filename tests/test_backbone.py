@@ -1,4 +1,4 @@
-"""The backbone keeps the promises of the method: what trains, what is kept, what comes out."""
+"""The backbone trains, keeps and returns what the method promises."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def share(preset, recipe="e3va_chain", **options) -> float:
 
 
 def kept(preset, recipe="e3va_chain", size=64, memory="standard", **options) -> tuple[int, int]:
-    """Bytes saved in trunk and highway."""
+    """Return the bytes that autograd saves in trunk and highway."""
     backbone = E3VABackbone(preset, {"recipe": recipe, **options}, memory=memory)
     images = torch.rand(1, 3, size, size)
     parts = {"trunk": backbone.trunk, "highway": backbone.highway}
@@ -59,7 +59,7 @@ def test_trained_share_of_the_papers_form(preset, percent):
 
 
 def test_trained_share_of_the_papers_largest_model():
-    """The paper's "less than 1.5%"."""
+    """The paper states "less than 1.5%"."""
     assert round(share("swin_l", "e3va", rank=32), 2) == 1.48
 
 
@@ -76,7 +76,7 @@ def test_each_recipe_has_settings_of_its_own():
         assert E3VABackbone(NANO, {"recipe": recipe, "taps": "residual"}).highway.taps is None
 
 
-def test_no_more_is_kept_than_along_the_papers_highway():
+def test_the_default_keeps_fewer_bytes_than_the_papers_highway():
     for preset in ("swin_nano", "swin_micro"):
         plain = kept(preset, "e3va", rank=PRESETS[preset].embed_dim // 6)
         assert kept(preset)[1] < plain[1]
@@ -157,7 +157,7 @@ def test_kept_bytes_grow_with_the_taps():
 
 
 def test_kept_bytes_of_each_memory_mode():
-    """By hand: what a further block adds, and what a joint keeps."""
+    """Compare with a count by hand of what a further block and a joint keep."""
     tokens, dim, rank = 8 * 8, 32, 16
     block = {
         "standard": tokens * (2 * dim + 4 * rank + 4),  # bfloat16 tap, bottleneck, 1/std
@@ -207,7 +207,7 @@ def test_training_does_not_change_a_prepared_trunk(memory, mixed):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_preparing_changes_no_plain_trunk_and_none_that_trains():
+def test_preparing_changes_neither_a_plain_trunk_nor_one_that_trains():
     for settings_ in ({"highway": "full"}, {"memory": "plain"}):
         backbone = E3VABackbone("swin_nano", **settings_)
         backbone.prepare(mixed=True)
@@ -232,7 +232,7 @@ def test_half_precision_is_close_to_float32(downsample, recipe):
 
 
 def test_offset_of_zero_adapters_is_zero_in_half_precision_too():
-    """Rounding must not leak through the patch mergings as if it had been learned."""
+    """Rounding in the patch mergings must not look like a learned offset."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         backbone = E3VABackbone("swin_nano")
         h = None

@@ -22,15 +22,14 @@ OUTSIDE = "(outside)"  # the adapter kind of modules that come from outside the 
 class HighwayConfig:
     """All settings of a highway.
 
-    Adapter kind, its options, form, taps and downsample can be combined freely. Without adapters,
-    form, taps and downsample have no effect and are set to their defaults.
+    They can be combined freely. Without adapters, form, taps and downsample have no effect and are
+    set to their defaults.
 
     Attributes:
         adapter: the adapter kind, a name in the registry; None for no adapters.
-        form: ``"chain"`` or ``"parallel"``, see :class:`e3va.highway.highway.Highway`.
-        taps: ``"block"``, ``"residual"`` or ``"sublayer"``, see
-            :meth:`e3va.swin.trunk.SwinTrunk.stages`.
-        downsample: ``"offset"`` or ``"direct"``, see :class:`e3va.highway.highway.Highway`.
+        form: ``"chain"`` or ``"parallel"``, see :class:`e3va.Highway`.
+        taps: ``"block"``, ``"residual"`` or ``"sublayer"``, see :meth:`e3va.SwinTrunk.stages`.
+        downsample: ``"offset"`` or ``"direct"``, see :class:`e3va.Highway`.
         train_trunk: whether the trunk trains, as in full fine-tuning; only without adapters.
         options: options of the adapter kind by name; an option that is absent has its default.
 
@@ -46,9 +45,11 @@ class HighwayConfig:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        check_choice("highway form", self.form, FORMS)
-        check_choice("highway taps", self.taps, TAPS)
-        check_choice("highway downsample", self.downsample, DOWNSAMPLE_FORMS)
+        choices = {"form": FORMS, "taps": TAPS, "downsample": DOWNSAMPLE_FORMS}
+        for name, valid in choices.items():
+            check_choice(f"highway {name}", getattr(self, name), valid)
+            if self.adapter is None:
+                object.__setattr__(self, name, getattr(type(self), name))
         if not isinstance(self.train_trunk, bool):
             raise UserError(f"highway train_trunk {self.train_trunk!r}: expected true or false")
         if self.train_trunk and self.adapter is not None:
@@ -56,15 +57,12 @@ class HighwayConfig:
                 f"highway with adapter {self.adapter!r} and train_trunk true: expected one of the "
                 "two; set adapter to null, or train_trunk to false"
             )
-        known = get_adapter_kind(self.adapter).defaults if self._registered else {}
+        known = get_adapter_kind(self.adapter).defaults if self._registered else ()
         for name in self.options:
             if name not in known:
                 what = f"a highway with adapter {self.adapter!r} has no setting"
                 raise unknown_choice(what, name, (*SETTINGS, *known))
         object.__setattr__(self, "options", dict(self.options))
-        if self.adapter is None:
-            for name in ("form", "taps", "downsample"):
-                object.__setattr__(self, name, getattr(type(self), name))
 
     @property
     def _registered(self) -> bool:
@@ -72,35 +70,24 @@ class HighwayConfig:
 
     @property
     def recipe(self) -> str:
-        """Name of the recipe with these settings and, where it sets any, these options.
-
-        ``"custom"`` if there is none.
-        """
+        """Name of the recipe with these settings and most of these options, or ``"custom"``."""
         fits = [
-            name
+            (len(known.options), name)
             for name, known in RECIPES.items()
-            if replace(known, options={}) == replace(self, options={})
+            if replace(self, options={}) == replace(known, options={})
             and known.options.items() <= self.options.items()
         ]
-        return max(fits, key=lambda name: len(RECIPES[name].options), default="custom")
+        return max(fits, default=(0, "custom"))[1]
 
     def complete(self, embed_dim: int) -> "HighwayConfig":
-        """Return the config with a value for every option; some defaults depend on C_0.
-
-        Raises:
-            UserError: an option is of another type than its default, or out of range.
-        """
+        """Return the config with a value for every option; some defaults depend on C_0."""
         if not self._registered:
             return self
         options = get_adapter_kind(self.adapter).complete(self.options, embed_dim)
         return replace(self, options=options)
 
     def adapter_factory(self, embed_dim: int) -> Callable[[int], nn.Module] | None:
-        """Return the function ``dim -> adapter``; None for a highway without adapters.
-
-        Raises:
-            UserError: the adapters come from outside the registry, so no name selects them.
-        """
+        """Return the function ``dim -> adapter``; None for a highway without adapters."""
         if self.adapter == OUTSIDE:
             raise UserError(
                 f"highway adapter {OUTSIDE!r}: the adapters come from outside the registry; give "
@@ -114,9 +101,9 @@ class HighwayConfig:
     def __str__(self) -> str:
         if self.adapter is None:
             return self.recipe
-        settings = {**{name: getattr(self, name) for name in SETTINGS}, **self.options}
-        del settings["train_trunk"]
-        return f"{self.recipe} ({', '.join(f'{k} {v}' for k, v in settings.items())})"
+        hidden = ("recipe", "train_trunk")
+        settings = [f"{k} {v}" for k, v in self.to_dict().items() if k not in hidden]
+        return f"{self.recipe} ({', '.join(settings)})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat dict of plain values, from which :func:`highway_config` restores it."""
@@ -158,12 +145,8 @@ def highway_config(recipe: str = DEFAULT_RECIPE, **settings: Any) -> HighwayConf
     return replace(base, **changes, options=options)
 
 
-def as_highway_config(config: "str | Mapping[str, Any] | HighwayConfig") -> HighwayConfig:
-    """Return a config from a recipe's name, a mapping for :func:`highway_config`, or itself.
-
-    Raises:
-        UserError: a value of another type, or one that :func:`highway_config` refuses.
-    """
+def as_highway_config(config: str | Mapping[str, Any] | HighwayConfig) -> HighwayConfig:
+    """Return a config from a recipe's name, a mapping for :func:`highway_config`, or a config."""
     if isinstance(config, HighwayConfig):
         return config
     if isinstance(config, str):
@@ -183,13 +166,7 @@ _VERSION_1 = {
 
 
 def from_version_1(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert settings of format version 1 to arguments of :func:`highway_config`.
-
-    They are ``method``, ``rank``, ``reduction``, ``taps`` and ``downsample``.
-
-    Raises:
-        ValueError: an unknown method.
-    """
+    """Convert the settings of format version 1 to arguments of :func:`highway_config`."""
     method = settings.get("method", "e3va")
     if method not in _VERSION_1:
         raise ValueError(f"method {method!r}")
@@ -201,10 +178,7 @@ def from_version_1(settings: Mapping[str, Any]) -> dict[str, Any]:
 def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig:
     """Read a complete config off the tensors of a highway, its state dict.
 
-    Settings that leave no trace there are those of the first recipe with the same adapter kind.
-
-    Raises:
-        UserError: the adapters are of no registered kind.
+    Settings that leave no trace there come from the first recipe with the same adapter kind.
     """
     prefix = "stages.0.mlp.0."
     first = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -215,8 +189,8 @@ def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig
         options = _fitting_options(kind, first, embed_dim)
         if options is None:
             continue
-        recipes = (known for known in RECIPES.values() if known.adapter == kind.name)
-        base = next(recipes, HighwayConfig(kind.name))
+        same_kind = (known for known in RECIPES.values() if known.adapter == kind.name)
+        base = next(same_kind, HighwayConfig(kind.name))
         if sublayers != (base.taps != "block"):
             base = replace(base, taps="residual" if sublayers else "block")
         return replace(base, options=options)

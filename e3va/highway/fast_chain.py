@@ -1,14 +1,10 @@
-"""The fast form of a chain of conv adapters, with a hand-written backward pass.
+"""The fast form of a chain of conv adapters.
 
-It computes the same function as the modules one after another. For each block autograd would keep
-the normed tap and four maps of the bottleneck's width. The fast form keeps the normed tap in fewer
-bits (:mod:`e3va.ops.saved_activation`). In 8 bits it keeps nothing else and computes the bottleneck
-a second time in the backward pass, which costs a small part of one trunk block.
-
-The tokens of a batch are rows [T, C], T = B · H · W.
+For each block it keeps the normed tap in few bits and, unless these are 8, the bottleneck's input;
+autograd would keep the normed tap and four maps of the bottleneck's width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,22 +24,14 @@ def run_chain(
     size: TokenMap,
     h: Tensor | None,
 ) -> Tensor:
-    """Compute ``h ← h + A(z + h)`` for one adapter A and tap z after another.
-
-    The result is h [B, T, C] in the wide type.
-    """
-    parameters = [p for adapter in adapters for p in _parameters(adapter)]
+    """Compute ``h ← h + A(z + h)`` for each adapter A and tap z: h [B, T, C] in the wide type."""
+    parameters = [p for adapter in adapters for p in adapter.parameters()]
     with torch.autocast(taps[0].device.type, enabled=False):
         return _Chain.apply(size, h, len(taps), *taps, *parameters)
 
 
-def _parameters(adapter: DepthwiseConvAdapter) -> tuple[Tensor, ...]:
-    modules = (adapter.down, adapter.mix, adapter.up)
-    return tuple(p for module in modules for p in (module.weight, module.bias))
-
-
 class _Block:
-    """One adapter of the chain, with its parameters in the narrow type."""
+    """One adapter of the chain, with its six parameters in the narrow type."""
 
     def __init__(self, size: TokenMap, parameters: Sequence[Tensor]):
         self.size = size
@@ -64,11 +52,9 @@ class _Block:
     def forward(
         self, tap: Tensor, h: Tensor | None
     ) -> tuple[Tensor, SavedActivation | None, Tensor, Tensor]:
-        """Run the adapter on a tap [T, C] and h [T, C].
+        """Run the adapter on a tap [T, C] and h [T, C], which changes in place.
 
-        Returns:
-            the new h (changed in place), the kept normed tap (None without gradients), 1/std
-            [T, 1], and the bottleneck y [T, r].
+        Return the new h, the kept normed tap (None without gradients), 1/std [T, 1] and y [T, r].
         """
         size, up = self.size, Product(self.up_weight, self.up_bias, self.size.narrow)
         kept = SavedActivation.empty(size.keep, tap, size.wide) if size.keep else None
@@ -95,10 +81,10 @@ class _Block:
         y: Tensor | None,
         need_input: bool,
     ) -> list[Tensor]:
-        """Compute the gradients of the parameters.
+        """Compute the gradients of the parameters from that of the new h [T, C].
 
-        ``gradient`` is that of the new h [T, C]; with ``need_input`` it becomes that of the old h
-        in place. The other arguments are results of :meth:`forward`; y is recomputed if it is None.
+        With ``need_input``, ``gradient`` becomes that of the old h in place. The other arguments
+        are results of :meth:`forward`; y is recomputed if it is None.
         """
         size = self.size
         if y is None:
@@ -134,26 +120,19 @@ class _Block:
         # On a CPU the weight gradient of a depthwise convolution takes several times as long in
         # bfloat16 (benchmarks/operators.py).
         kind = size.wide if gradient.device.type == "cpu" else size.narrow
-        _, weight, _ = torch.ops.aten.convolution_backward(
-            size.as_map(gradient.to(kind)),
-            size.as_map(y.to(kind)),
-            self.mix.to(kind),
-            None,
-            [1, 1],
-            [side, side],
-            [1, 1],
-            False,
-            [0, 0],
-            len(through),
-            [False, True, False],
+        maps, d_mixed = size.as_map(y.to(kind)), size.as_map(gradient.to(kind))
+        weight = torch.nn.grad.conv2d_weight(
+            maps, self.mix.shape, d_mixed, padding=side, groups=len(through)
         )
         return size.as_rows(d_y), weight, gradient.sum(0, dtype=size.wide)
 
-    def _norm_backward(self, gradient, normed, inverse_std, d_y, y) -> None:
+    def _norm_backward(
+        self, gradient: Tensor, normed: Tensor, inverse_std: Tensor, d_y: Tensor, y: Tensor
+    ) -> None:
         """Add ``(g − mean(g) − n · mean(g · n)) / std`` with g = d_y · D and the normed tap n.
 
-        Both means are computed as sums over the bottleneck instead of the channels: the sum of
-        g · n over the channels equals the sum of d_y · (D · n) over the bottleneck.
+        Both sums over the channels are computed as sums over the bottleneck: the sum of g · n
+        equals the sum of d_y · (D · n).
         """
         wide, channels = self.size.wide, normed.shape[1]
         scaled = d_y.to(wide) * (inverse_std / channels)
@@ -174,7 +153,8 @@ class _Chain(torch.autograd.Function):
         h = None if h is None else h.to(size.wide).flatten(0, 1).clone()
         saved: list[Tensor] = []
         ctx.size, ctx.count, ctx.has_input = size, count, h is not None
-        for block, tap in zip(_blocks(size, parameters), taps, strict=True):
+        for k, tap in enumerate(taps):
+            block = _Block(size, parameters[6 * k : 6 * k + 6])
             h, kept, inverse_std, y = block.forward(tap.flatten(0, 1), h)
             if kept is not None:
                 saved += [inverse_std, *kept.tensors, *([] if size.keep == "int8" else [y])]
@@ -189,22 +169,17 @@ class _Chain(torch.autograd.Function):
         shape = gradient.shape
         gradient = gradient.to(size.wide).flatten(0, 1).clone()
         each = len(saved) // count
-        results: list[list[Tensor]] = []
-        for number, block in reversed([*enumerate(_blocks(size, parameters))]):
-            inverse_std, *rest = saved[each * number : each * (number + 1)]
+        own: list[Tensor] = []
+        for k in reversed(range(count)):
+            block = _Block(size, parameters[6 * k : 6 * k + 6])
+            inverse_std, *rest = saved[each * k : each * (k + 1)]
             y = None if size.keep == "int8" else rest.pop()
             kept = SavedActivation(size.keep, rest, size.wide)
-            need_input = ctx.has_input or number > 0
-            results.append(block.backward(gradient, kept, inverse_std, y, need_input))
-        own = [g for block in reversed(results) for g in block]
+            need_input = ctx.has_input or k > 0
+            own = block.backward(gradient, kept, inverse_std, y, need_input) + own
         own = [g.to(p.dtype).view_as(p) for g, p in zip(own, parameters, strict=True)]
         into = gradient.view(shape) if ctx.has_input else None
         return None, into, None, *([None] * count), *own
-
-
-def _blocks(size: TokenMap, parameters: Sequence[Tensor]) -> Iterator[_Block]:
-    for start in range(0, len(parameters), 6):
-        yield _Block(size, parameters[start : start + 6])
 
 
 register_fast_form("chain", DepthwiseConvAdapter, run_chain)

@@ -1,7 +1,6 @@
-"""The fast forms: their registry, and the token maps on which they work.
+"""The registry of fast forms: stages of the highway with a hand-written backward pass.
 
-A fast form computes one stage of the highway with a hand-written backward pass. It works on the
-tokens of a batch as rows [T, C], T = B · H · W, in chunks.
+They compute on the tokens of a batch as rows [T, C], T = B · H · W, in chunks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +37,7 @@ class TokenMap:
 
     @classmethod
     def of(cls, stage: StageOutput, parameter: Tensor, keep: str) -> "TokenMap":
-        """Describe a stage's maps; the type of ``parameter``, one of the highway, sets ``wide``."""
+        """Describe a stage's maps; ``wide`` is at least the type of the highway's parameter."""
         device = stage.out.device.type
         wide = torch.promote_types(parameter.dtype, torch.float32)
         mixed = torch.is_autocast_enabled(device)
@@ -68,10 +67,7 @@ _FAST_FORMS: dict[tuple[str, type[nn.Module]], FastForm] = {}
 
 
 def register_fast_form(form: str, module: type[nn.Module], run: FastForm) -> None:
-    """Register the fast form ``"chain"`` or ``"parallel"`` of stages with adapters of one class.
-
-    Subclasses of ``module`` are not included, since they may compute something else.
-    """
+    """Register the fast form of stages with adapters of one class, not of its subclasses."""
     _FAST_FORMS[form, module] = run
 
 

@@ -1,13 +1,10 @@
-"""The joint of highway and trunk, with a hand-written backward pass that keeps little memory.
-
-It computes the same function as the plain modules in :mod:`e3va.highway.highway`.
-"""
+"""The fast form of the joint between highway and trunk, which keeps only the joined map."""
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..ops.normalize import EPS
+from ..ops.normalize import EPS, norm_backward
 from ..ops.products import Product
 from ..ops.saved_activation import SavedActivation
 from ..swin.modules import PatchMerging
@@ -21,13 +18,9 @@ def join(
     merging: PatchMerging | None,
     size: TokenMap,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute ``LN(x + h)`` and ``PM(x + h) − PM(x)``.
+    """Compute ``LN(x + h)`` [B, C, H, W] and ``PM(x + h) − PM(x)`` [B, T', 2C].
 
-    x is the output of the trunk's stage [B, T, C], h that of the highway's; None stands for zero.
-
-    Returns:
-        ``LN(x + h)`` [B, C, H, W], contiguous, None without ``norm``; and ``PM(x + h) − PM(x)``
-        [B, T', 2C], None without ``merging``.
+    x and h are [B, T, C]; h is None for zero. The results are None without ``norm`` or ``merging``.
     """
     weights, eps = (None, None), EPS
     if norm is not None:
@@ -101,8 +94,7 @@ def _merging_backward(
     weight = merging.reduction.weight.t().contiguous()
     flat = Product(weight, None, size.narrow)(gradient.flatten(0, 1).to(size.narrow))
     inner = flat.to(size.wide).view_as(normed) * merging.norm.weight.to(size.wide)
-    inner = inner - inner.mean(-1, keepdim=True) - normed * (inner * normed).mean(-1, keepdim=True)
-    inner = inner * inverse_std
+    inner = norm_backward(inner, normed, inverse_std)
     # The inverse of corners().
     height, width = -(-size.height // 2), -(-size.width // 2)
     inner = inner.view(size.batch, height, width, 2, 2, -1)  # column, row within the 2×2

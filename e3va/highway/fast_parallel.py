@@ -1,12 +1,7 @@
-"""The fast form of parallel dual low-rank adapters: one batched computation for a stage.
+"""The fast form of K parallel dual low-rank adapters: one batched computation for a stage.
 
-It computes the same function as the sum over the adapters' modules. All adapters of a stage
-receive the same gradient, so one matrix product passes it back into all of them, and another one
-gives the gradients of all U2. For the backward pass it keeps the taps in fewer bits
-(:mod:`e3va.ops.saved_activation`) and the rank-r products D1 · z.
-
-Shapes: K adapters, T = B · H · W tokens, r and C/q as in
-:class:`e3va.highway.adapters.dual_low_rank.DualLowRankAdapter`.
+For the backward pass it keeps the taps in few bits and the rank-r products D1 · z. All adapters
+receive the same gradient, so one product each passes it into all of them and to all U2.
 """
 
 from collections.abc import Sequence
@@ -20,15 +15,13 @@ from ..ops.saved_activation import SavedActivation
 from .adapters.dual_low_rank import DualLowRankAdapter
 from .fast_forms import TokenMap, register_fast_form
 
-_FACTORS = ("d1.weight", "d2.weight", "d2.bias", "u1.weight", "u2.weight", "u2.bias")
-
 
 def run_parallel(
     adapters: Sequence[DualLowRankAdapter], taps: Sequence[Tensor], size: TokenMap, h: Tensor | None
 ) -> Tensor:
     """Compute ``h + Σ A_k(z_k)`` [B, T, C] in the wide type, for adapters A_k and taps z_k."""
     # Autograd stacks the factors, and so gives each adapter its part of the stack's gradient.
-    factors = [torch.stack([a.get_parameter(name) for a in adapters]) for name in _FACTORS]
+    factors = map(torch.stack, zip(*(a.parameters() for a in adapters), strict=True))
     with torch.autocast(taps[0].device.type, enabled=False):
         offsets = _Parallel.apply(size, len(taps), *taps, *factors)
     return offsets if h is None else h + offsets

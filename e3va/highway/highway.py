@@ -16,10 +16,7 @@ from .fast_join import join
 
 
 class HighwayStage(nn.Module):
-    """The trained modules of one stage: an adapter for each tap, and the pyramid norm.
-
-    ``dim`` is C_s, ``depth`` is L_s, and ``out_norm`` is true for a pyramid level.
-    """
+    """The trained modules of one stage: an adapter for each tap, and for a level its norm."""
 
     def __init__(
         self,
@@ -49,21 +46,23 @@ class HighwayStage(nn.Module):
         """
         adapters = _interleave(self.msa, self.mlp)
         taps = _interleave(stage.msa, stage.mlp)
-        run = find_fast_form(self.form, adapters) if self._runs_fast(stage) else None
+        size = self._token_map(stage)
+        run = find_fast_form(self.form, adapters) if size else None
         if run is not None:
-            return run(adapters, taps, self._token_map(stage), h)
+            return run(adapters, taps, size, h)
         for adapter, tap in zip(adapters, taps, strict=bool(adapters)):
             z = tap + h if self.form == "chain" and h is not None else tap
             offset = adapter(z, stage.height, stage.width)
             h = _at_least_float32(offset) if h is None else _at_least_float32(h) + offset
         return h
 
-    def _runs_fast(self, stage: StageOutput) -> bool:
+    def _token_map(self, stage: StageOutput) -> TokenMap | None:
+        """Return the token map for a fast form; None where plain modules must run."""
+        parameter = next(self.parameters(), None)
         # The fast forms compute no gradient for the trunk.
-        return self.keep is not None and not stage.out.requires_grad
-
-    def _token_map(self, stage: StageOutput) -> TokenMap:
-        return TokenMap.of(stage, next(self.parameters()), self.keep)
+        if self.keep is None or parameter is None or stage.out.requires_grad:
+            return None
+        return TokenMap.of(stage, parameter, self.keep)
 
     def join(
         self, stage: StageOutput, h: Tensor | None, patch_merging: PatchMerging | None
@@ -72,9 +71,9 @@ class HighwayStage(nn.Module):
 
         The first is None for a stage without a norm, the second without ``patch_merging``.
         """
-        norm = self.out_norm
-        if self._runs_fast(stage) and (norm is not None or len(self.mlp)):
-            return join(stage.out, h, norm, patch_merging, self._token_map(stage))
+        norm, size = self.out_norm, self._token_map(stage)
+        if size is not None:
+            return join(stage.out, h, norm, patch_merging, size)
         joined, out, after = stage.out if h is None else stage.out + h, None, None
         if norm is not None:
             out = norm(_at_least_float32(joined)).transpose(1, 2)
@@ -116,8 +115,8 @@ class Highway(nn.Module):
             maps (tap [B, T, C], H, W) to [B, T, C]. None for the adapter kind of ``config``.
         out_stages: the stages that are pyramid levels, ascending.
         keep: form in which the fast forms keep taps for the backward pass, one of
-            :data:`e3va.ops.saved_activation.FORMS`; None for the plain modules and autograd.
-            Adapters without a fast form run as plain modules.
+            :data:`e3va.ops.saved_activation.FORMS`; None for plain modules and autograd, which
+            also run adapters without a fast form.
 
     Attributes:
         config: the complete config; its ``adapter`` is ``"(outside)"`` with ``make_adapter``.
@@ -159,7 +158,7 @@ class Highway(nn.Module):
     def advance(
         self, stage: StageOutput, h_in: Tensor | None, patch_merging: PatchMerging | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Consume one stage; several highways can share one pass of a trunk in this way.
+        """Consume one stage, so that several highways can share one pass of a trunk.
 
         Args:
             stage: output of the trunk's stage s.

@@ -25,10 +25,10 @@ class AdapterKind:
         module: a class or function ``(dim, **options) -> nn.Module``. The module maps a tap
             [B, T, C], H and W to [B, T, C].
         source: the paper that describes the adapter.
-        defaults: the default of every option; a function of C_0 for an option with a default that
-            depends on the channels of the first stage.
-        read_options: a function that reads the options off one adapter's state dict; None if all
-            options have their defaults wherever a state dict is the only source.
+        defaults: the default of every option, or a function that computes it from C_0, the
+            channels of the first stage.
+        read_options: a function that reads the options off one adapter's state dict; None for
+            options that then have their defaults.
     """
 
     name: str
@@ -38,11 +38,7 @@ class AdapterKind:
     read_options: Callable[[Mapping[str, Tensor]], dict[str, Any]] | None = None
 
     def complete(self, options: Mapping[str, Any], embed_dim: int) -> dict[str, Any]:
-        """Return a value for every option, with defaults for those that are absent.
-
-        Raises:
-            UserError: a value is of another type than the default, or out of range.
-        """
+        """Check the options, and return a value for every option of the kind."""
         result = {}
         for name, default in self.defaults.items():
             default = default(embed_dim) if callable(default) else default
@@ -51,17 +47,15 @@ class AdapterKind:
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:
-    kind = type(default)
+    kind, expected = type(default), _EXPECTED.get(type(default))
     if kind is float and type(value) is int:
         value = float(value)
-    least = min(1, default) if kind is int else 0
-    valid = type(value) is kind
-    if valid and kind is int:
-        valid = least <= value <= _LARGEST
-    elif valid and kind is float:
-        valid = math.isfinite(value)
+    valid = type(value) is kind and (kind is not float or math.isfinite(value))
+    if kind is int:
+        least = min(1, default)
+        valid = valid and least <= value <= _LARGEST
+        expected = f"a whole number from {least} to {_LARGEST}"
     if not valid:
-        expected = _EXPECTED.get(kind, f"a whole number from {least} to {_LARGEST}")
         raise UserError(f"highway option {name}={value!r}: expected {expected}")
     return value
 
@@ -80,8 +74,8 @@ def register_adapter_kind(
     """Register an adapter kind; see :class:`AdapterKind` for the arguments.
 
     The options are the arguments of ``module`` after the first one. Their defaults are numbers,
-    texts or truth values; ``defaults`` replaces those in the signature. A file in
-    ``e3va/highway/adapters`` that calls this function needs no change elsewhere::
+    texts or truth values; ``defaults`` replaces those in the signature. A new file in
+    ``e3va/highway/adapters`` that calls this function needs no change in another file::
 
         register_adapter_kind("linear", LinearAdapter, source="arXiv 1902.00751")
 
@@ -100,8 +94,8 @@ def register_adapter_kind(
     for option, default in options.items():
         if option in (*SETTINGS, "recipe"):
             raise ValueError(f"adapter kind {name!r}: {option!r} is a setting of every highway")
-        plain = isinstance(default, bool | int | float | str)
-        if default is inspect.Parameter.empty or not (plain or callable(default)):
+        valid = callable(default) or isinstance(default, bool | int | float | str)
+        if default is inspect.Parameter.empty or not valid:
             raise ValueError(
                 f"adapter kind {name!r}: option {option!r} needs a default that is a number, a "
                 "text or a truth value"
@@ -115,10 +109,6 @@ def adapter_kinds() -> dict[str, AdapterKind]:
 
 
 def get_adapter_kind(name: str) -> AdapterKind:
-    """Return a kind by its name.
-
-    Raises:
-        UserError: no kind has that name; the message names the nearest one.
-    """
+    """Return a kind by its name; raise a UserError if no kind has that name."""
     check_choice("adapter kind", name, _KINDS)
     return _KINDS[name]

@@ -8,10 +8,9 @@ EPS = 1e-5  # the default of nn.LayerNorm
 
 
 class _Normalize(torch.autograd.Function):
-    """LayerNorm without parameters over the last dimension.
+    """LayerNorm that keeps its result, which the projection behind it keeps too.
 
-    It keeps its result for the backward pass, where PyTorch's LayerNorm keeps its argument. The
-    projection behind it keeps the same tensor, which saves one map for each adapter.
+    PyTorch's LayerNorm keeps its argument: one more map for each adapter.
     """
 
     @staticmethod
@@ -23,10 +22,13 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> Tensor:
-        # (g − mean(g) − n · mean(g · n)) / std with the result n
-        normed, inverse_std = ctx.saved_tensors
-        means = gradient.mean(-1, keepdim=True), (gradient * normed).mean(-1, keepdim=True)
-        return (gradient - means[0] - normed * means[1]) * inverse_std
+        return norm_backward(gradient, *ctx.saved_tensors)
+
+
+def norm_backward(gradient: Tensor, normed: Tensor, inverse_std: Tensor) -> Tensor:
+    """Compute ``(g − mean(g) − n · mean(g · n)) / std`` from the gradient g of the result n."""
+    means = gradient.mean(-1, keepdim=True), (gradient * normed).mean(-1, keepdim=True)
+    return (gradient - means[0] - normed * means[1]) * inverse_std
 
 
 def normalize(z: Tensor) -> Tensor:

@@ -22,19 +22,15 @@ def recompute(
 ) -> bool:
     """Recompute a method's intermediate results in the backward pass instead of keeping them.
 
-    This holds in training mode with grad enabled; the second run has the same autocast and random
-    state. Names in the state dict do not change, and copies of the module (``copy.deepcopy``,
-    pickle) recompute their own method.
+    This applies in training mode with gradients on. A copy of the module recomputes its own method.
+    A method that runs a batch norm does not change, because a second run would update the running
+    statistics twice; the result is then False.
 
     Args:
         owner: the module.
         attribute: name of the method.
-        runs: module that contains all modules which the method runs; None for ``owner``.
+        runs: module that contains every module that the method runs; None for ``owner``.
         contexts: function that returns the contexts of the first and the second run of a call.
-
-    Returns:
-        whether the method is now recomputed. A method that runs a batch norm does not change: a
-        second run would update the running statistics twice.
     """
     if has_batch_norm(owner if runs is None else runs):
         return False
@@ -45,7 +41,7 @@ def recompute(
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Return whether a module contains a batch norm, in whatever mode."""
+    """Return whether a module contains a batch norm."""
     return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
@@ -53,10 +49,8 @@ class _Recomputed:
     """A replacement for the method: an attribute of the instance that hides the class's method."""
 
     def __init__(self, owner: nn.Module, name: str, before: Any, contexts: Contexts):
-        self.owner = owner
-        self.name = name
+        self.owner, self.name, self.contexts = owner, name, contexts
         self.before = before  # an earlier attribute of the instance that hid the method
-        self.contexts = contexts
 
     def __call__(self, *args, **kwargs):
         if not (self.owner.training and torch.is_grad_enabled()):

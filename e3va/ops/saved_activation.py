@@ -1,7 +1,6 @@
 """Storage of normed maps between the forward and the backward pass.
 
-A normed map has mean 0 and standard deviation 1 in every token, so few bits represent it well. Only
-the gradients depend on the stored values, not the results of the forward pass.
+A normed map has mean 0 and standard deviation 1 in every token, so few bits represent it well.
 """
 
 import math
@@ -15,19 +14,14 @@ _LEVELS = 127
 
 
 class SavedActivation:
-    """A map [T, C] that is written and read by rows.
+    """A map [T, C] of type ``dtype`` that is written and read by rows.
 
-    Args:
-        form: ``"half"``: bfloat16 (float64 stays float64); or ``"int8"``: 8 bits with a bfloat16
-            scale for each 64 channels.
-        tensors: the tensors of an earlier :class:`SavedActivation`.
-        dtype: type of the map.
+    The form ``"half"`` is bfloat16 (float64 stays float64); ``"int8"`` is 8 bits with a bfloat16
+    scale for each 64 channels. ``tensors`` are those of an earlier :class:`SavedActivation`.
     """
 
     def __init__(self, form: str, tensors: list[Tensor], dtype: torch.dtype):
-        self.form = form
-        self.tensors = tensors
-        self.dtype = dtype
+        self.form, self.tensors, self.dtype = form, tensors, dtype
 
     @classmethod
     def empty(cls, form: str, like: Tensor, dtype: torch.dtype) -> "SavedActivation":

@@ -1,17 +1,10 @@
 """The fast form of a frozen trunk's stages, without autograd.
 
-It computes the same function as the plain modules of :mod:`e3va.swin.modules`:
-
-- It computes a block chunk by chunk, a few rows of windows at a time. The tensors of a chunk fit
-  the processor's cache, and the wide tensors (queries, keys and values, the MLP's hidden layer)
-  never exist for the whole map.
-- Padding takes no part in matrix products: a padded token is zero after the norm, so its query, key
-  and value are the projection's bias.
-- Windows are grouped by their mask; a map has four kinds. So no mask or bias is expanded to all
-  windows.
-- On a CPU, oneDNN computes matrix products together with GELU and the residual sum, and attention
-  in half precision computes its softmax in float32.
+It computes a block in chunks of a few rows of windows, which fit the processor's cache. So the wide
+tensors (queries, keys and values, the MLP's hidden layer) never exist for the whole map.
 """
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -34,53 +27,33 @@ def embed(embedding: PatchEmbed, images: Tensor, dtype: torch.dtype) -> Tensor:
     return _norm(embedding.norm, x.permute(0, 2, 3, 1)).contiguous()
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, keep: tuple[str, ...]) -> dict[str, list[Tensor]]:
-    """Run a stage's blocks on the residual stream [B, H, W, C].
-
-    Returns:
-        for each name in ``keep`` (see :meth:`e3va.swin.modules.SwinBlock.forward`) a list of
-        [B, T, C], one for each block; and for ``after_mlp`` at least the last one.
-    """
-    batch, height, width, dim = x.shape
-    x = x.reshape(-1, dim)
-    outputs: dict[str, list[Tensor]] = {name: [] for name in keep}
-    for block in blocks:
-        wanted = {name: torch.empty_like(x) for name in {*keep, "after_mlp"}}
-        run_block(block, x, (batch, height, width), wanted)
-        x = wanted["after_mlp"]
-        for name in keep:
-            outputs[name].append(wanted[name].view(batch, -1, dim))
-    outputs.setdefault("after_mlp", [x.view(batch, -1, dim)])
-    return outputs
-
-
-def run_block(block: SwinBlock, x: Tensor, size: tuple[int, int, int], out: dict) -> None:
-    """Run a block on tokens [B · H · W, C] of maps of ``size`` (B, H, W); fill ``out``."""
-    attention, mlp, dtype = block.attn, block.mlp, x.dtype
+def run_block(block: SwinBlock, x: Tensor, keep: Iterable[str]) -> dict[str, Tensor]:
+    """Compute the values ``keep`` and ``after_mlp`` of :meth:`SwinBlock.forward`."""
+    attention, mlp, shape, dtype = block.attn, block.mlp, x.shape, x.dtype
+    x = x.reshape(-1, shape[-1])
+    out = {name: torch.empty_like(x) for name in {*keep, "after_mlp"}}
     limit = CHUNK_BYTES.get(x.device.type, _CHUNK_BYTES_ELSEWHERE)
     rows = max(1, limit // (mlp.fc1.out_features * x.element_size()))
-    chunks = plan_windows(*size, block.window, block.shift, rows, x.device)
+    chunks = plan_windows(*shape[:3], block.window, block.shift, rows, x.device)
     qkv, proj, fc1, fc2 = (
         Product(layer.weight, layer.bias, dtype, min(rows, len(x)), len(chunks))
         for layer in (attention.qkv, attention.proj, mlp.fc1, mlp.fc2)
     )
-    biases = _attention_biases(block, dtype)
+    biases, apart = _attention_biases(block, dtype), "projected" in out
     for chunk in chunks:
         before = x[chunk.tokens]
         windows = qkv(_norm(block.norm1, before)).index_select(0, chunk.gather)
-        if len(chunk.padding):
+        if len(chunk.padding):  # A padded token is zero after the norm.
             windows[chunk.padding] = qkv.bias
-        heads = _attend(windows, chunk, biases, attention.num_heads)
+        heads = _attend(windows, chunk, biases, attention.num_heads).index_select(0, chunk.scatter)
         values = {}
-        values["attended"], values["after_msa"] = _sublayer(
-            proj, heads.index_select(0, chunk.scatter), before, "attended" in out
-        )
+        values["attended"], values["after_msa"] = _sublayer(proj, heads, before, apart)
         hidden = fc1(_norm(block.norm2, values["after_msa"]), "gelu")
-        values["projected"], values["after_mlp"] = _sublayer(
-            fc2, hidden, values["after_msa"], "projected" in out
-        )
+        last = _sublayer(fc2, hidden, values["after_msa"], apart)
+        values["projected"], values["after_mlp"] = last
         for name, whole in out.items():
             whole[chunk.tokens] = values[name]
+    return {name: whole.view(shape) for name, whole in out.items()}
 
 
 def _sublayer(last: Product, x: Tensor, stream: Tensor, apart: bool) -> tuple:
@@ -104,7 +77,7 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _attention_biases(block: SwinBlock, dtype: torch.dtype) -> Tensor:
-    """Return the biases of the logits by kind of window: [1 or 4, heads, N, N]."""
+    """Return the logits' biases for each kind of window: [1 or 4, heads, N, N]."""
     bias = block.attn.bias()[None]
     if block.shift:
         bias = bias + kind_masks(block.window, block.shift, bias.device)[:, None]
@@ -120,6 +93,7 @@ def _attend(windows: Tensor, chunk: Chunk, biases: Tensor, heads: int) -> Tensor
         attend = _attend_fused
     else:
         attend, qkv = _attend_in_steps, qkv.contiguous()
+    # By kind of window, so that no mask is expanded to all windows.
     parts = [attend(qkv[:, a:b], biases[kind]) for a, b, kind in chunk.groups]
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out.view(len(windows), -1)
@@ -132,10 +106,7 @@ def _attend_fused(qkv: Tensor, bias: Tensor) -> Tensor:
 
 
 def _attend_in_steps(qkv: Tensor, bias: Tensor) -> Tensor:
-    """Compute the same as :func:`_attend_fused` on a CPU in half precision.
-
-    There the fused operator takes twice as long for windows of 49 tokens (benchmarks/operators.py).
-    """
+    """Compute the same in half precision on a CPU, where the fused operator takes twice as long."""
     count, heads, tokens, dim = qkv.shape[1:]
     query, key, value = qkv.flatten(1, 2)
     logits = torch.bmm(query, key.transpose(1, 2)).view(count, heads, tokens, tokens)

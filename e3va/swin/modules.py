@@ -1,9 +1,7 @@
-"""The plain modules of a Swin Transformer (Liu et al., arXiv 2103.14030, section 3).
+"""The plain modules of a Swin Transformer (Liu et al., arXiv 2103.14030), under official names.
 
-Module names are those of the official Swin repository, so published weights load without renaming.
-Implementations of Swin differ on maps that windows do not tile. These modules follow the official
-detection code and Detectron2: they pad a map with zeros on the right and at the bottom after the
-first norm, then shift it, and shift it even if one window covers the map.
+Implementations differ on maps that windows do not tile. As in Detectron2, a map is padded on the
+right and below after the first norm, then shifted, even if one window covers it.
 """
 
 import torch
@@ -41,10 +39,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.window = window
-        self.relative_position_bias_table = nn.Parameter(
-            torch.zeros((2 * window - 1) ** 2, num_heads)
-        )
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        table = nn.init.trunc_normal_(torch.zeros((2 * window - 1) ** 2, num_heads), std=0.02)
+        self.relative_position_bias_table = nn.Parameter(table)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         # It follows from the window, so it is not part of the state dict.
@@ -83,10 +79,7 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """A Swin block: window attention and an MLP, each added to the residual stream.
-
-    The cyclic ``shift`` of the windows is 0 or ``window // 2`` tokens.
-    """
+    """A Swin block: attention in windows, shifted by 0 or ``window // 2`` tokens, and an MLP."""
 
     def __init__(self, dim: int, num_heads: int, window: int, shift: int, mlp_ratio: float):
         super().__init__()
@@ -111,12 +104,7 @@ class SwinBlock(nn.Module):
         return x[:, :height, :width]
 
     def forward(self, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """Run on the residual stream [B, H, W, C].
-
-        Returns:
-            ``attended``, the attention's output; ``after_msa``, the stream after it; ``projected``,
-            the MLP's output; ``after_mlp``, the stream after that; all [B, H, W, C].
-        """
+        """Return the outputs of attention and MLP, and the stream after each, all [B, H, W, C]."""
         attended = self.window_attention(x, mask)
         after_msa = x + attended
         projected = self.mlp(self.norm2(after_msa))
@@ -141,11 +129,8 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(self.corners(x, height, width)))
 
     def difference(self, x: Tensor, base: Tensor, height: int, width: int) -> Tensor:
-        """Compute ``self(x) − self(base)`` with the subtraction before the linear reduction.
-
-        The result is exactly zero for equal inputs, in any precision. The difference of the two
-        outputs would be mostly rounding noise in half precision.
-        """
+        """Compute ``self(x) − self(base)``, exactly zero for equal inputs in any precision."""
+        # In half precision the difference of the reduction's outputs would be mostly rounding.
         joined = (self.corners(y, height, width) for y in (x, base.to(x.dtype)))
         normed, base_normed = map(self.norm, joined)
         return self.reduction(normed - base_normed)

@@ -7,10 +7,10 @@ PRECISIONS = ("auto", *DTYPES)
 
 
 def fast_half(device: torch.device) -> torch.dtype | None:
-    """Return the half-precision type in which a device is faster than in float32; None without one.
+    """Return the half-precision type in which a device is faster than in float32, or None.
 
     It is bfloat16 on CUDA from Ampere (compute capability 8.0) on and on CPUs with AVX512-BF16 or
-    AMX, and float16 on Volta and Turing (7.x). Older cards compute float16 many times slower.
+    AMX, and float16 on Volta and Turing (7.x).
     """
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
@@ -22,20 +22,14 @@ def fast_half(device: torch.device) -> torch.dtype | None:
 
 
 def compute_dtype(precision: str, device: torch.device, mixed: bool) -> torch.dtype:
-    """Return the type in which a frozen trunk computes.
-
-    ``"auto"`` is :func:`fast_half` in mixed precision and float32 otherwise.
-    """
+    """Return the type in which a frozen trunk computes; ``mixed`` is for mixed precision."""
     if precision != "auto":
         return DTYPES[precision]
     return (fast_half(device) if mixed else None) or torch.float32
 
 
 def storage_dtype(precision: str, device: torch.device, mixed: bool) -> torch.dtype:
-    """Return the type in which a frozen trunk stores its weights.
-
-    It is the type of the computation; but in mixed precision on a device without a fast half type
-    it is float16, and the weights are converted layer by layer.
-    """
+    """Return the type in which a frozen trunk stores its weights."""
     computed = compute_dtype(precision, device, mixed)
+    # Without a fast half type, weights in float16 are converted layer by layer.
     return torch.float16 if mixed and computed is torch.float32 else computed

@@ -34,27 +34,19 @@ class SwinPreset:
         return tuple(self.embed_dim * 2**s for s in range(len(self.depths)))
 
     def check_bounds(self) -> None:
-        """Check a geometry from an untrusted file, so that it cannot exhaust the memory.
-
-        Raises:
-            ValueError: a size is of another type or out of range.
-        """
+        """Raise a ValueError if sizes from an untrusted file could exhaust the memory."""
         sizes = (self.embed_dim, self.window, *self.depths, *self.num_heads)
         bounded = all(isinstance(n, int) and 0 < n <= 1024 for n in sizes)
-        stages = len(self.depths) == len(self.num_heads) == 4
-        if not (
-            bounded and stages and 0 < self.mlp_ratio <= 16 and 0 <= self.pretrain_size <= 4096
-        ):
+        bounded &= 0 < self.mlp_ratio <= 16 and 0 <= self.pretrain_size <= 4096
+        if not bounded or not len(self.depths) == len(self.num_heads) == 4:
             raise ValueError("sizes out of range")
 
     def __str__(self) -> str:
         depths, heads = ("-".join(map(str, n)) for n in (self.depths, self.num_heads))
         position = ", absolute position embedding" if self.absolute_position else ""
         ratio = f", mlp_ratio {self.mlp_ratio:g}" if self.mlp_ratio != 4 else ""
-        return (
-            f"embed_dim {self.embed_dim}, depths {depths}, heads {heads}, window {self.window}"
-            f"{position}{ratio}"
-        )
+        sizes = f"embed_dim {self.embed_dim}, depths {depths}, heads {heads}, window {self.window}"
+        return sizes + position + ratio
 
 
 _WINDOW_7 = {
@@ -63,13 +55,9 @@ _WINDOW_7 = {
     "swin_b": SwinPreset(128, (2, 2, 18, 2), (4, 8, 16, 32)),
     "swin_l": SwinPreset(192, (2, 2, 18, 2), (6, 12, 24, 48)),
 }
-_WINDOW_12 = {
-    f"{name}_384": replace(preset, window=12, pretrain_size=384)
-    for name, preset in _WINDOW_7.items()
-}
 PRESETS: dict[str, SwinPreset] = {
     **_WINDOW_7,
-    **_WINDOW_12,
+    **{f"{n}_384": replace(p, window=12, pretrain_size=384) for n, p in _WINDOW_7.items()},
     # The trunk that comes with the library; benchmarks/pretrain.py trained it on drawn pictures.
     "swin_micro": SwinPreset(24, (2, 2, 2, 2), (1, 2, 4, 8), pretrain_size=128),
     # A trunk that a test builds, steps and saves in a second.
@@ -90,10 +78,8 @@ def get_preset(preset: "str | SwinPreset") -> SwinPreset:
 
 
 def same_geometry(one: SwinPreset, other: SwinPreset) -> bool:
-    """Return whether the weights of one preset fit the other.
-
-    The pretraining size only matters to an absolute position embedding.
-    """
+    """Return whether the weights of one preset fit the other."""
+    # The pretraining size only matters to an absolute position embedding.
     if not one.absolute_position:
         one, other = replace(one, pretrain_size=0), replace(other, pretrain_size=0)
     return one == other

@@ -44,22 +44,16 @@ class Int8Linear(nn.Module):
         if weight is None:
             missing.append(prefix + "weight")
         elif weight.shape != self.values.shape:
-            rest[-1].append(
-                f"size mismatch for {prefix}weight: {list(weight.shape)} in the file, "
-                f"{list(self.values.shape)} in the model"
-            )
+            shapes = f"{list(weight.shape)} in the file, {list(self.values.shape)} in the model"
+            rest[-1].append(f"size mismatch for {prefix}weight: {shapes}")
         else:
-            values, scale = quantize(weight)
-            state_dict[prefix + "values"] = values
+            state_dict[prefix + "values"], scale = quantize(weight)
             self.scale.copy_(scale)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a weight [out, in] to int8 values [out, in] times float32 scales [out].
-
-    Rounding the product again gives the same values and scales.
-    """
+    """Round a weight [out, in] to int8 values times float32 scales [out], stable when repeated."""
     weight = weight.float()
     scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / _LEVELS
     for _ in range(2):  # towards the scale that the product will have
@@ -68,10 +62,8 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def store_as(trunk: nn.Module, dtype: torch.dtype) -> None:
-    """Convert a trunk's weights, except 8-bit weights and the patch mergings.
-
-    The highway uses the patch mergings too, in float32.
-    """
+    """Convert a trunk's weights, except 8-bit weights and the patch mergings."""
+    # The highway uses the patch mergings too, in float32.
     excepted = {id(p) for merging in trunk.patch_mergings if merging for p in merging.parameters()}
     for parameter in trunk.parameters():
         if parameter.is_floating_point() and id(parameter) not in excepted:
@@ -98,6 +90,6 @@ def widen(trunk: nn.Module) -> None:
 
 def _matrices(trunk: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     for block in (block for layer in trunk.layers for block in layer.blocks):
-        for owner, names in ((block.attn, ("qkv", "proj")), (block.mlp, ("fc1", "fc2"))):
-            for name in names:
-                yield owner, name, getattr(owner, name)
+        attn, mlp = block.attn, block.mlp
+        for owner, name in ((attn, "qkv"), (attn, "proj"), (mlp, "fc1"), (mlp, "fc2")):
+            yield owner, name, getattr(owner, name)

@@ -15,7 +15,7 @@ from .presets import SwinPreset, get_preset
 from .windows import shift_mask
 
 TAPS = ("block", "residual", "sublayer")
-# The values of a block, see SwinBlock.forward, that are its taps: of its attention and its MLP.
+# Which of a block's values, see SwinBlock.forward, are the taps of its attention and its MLP.
 _TAPPED = {
     "block": (None, "after_mlp"),
     "residual": ("after_msa", "after_mlp"),
@@ -66,35 +66,22 @@ class SwinStage(nn.Module):
         self.downsample = None if last else PatchMerging(dim)
 
     def forward(self, x: Tensor, index: int, taps: str | None, fast: bool = False) -> StageOutput:
-        """Run the stage on [B, H, W, C]; see :meth:`SwinTrunk.stages` for ``taps``.
-
-        With ``fast`` it runs in the form of :mod:`e3va.swin.fast_trunk`, in the type of ``x``.
-        """
+        """Run the stage on [B, H, W, C], by :mod:`e3va.swin.fast_trunk` if ``fast``."""
         height, width = x.shape[1:3]
-        of_msa, of_mlp = _TAPPED[taps]
-        run = fast_trunk.run_blocks if fast else self._run_blocks
-        values = run(self.blocks, x, tuple(filter(None, (of_msa, of_mlp))))
-        out, merged = values["after_mlp"][-1], None
+        msa, mlp = _TAPPED[taps]
+        kept: dict[str, list[Tensor]] = {name: [] for name in (msa, mlp) if name}
+        mask = None if fast else shift_mask(height, width, self.window, self.shift, x.device)
+        for block in self.blocks:
+            values = fast_trunk.run_block(block, x, kept.keys()) if fast else block(x, mask)
+            x = values["after_mlp"]
+            for name, tensors in kept.items():
+                tensors.append(values[name].flatten(1, 2))
+        out = kept["after_mlp"][-1] if "after_mlp" in kept else x.flatten(1, 2)
+        merged = None
         if self.downsample is not None:
             merge = fast_trunk.merge if fast else PatchMerging.__call__
             merged = merge(self.downsample, out, height, width)
-        return StageOutput(
-            index, values.get(of_msa, []), values.get(of_mlp, []), out, merged, height, width
-        )
-
-    def _run_blocks(
-        self, blocks: nn.ModuleList, x: Tensor, keep: tuple[str, ...]
-    ) -> dict[str, list[Tensor]]:
-        """Run plain modules; :func:`e3va.swin.fast_trunk.run_blocks` computes the same."""
-        mask = shift_mask(*x.shape[1:3], self.window, self.shift, x.device)
-        outputs: dict[str, list[Tensor]] = {name: [] for name in keep}
-        for block in blocks:
-            values = block(x, mask)
-            x = values["after_mlp"]
-            for name in keep:
-                outputs[name].append(values[name].flatten(1, 2))
-        outputs.setdefault("after_mlp", [x.flatten(1, 2)])
-        return outputs
+        return StageOutput(index, kept.get(msa, []), kept.get(mlp, []), out, merged, height, width)
 
 
 class SwinTrunk(nn.Module):
@@ -127,17 +114,14 @@ class SwinTrunk(nn.Module):
         super().__init__()
         check_choice("trunk_precision", precision, PRECISIONS)
         self.preset = get_preset(preset)
-        self.frozen = frozen
-        self.fast = fast
-        self.precision = precision
+        self.frozen, self.fast, self.precision = frozen, fast, precision
         self.origin = None  # a TrunkOrigin; e3va.weights sets it when it loads weights
         self.patch_embed = PatchEmbed(self.preset.embed_dim)
         self.absolute_pos_embed = None
         if self.preset.absolute_position:
             side = self.preset.pretrain_size // PATCH
             grid = torch.zeros(1, self.preset.embed_dim, side, side)
-            self.absolute_pos_embed = nn.Parameter(grid)
-            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+            self.absolute_pos_embed = nn.Parameter(nn.init.trunc_normal_(grid, std=0.02))
         stages = range(len(self.preset.depths))
         self.layers = nn.ModuleList(SwinStage(self.preset, index) for index in stages)
         self.apply(_init_linear)
@@ -202,8 +186,10 @@ class SwinTrunk(nn.Module):
             x = fast_trunk.embed(self.patch_embed, images, dtype)
         if self.absolute_pos_embed is None:
             return x
-        grid = self._position_grid(*x.shape[1:3])
-        return x + (grid if dtype is None else grid.to(dtype))
+        grid = self.absolute_pos_embed
+        grid = grid.to(torch.promote_types(grid.dtype, torch.float32))  # may be stored in half
+        grid = F.interpolate(grid, size=x.shape[1:3], mode="bicubic").permute(0, 2, 3, 1)
+        return x + grid.to(dtype or grid.dtype)
 
     def _compute_dtype(self, images: Tensor) -> torch.dtype:
         own = self.patch_embed.proj.weight.dtype
@@ -211,13 +197,6 @@ class SwinTrunk(nn.Module):
             return own
         mixed = torch.is_autocast_enabled(images.device.type)
         return compute_dtype(self.precision, images.device, mixed)
-
-    def _position_grid(self, height: int, width: int) -> Tensor:
-        """Interpolate the absolute position embedding to [1, H, W, C]."""
-        grid = self.absolute_pos_embed
-        grid = grid.to(torch.promote_types(grid.dtype, torch.float32))  # may be stored in half
-        grid = F.interpolate(grid, size=(height, width), mode="bicubic")
-        return grid.permute(0, 2, 3, 1)
 
     def check_frozen(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Check that no parameter of a frozen trunk can change; do nothing for a trunk that trains.

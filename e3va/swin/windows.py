@@ -24,19 +24,13 @@ def from_windows(windows: Tensor, size: tuple[int, int], side: int) -> Tensor:
 
 def relative_position_index(window: int) -> Tensor:
     """Return the row of the bias table for each pair of tokens of a window, [N · N]."""
-    position = torch.stack(
-        torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    ).flatten(1)
-    offset = position[:, :, None] - position[:, None, :] + window - 1
-    return (offset[0] * (2 * window - 1) + offset[1]).flatten()
+    position = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    row, column = (position[:, None] - position + window - 1).unbind(2)
+    return (row * (2 * window - 1) + column).flatten()
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Return the mask [nW, N, N] of shifted windows.
-
-    It is 0 between tokens that are neighbors in the image, and −100 (Swin's value) between tokens
-    that the cyclic shift brought together.
-    """
+    """Return the mask [nW, N, N]: −100 between tokens that the cyclic shift brought together."""
 
     def regions(size: int) -> Tensor:
         padded = math.ceil(size / window) * window
@@ -59,8 +53,8 @@ class Chunk:
             padding.
         padding: places that are padding, int64.
         scatter: place of each token, int32; the inverse of ``gather``.
-        groups: (first window, last window + 1, kind) of windows of the same kind. Kind 0 needs no
-            mask; kinds 1, 2 and 3 are the windows of a shifted map in the last column, in the last
+        groups: (first window, last window + 1, kind) of windows with the same mask. Kind 0 needs
+            none; kinds 1, 2 and 3 are the windows of a shifted map in the last column, in the last
             row, and in the corner of both, see :func:`kind_masks`.
     """
 
@@ -75,11 +69,7 @@ class Chunk:
 def plan_windows(
     batch: int, height: int, width: int, window: int, shift: int, rows: int, device: torch.device
 ) -> tuple[Chunk, ...]:
-    """Divide the windows of a batch of maps into chunks of at most about ``rows`` tokens.
-
-    A chunk consists of whole rows of windows. So its tokens are contiguous in memory, except those
-    that the cyclic shift moves from one end of the map to the other.
-    """
+    """Divide a batch's windows into chunks of whole rows of windows, of about ``rows`` tokens."""
     side, columns = window, math.ceil(width / window)
     token = torch.arange(batch * height * width).view(batch, height, width)
     token = F.pad(token, (0, -width % side, 0, -height % side), value=-1)

@@ -24,9 +24,8 @@ _COPY_AGAIN = "it is truncated, damaged or another kind of file; copy or downloa
 def load_file(path: str | os.PathLike) -> dict:
     """Read a file of weights onto the CPU without executing code from it.
 
-    The first bytes decide how the file is read, whatever its name: as safetensors, by
-    ``torch.load(weights_only=True)``, or by the restricted unpickler of
-    :mod:`e3va.weights.restricted_pickle`.
+    The first bytes of the file, not its name, decide how it is read: as safetensors, by
+    ``torch.load(weights_only=True)`` or by :mod:`e3va.weights.restricted_pickle`.
 
     Raises:
         UserError: the file is missing, truncated, not a checkpoint, or needs pickled code to load.
@@ -37,13 +36,16 @@ def load_file(path: str | os.PathLike) -> dict:
         )
     with open(path, "rb") as file:
         head = file.read(512)
-    if _is_safetensors(head):
+    # A length and JSON, with which no pickle or archive starts.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
         return load_safetensors(path)[0]
     if not head.startswith(_ZIP) and not _PICKLE.match(head):
         raise UserError(f"{path} cannot be read as a checkpoint: {_recognize(head)}")
     try:
         if head.startswith(_ZIP):
-            _refuse_programs(path)
+            with zipfile.ZipFile(path) as archive:
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    raise UserError(f"{path} is a TorchScript program: save only its state_dict")
         if head.startswith(_ZIP) or _LEGACY in head[:24]:
             with open(path, "rb") as file:  # torch would interpret the suffix of a path
                 data = torch.load(file, map_location="cpu", weights_only=True)
@@ -64,19 +66,8 @@ def load_file(path: str | os.PathLike) -> dict:
     return data
 
 
-def _is_safetensors(head: bytes) -> bool:
-    """Return whether a file starts with a length and JSON, as no pickle or archive does."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER
-
-
-def _refuse_programs(path: str | os.PathLike) -> None:
-    with zipfile.ZipFile(path) as archive:
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            raise UserError(f"{path} is a TorchScript program: save only its state_dict")
-
-
 def _recognize(head: bytes) -> str:
-    """Return what a file without weights seems to be by its first bytes, and what to do."""
+    """Return what a file without weights seems to be, and what to do."""
     text = head.lstrip().lower()
     if not head:
         return "it is empty; copy or download it again"
@@ -90,11 +81,7 @@ def _recognize(head: bytes) -> str:
 
 
 def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a ``.safetensors`` file.
-
-    Raises:
-        UserError: the file is truncated or of another kind, or safetensors is not installed.
-    """
+    """Return the tensors and the metadata of a ``.safetensors`` file."""
     safetensors = require("safetensors", f"reading {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -106,15 +93,9 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[s
 
 
 def model_state(data: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    """Return the state dict in a checkpoint: under ``model`` or ``state_dict``, or all of it.
-
-    Raises:
-        UserError: the checkpoint holds no tensors.
-    """
-    for key in ("model", "state_dict"):
-        if isinstance(data.get(key), Mapping):
-            data = data[key]
-            break
+    """Return the tensors in a checkpoint: under ``model`` or ``state_dict``, or all of them."""
+    inner = (data[key] for key in ("model", "state_dict") if isinstance(data.get(key), Mapping))
+    data = next(inner, data)
     state = {key: value for key, value in data.items() if isinstance(value, Tensor)}
     if not state:
         raise UserError(f"{name} holds no tensors: expected the state_dict of a model")
@@ -124,17 +105,7 @@ def model_state(data: Mapping[str, Any], name: str) -> dict[str, Tensor]:
 def check_same_tensors(
     own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, advice: str
 ) -> None:
-    """Check that a file holds a model's tensors: the same names with the same shapes.
-
-    Args:
-        own: tensors of the model by name.
-        found: tensors of the file by name.
-        source: name of the file, for the message.
-        advice: end of the message: what to do.
-
-    Raises:
-        UserError: a tensor is missing, unknown or of another shape; the message shows one.
-    """
+    """Check that the file ``source`` holds the model's own tensors, with the same shapes."""
     missing, extra = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
     wrong = sorted(k for k in own.keys() & found.keys() if own[k].shape != found[k].shape)
     if not (missing or extra or wrong):

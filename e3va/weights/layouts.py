@@ -1,8 +1,6 @@
-"""Key layouts: the names under which libraries publish a Swin, and the official names.
+"""Key layouts as data: the names under which libraries publish a Swin's tensors.
 
-The trunk uses the names of the official repository. The layout of a library is data: the keys by
-which it is recognized, a table of renames, and the order in which its patch merging joins the four
-tokens of a patch.
+The trunk uses the names of the official repository.
 """
 
 import re
@@ -21,11 +19,11 @@ class Layout:
 
     Attributes:
         name: name of the library, for people.
-        keys: keys that a state dict of this layout holds behind a common prefix; the first one is
-            the weight of the patch embedding.
-        absent: keys that it must not hold behind that prefix.
-        renames: patterns and their replacements in the official names, in order, each as for
-            :func:`re.sub`.
+        keys: keys behind a common prefix by which the layout is recognized; the first one is the
+            weight of the patch embedding.
+        absent: keys that must be absent behind that prefix.
+        renames: patterns and their replacements, in order, as for :func:`re.sub`; they give the
+            official names.
         unfold: whether patch merging joins its four tokens in the order of ``torch.nn.Unfold``.
     """
 
@@ -41,42 +39,25 @@ class Layout:
             prefix + key in state for key in self.absent
         )
 
-    def official_name(self, name: str) -> str:
-        """Translate a name of this layout into the official one, both without the prefix."""
-        for pattern, replacement in self.renames:
-            name = re.sub(pattern, replacement, name)
-        return name
-
-
-def _previous_stage(match: re.Match) -> str:
-    """Return timm's stage minus one: timm counts patch merging to the stage after it."""
-    return f"layers.{int(match[1]) - 1}.downsample."
-
-
-def _torchvision_block(match: re.Match) -> str:
-    """Return the stage of an odd entry of torchvision's ``features``."""
-    return f"layers.{int(match[1]) // 2}.blocks.{match[2]}."
-
-
-def _torchvision_merging(match: re.Match) -> str:
-    """Return the stage of an even entry of torchvision's ``features``, a patch merging."""
-    return f"layers.{int(match[1]) // 2 - 1}.downsample.{match[2]}."
-
 
 _OFFICIAL = ("patch_embed.proj.weight", "layers.0.blocks.0.attn.qkv.weight")
-_EARLY_MERGING = r"^layers\.(\d+)\.downsample\."
+# timm counts patch merging to the stage after it.
+_TIMM_MERGING = (
+    r"^layers\.(\d+)\.downsample\.",
+    lambda match: f"layers.{int(match[1]) - 1}.downsample.",
+)
 
 LAYOUTS = (
     Layout(
         name="timm",
         keys=(*_OFFICIAL, "layers.1.downsample.reduction.weight"),
         absent=("layers.0.downsample.reduction.weight", "layers.0.downsample.norm.weight"),
-        renames=((_EARLY_MERGING, _previous_stage),),
+        renames=(_TIMM_MERGING,),
     ),
     Layout(
         name="timm (features only)",
         keys=("patch_embed.proj.weight", "layers_0.blocks.0.attn.qkv.weight"),
-        renames=((r"^layers_", "layers."), (_EARLY_MERGING, _previous_stage)),
+        renames=((r"^layers_", "layers."), _TIMM_MERGING),
     ),
     # Detectron2 and Swin's repositories for detection and segmentation use it too.
     Layout(name="official", keys=_OFFICIAL),
@@ -98,8 +79,12 @@ LAYOUTS = (
         renames=(
             (r"^features\.0\.0\.", "patch_embed.proj."),
             (r"^features\.0\.2\.", "patch_embed.norm."),
-            (r"^features\.(\d+)\.(\d+)\.", _torchvision_block),
-            (r"^features\.(\d+)\.(norm|reduction)\.", _torchvision_merging),
+            # Stage s is entry 2s + 1, and its patch merging entry 2s + 2.
+            (r"^features\.(\d+)\.(\d+)\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}."),
+            (
+                r"^features\.(\d+)\.(norm|reduction)\.",
+                lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample.{m[2]}.",
+            ),
             (r"\.mlp\.0\.", ".mlp.fc1."),
             (r"\.mlp\.3\.", ".mlp.fc2."),
         ),
@@ -119,10 +104,8 @@ LAYOUTS = (
             (r"^encoder\.layers\.", "layers."),
             (r"\.layernorm_before\.", ".norm1."),
             (r"\.layernorm_after\.", ".norm2."),
-            (r"\.attention\.self\.(query|key|value)\.", r".attn.\1."),
-            (r"\.attention\.q_proj\.", ".attn.query."),
-            (r"\.attention\.k_proj\.", ".attn.key."),
-            (r"\.attention\.v_proj\.", ".attn.value."),
+            (r"\.attention\.self\.([qkv])(uery|ey|alue)\.", r".attn.\1."),
+            (r"\.attention\.([qkv])_proj\.", r".attn.\1."),
             (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
             (r"\.attention\.(self|relative_position_bias)\.relative_", ".attn.relative_"),
             (r"\.intermediate\.dense\.", ".mlp.fc1."),
@@ -150,7 +133,7 @@ _UNFOLD_ORDER = [0, 2, 1, 3]
 
 
 def find_swins(state: Mapping[str, Tensor]) -> dict[str, Layout]:
-    """Return the prefix and the layout of every Swin in ``state``, without Swin V2 and the like."""
+    """Return the prefix and the layout of every Swin in ``state`` (not of Swin V2 and the like)."""
     found: dict[str, Layout] = {}
     for layout in LAYOUTS:
         mark = layout.keys[0]
@@ -158,68 +141,55 @@ def find_swins(state: Mapping[str, Tensor]) -> dict[str, Layout]:
             prefix = key.removesuffix(mark)
             if prefix == key or (prefix and not prefix.endswith(".")) or prefix in found:
                 continue
-            if layout.fits(state, prefix) and not _is_another_swin(state, prefix):
+            own = (name for name in state if name.startswith(prefix))
+            if layout.fits(state, prefix) and not any(map(_OTHER_SWINS.search, own)):
                 found[prefix] = layout
     return found
 
 
-def _is_another_swin(state: Mapping[str, Tensor], prefix: str) -> bool:
-    return any(key.startswith(prefix) and _OTHER_SWINS.search(key) for key in state)
-
-
 def other_network(state: Mapping[str, Tensor]) -> str | None:
     """Return the network in ``state`` that is no Swin, such as ``"a ResNet"``; None if unknown."""
-    for name, pattern in _OTHERS:
-        if any(re.search(pattern, key) for key in state):
-            return name
-    return None
+    found = (name for name, pattern in _OTHERS if any(re.search(pattern, key) for key in state))
+    return next(found, None)
 
 
 def to_official(state: Mapping[str, Tensor], prefix: str, layout: Layout) -> dict[str, Tensor]:
     """Return the tensors of a Swin's trunk with the official names and order, in their own types.
 
-    Other tensors behind ``prefix`` are ignored: heads, classifiers, norms of outputs, mask tokens,
-    buffers that follow from the geometry.
+    Other tensors behind ``prefix``, such as heads and output norms, are left out.
     """
     trunk = {}
     for key, value in state.items():
         if not key.startswith(prefix):
             continue
-        name = layout.official_name(key.removeprefix(prefix))
+        name = key.removeprefix(prefix)
+        for pattern, replacement in layout.renames:
+            name = re.sub(pattern, replacement, name)
         if _TRUNK.match(name) and name.rpartition(".")[2] not in _DERIVED:
             trunk[name] = value
     _join_attention(trunk)
     if layout.unfold:
         _reorder_merging(trunk)
     position = trunk.get("absolute_pos_embed")
-    if position is not None and position.dim() == 3:
-        trunk["absolute_pos_embed"] = _as_grid(position)
+    if position is not None and position.dim() == 3:  # [1, T, C], as in classification models
+        side = round(position.shape[1] ** 0.5)
+        if side**2 == position.shape[1]:
+            trunk["absolute_pos_embed"] = position.transpose(1, 2).unflatten(2, (side, side))
     return trunk
 
 
 def _join_attention(trunk: dict[str, Tensor]) -> None:
     """Join separate projections of query, key and value, in that order."""
-    for name in [name for name in trunk if ".attn.query." in name]:
-        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+    for name in [name for name in trunk if ".attn.q." in name]:
+        parts = [name.replace(".q.", f".{part}.") for part in "qkv"]
         if all(part in trunk for part in parts):
             joined = torch.cat([trunk.pop(part) for part in parts])
-            trunk[name.replace(".query.", ".qkv.")] = joined
+            trunk[name.replace(".q.", ".qkv.")] = joined
 
 
 def _reorder_merging(trunk: dict[str, Tensor]) -> None:
-    """Reorder the 4C channels of patch merging from nn.Unfold's order to Swin's.
-
-    nn.Unfold puts the four tokens of a channel side by side, Swin the C channels of a token.
-    """
+    """Reorder the channels of patch merging from nn.Unfold's [C, 4] to Swin's [4, C]."""
     for name, value in trunk.items():
         if ".downsample." in name and value.shape[-1] % 4 == 0:
             tokens = value.unflatten(-1, (-1, 4)).transpose(-1, -2)
             trunk[name] = tokens[..., _UNFOLD_ORDER, :].flatten(-2)
-
-
-def _as_grid(position: Tensor) -> Tensor:
-    """Return [1, T, C], the form of classification models, as [1, C, √T, √T] if T is a square."""
-    side = round(position.shape[1] ** 0.5)
-    if side**2 != position.shape[1]:
-        return position
-    return position.transpose(1, 2).unflatten(2, (side, side))

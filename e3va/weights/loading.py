@@ -1,7 +1,6 @@
 """Load pretrained Swin weights of any known layout into a trunk.
 
-The keys of a file determine its layout, see :mod:`e3va.weights.layouts`, and its tensors determine
-the size of the Swin. File names play no part.
+A file's keys determine its layout, and its tensors the size of the Swin.
 """
 
 from collections.abc import Mapping
@@ -13,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..swin.modules import PATCH
-from ..swin.presets import SwinPreset, preset_name
+from ..swin.presets import SwinPreset, preset_name, same_geometry
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
 from .checkpoint import check_same_tensors
 from .layouts import LAYOUTS, Layout, find_swins, other_network, to_official
 from .origin import TrunkOrigin, fingerprint
 
-# The order of preference among several Swins in a file: the trunk of an E³VA model, the backbone of
-# a Detectron2 model, of another detector, a model that is only a Swin.
+# Prefixes in order of preference: the trunk of an E³VA model, the backbone of a Detectron2 model or
+# of another detector, a model that is only a Swin.
 _PREFERRED = ("backbone.bottom_up.trunk.", "backbone.bottom_up.", "backbone.", "")
 _TABLE = "attn.relative_position_bias_table"
 DEMO = "demo"  # name of the trunk that comes with the library
@@ -31,13 +30,7 @@ _SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".pyth", ".safetensors")
 
 @dataclass(frozen=True)
 class Loaded:
-    """Result of :func:`load_trunk`.
-
-    Attributes:
-        tensors: number of tensors that were loaded.
-        layout: name of the file's layout.
-        notes: sentences for people about tensors that were interpolated.
-    """
+    """Result of :func:`load_trunk`: number of tensors, file layout, notes on interpolated ones."""
 
     tensors: int
     layout: str
@@ -45,11 +38,7 @@ class Loaded:
 
 
 def find_trunk(state: Mapping[str, Tensor], source: str = "the file") -> str | None:
-    """Return the prefix of the Swin's keys in ``state``, such as ``"backbone."``; None without one.
-
-    Raises:
-        UserError: ``state`` holds several different Swins, and no prefix is a preferred one.
-    """
+    """Return the prefix of the Swin's keys, such as ``"backbone."``; None without a Swin."""
     found = find_swins(state)
     if len(found) <= 1 or _all_equal(state, found):
         return next(iter(found), None)
@@ -64,10 +53,9 @@ def find_trunk(state: Mapping[str, Tensor], source: str = "the file") -> str | N
 
 def _all_equal(state: Mapping[str, Tensor], found: Mapping[str, Layout]) -> bool:
     first, *others = (to_official(state, prefix, layout) for prefix, layout in found.items())
-    same = (
+    return all(
         first.keys() == o.keys() and all(torch.equal(first[k], o[k]) for k in o) for o in others
     )
-    return all(same)
 
 
 def missing_trunk(state: Mapping[str, Tensor], source: str) -> UserError:
@@ -81,62 +69,57 @@ def missing_trunk(state: Mapping[str, Tensor], source: str) -> UserError:
 
 
 def trunk_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the trunk's tensors in ``state`` with the official names, without derived buffers.
-
-    ``prefix`` is the result of :func:`find_trunk`.
-    """
+    """Return the trunk behind ``prefix`` in ``state`` with the official names."""
     return to_official(state, prefix, _layout(state, prefix))
 
 
 def _layout(state: Mapping[str, Tensor], prefix: str) -> Layout:
-    official = next(layout for layout in LAYOUTS if layout.name == "official")
-    return next((layout for layout in LAYOUTS if layout.fits(state, prefix)), official)
+    fitting = (layout for layout in LAYOUTS if layout.fits(state, prefix))
+    return next(fitting, Layout("official", ()))
 
 
 def read_geometry(trunk: Mapping[str, Tensor], source: str) -> SwinPreset:
-    """Read a Swin's geometry off the result of :func:`trunk_state`.
-
-    Raises:
-        UserError: the tensors are not those of a Swin with windows of one size.
-    """
+    """Read a Swin's geometry off the result of :func:`trunk_state`."""
+    window = _read_window(trunk, source)
+    depths, stage = [], "layers.0.blocks."
+    while f"{stage}0.norm1.weight" in trunk:
+        depths.append(len({k.split(".")[3] for k in trunk if k.startswith(stage)}))
+        stage = f"layers.{len(depths)}.blocks."
+    position = trunk.get("absolute_pos_embed")
     try:
-        embedding = trunk["patch_embed.proj.weight"]
-        if embedding.shape != (embedding.shape[0], 3, PATCH, PATCH):
-            raise UserError(
-                f"{source}: its Swin's patch embedding is {list(embedding.shape)}: expected "
-                f"[C, 3, {PATCH}, {PATCH}] for color images"
-            )
-        depths, stage = [], "layers.0.blocks."
-        while f"{stage}0.norm1.weight" in trunk:
-            depths.append(len({k.split(".")[3] for k in trunk if k.startswith(stage)}))
-            stage = f"layers.{len(depths)}.blocks."
-        window = _read_window(trunk, source)
+        embed_dim = trunk["patch_embed.proj.weight"].shape[0]
         heads = [trunk[f"layers.{s}.blocks.0.{_TABLE}"].shape[1] for s in range(len(depths))]
         return SwinPreset(
-            embed_dim=embedding.shape[0],
-            depths=tuple(depths),
-            num_heads=tuple(heads),
-            window=window,
-            pretrain_size=_read_grid(trunk, source) * PATCH,
-            absolute_position="absolute_pos_embed" in trunk,
-            mlp_ratio=trunk["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / embedding.shape[0],
+            embed_dim,
+            tuple(depths),
+            tuple(heads),
+            window,
+            pretrain_size=0 if position is None else position.shape[-1] * PATCH,
+            absolute_position=position is not None,
+            mlp_ratio=trunk["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
         )
     except (LookupError, ArithmeticError) as error:
         raise UserError(f"{source}: its Swin lacks {error}; expected a whole Swin") from None
 
 
 def _read_window(trunk: Mapping[str, Tensor], source: str) -> int:
-    """Read the side of the windows in tokens."""
-    tables = {name: table for name, table in trunk.items() if name.endswith(_TABLE)}
-    windows = {}
-    for name, table in tables.items():
-        side = round(table.shape[0] ** 0.5)
-        if table.dim() != 2 or side**2 != table.shape[0] or side % 2 == 0:
-            raise UserError(
-                f"{source}: its Swin's {name} is {list(table.shape)}: expected "
-                "[(2 window - 1)², heads] for square windows"
-            )
-        windows[(side + 1) // 2] = name
+    """Check the shapes that a geometry is read off, and return the side of the windows."""
+    windows = set()
+    for name, tensor in trunk.items():
+        valid, size = True, list(tensor.shape)
+        if name == "patch_embed.proj.weight":
+            valid = size[1:] == [3, PATCH, PATCH]
+            expected = f"[C, 3, {PATCH}, {PATCH}] for color images"
+        elif name == "absolute_pos_embed":
+            valid = len(size) == 4 and size[2] == size[3]
+            expected = "a square grid, [1, T, C] or [1, C, √T, √T]"
+        elif name.endswith(_TABLE):
+            side = round(size[0] ** 0.5) if len(size) == 2 else 0
+            valid = side % 2 == 1 and side**2 == size[0]
+            expected = "[(2 window - 1)², heads] for square windows"
+            windows.add((side + 1) // 2)
+        if not valid:
+            raise UserError(f"{source}: its Swin's {name} is {size}: expected {expected}")
     if len(windows) > 1:
         raise UserError(
             f"{source}: its Swin has windows of {' and '.join(map(str, sorted(windows)))} tokens; "
@@ -145,31 +128,10 @@ def _read_window(trunk: Mapping[str, Tensor], source: str) -> int:
     return next(iter(windows), 0)
 
 
-def _read_grid(trunk: Mapping[str, Tensor], source: str) -> int:
-    """Read the side of the absolute position embedding's grid; 0 without one."""
-    position = trunk.get("absolute_pos_embed")
-    if position is None:
-        return 0
-    if position.dim() != 4 or position.shape[2] != position.shape[3]:
-        raise UserError(
-            f"{source}: its Swin's absolute position embedding is {list(position.shape)}: expected "
-            "a square grid, [1, T, C] or [1, C, √T, √T]"
-        )
-    return position.shape[-1]
-
-
 def check_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> None:
-    """Check that a result of :func:`trunk_state` fits a trunk.
-
-    Raises:
-        UserError: the Swin has another size or window; a tensor is missing, unknown or of another
-            shape; or a tensor is not of a floating-point type.
-    """
+    """Check that a result of :func:`trunk_state` fits a trunk; raise a UserError if it does not."""
     found = read_geometry(state, source)
-    wanted = trunk.preset
-    if not wanted.absolute_position:
-        wanted = replace(wanted, pretrain_size=0)
-    if found != wanted:
+    if not same_geometry(trunk.preset, found):
         name, own = preset_name(found), preset_name(trunk.preset)
         raise UserError(
             f"{source} holds the Swin {f'{name} ({found})' if name else found}, but the model's "
@@ -186,19 +148,12 @@ def check_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> N
 def load_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> Loaded:
     """Load pretrained Swin weights into a trunk and record their origin in ``trunk.origin``.
 
-    Relative position tables of another window size and an absolute position embedding of another
-    image size are interpolated; the result has a note about each.
-
-    Args:
-        trunk: the trunk.
-        state: a state dict that contains a Swin with any prefix, in any layout of
-            :data:`e3va.weights.layouts.LAYOUTS`, of any floating-point type. Other tensors in it
-            are ignored.
-        source: name of the file, for messages and the origin.
+    ``state`` contains a Swin with any prefix, in any layout of :data:`LAYOUTS` and of any
+    floating-point type. Position tables of another window or image size are interpolated; the
+    result has a note about each. ``source`` is the name of the file.
 
     Raises:
-        UserError: ``state`` holds no Swin, a Swin of another size, or an incomplete one. The trunk
-            then keeps its weights.
+        UserError: ``state`` holds no Swin that fits. The trunk then keeps its weights.
     """
     prefix = find_trunk(state, source)
     if prefix is None:
@@ -213,7 +168,7 @@ def load_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> Lo
 
 
 def _source_name(source: str) -> str:
-    """Return the name of a file without its folder; a zoo address or another text unchanged."""
+    """Return a file's name without its folder, or another text such as a zoo address unchanged."""
     path = Path(source)
     if "://" in source or not (path.is_file() or path.suffix in _SUFFIXES):
         return source
@@ -223,14 +178,7 @@ def _source_name(source: str) -> str:
 def _interpolate(
     state: dict[str, Tensor], found: SwinPreset, wanted: SwinPreset
 ) -> tuple[str, ...]:
-    """Interpolate the tensors that depend on window or image size, if all other sizes agree.
-
-    Swin's own code does the same when it loads a checkpoint: bicubic, head by head or channel by
-    channel.
-
-    Returns:
-        one sentence for each kind of tensor that was interpolated.
-    """
+    """Interpolate tensors to another window or image size; return a note for each kind."""
     if replace(found, window=wanted.window, pretrain_size=wanted.pretrain_size) != wanted:
         return ()
     notes = []
@@ -245,9 +193,8 @@ def _interpolate(
             f"model's window {wanted.window}, as Swin's own code does"
         )
     if wanted.absolute_position and found.pretrain_size != wanted.pretrain_size:
-        state["absolute_pos_embed"] = _bicubic(
-            state["absolute_pos_embed"], wanted.pretrain_size // PATCH
-        )
+        side = wanted.pretrain_size // PATCH
+        state["absolute_pos_embed"] = _bicubic(state["absolute_pos_embed"], side)
         notes.append(
             f"its absolute position embedding was interpolated from images of "
             f"{found.pretrain_size} pixels to the model's {wanted.pretrain_size}, as Swin's own "

@@ -22,12 +22,11 @@ class TrunkOrigin:
     """Origin of a trunk's weights.
 
     Attributes:
-        source: name of the file, address in the zoo, or ``"demo"``; ``UNKNOWN`` if unrecorded.
-        fingerprint: fingerprint of the weights when they were loaded, see :func:`fingerprint`.
-            Later rounding (:meth:`e3va.E3VABackbone.prepare`) does not change it.
-        stored: rounding of the weights since then. ``"fp32"`` is no rounding; ``"bf16"`` and
-            ``"fp16"`` follow ``"int8 "`` if the blocks' matrices were rounded to 8 bits. A training
-            that was resumed with another ``memory`` has several roundings, separated by commas.
+        source: name of the file, address in the zoo, ``"demo"`` or ``UNKNOWN``.
+        fingerprint: fingerprint of the weights when they were loaded; rounding does not change it.
+        stored: rounding of the weights since then: ``"fp32"`` (none), ``"bf16"`` or ``"fp16"``,
+            after ``"int8 "`` if the blocks' matrices were rounded to 8 bits. A training that was
+            resumed with another ``memory`` has several, separated by commas.
     """
 
     source: str
@@ -40,10 +39,7 @@ class TrunkOrigin:
         return self.fingerprint[:_SHOWN]
 
     def rounded(self, dtype: torch.dtype, int8: bool = False) -> "TrunkOrigin":
-        """Return the origin of the same weights after rounding to ``dtype``.
-
-        With ``int8`` the blocks' matrices were rounded to 8 bits.
-        """
+        """Return the origin after rounding to ``dtype``, the blocks' matrices to 8 bits if int8."""
         names = {own: name for name, own in DTYPES.items()}
         now = "int8 " * int8 + names.get(dtype, "fp32")
         before = self.stored.split(_THEN)
@@ -55,8 +51,7 @@ class TrunkOrigin:
 def fingerprint(trunk: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of a trunk's tensors in float32, in the order of their official names.
 
-    It does not depend on the key layout of the file, nor on the type of the tensors in it if
-    float32 holds their values.
+    It depends neither on the key layout of the file nor on a type that float32 contains.
     """
     digest = hashlib.sha256()
     for name in sorted(trunk):

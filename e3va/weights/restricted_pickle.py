@@ -1,11 +1,10 @@
-"""A restricted unpickler for files of arrays and tensors; it runs no code from the file.
+"""A restricted unpickler for files of arrays and tensors, as in Detectron2's model zoo.
 
-Files of Detectron2's model zoo are such pickles: a dict of numpy arrays or tensors, often written
-by Python 2. The unpickler calls no function that a pickle names. It turns the few names that such
-files need into inert records, and refuses every other name. The tensors are built from the records
-afterwards, with their sizes checked.
+It calls no function that a pickle names: a few names become inert records, the others are refused.
+The tensors are built from the records afterwards, with their sizes checked.
 """
 
+import functools
 import io
 import math
 import os
@@ -36,18 +35,8 @@ _DTYPES = {
 _NATIVE = {"little": "<", "big": ">"}[sys.byteorder]
 
 
-class ForbiddenGlobalError(pickle.UnpicklingError):
-    """A pickle names a function or class that no file of plain tensors needs."""
-
-    def __init__(self, name: str):
-        super().__init__(f"it names {name}")
-        self.name = name
-
-
 def forbidden_global(error: BaseException) -> str | None:
     """Return the name that this module or ``torch.load(weights_only=True)`` refused, or None."""
-    if isinstance(error, ForbiddenGlobalError):
-        return error.name
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return found.group(1) if found else None
 
@@ -55,15 +44,12 @@ def forbidden_global(error: BaseException) -> str | None:
 def read_pickle(path: str | os.PathLike) -> Any:
     """Read a plain pickle; numpy arrays and tensors in it become tensors on the CPU.
 
-    Raises:
-        ForbiddenGlobalError: the file names a function or class other than those of numpy and torch
-            that build arrays and tensors.
-        Exception: one of :data:`DAMAGE`: the file is damaged, or torch lacks a type in it.
+    It raises one of :data:`DAMAGE` if the file is damaged or names a forbidden function or class.
     """
     with open(path, "rb") as file:
         _check_memo(file)
         file.seek(0)
-        return _Builder().build(_Unpickler(file, encoding="latin1").load())
+        return _build(_Unpickler(file, encoding="latin1").load(), {})
 
 
 def _check_memo(file: BinaryIO) -> None:
@@ -76,12 +62,8 @@ def _check_memo(file: BinaryIO) -> None:
 class _Record:
     """A call that a pickle describes: the name of the function, its arguments and the state."""
 
-    __slots__ = ("args", "name", "state")
-
     def __init__(self, name: str, args: tuple):
-        self.name = name
-        self.args = args
-        self.state: Any = None
+        self.name, self.args, self.state = name, args, None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -93,66 +75,47 @@ class _Unpickler(pickle.Unpickler):
         # A new function each time, because a pickle can set attributes on the result.
         if full == "collections.OrderedDict":
             return lambda *args: OrderedDict(*args)
-        if full in _MAKERS or full == "numpy.ndarray":  # an array's class is only an argument
+        if full in _MAKERS:
             return lambda *args: _Record(full, args)
-        raise ForbiddenGlobalError(full)
+        raise pickle.UnpicklingError(f"forbidden GLOBAL {full}")
 
 
-class _Builder:
-    """A converter from the unpickler's objects to dicts, lists and tensors, each object once."""
-
-    def __init__(self) -> None:
-        self._built: dict[int, Any] = {}
-
-    def build(self, value: Any) -> Any:
-        """Convert a dict, list, tuple or record; return a plain value unchanged."""
-        if not isinstance(value, dict | list | tuple | _Record):
-            return value
-        if id(value) not in self._built:
-            self._built[id(value)] = self._make(value)
-        return self._built[id(value)]
-
-    def _make(self, value: Any) -> Any:
+def _build(value: Any, built: dict[int, Any]) -> Any:
+    """Convert records, and what contains them, to tensors and plain values, each object once."""
+    if isinstance(value, dict | list | tuple | _Record) and id(value) not in built:
+        build = functools.partial(_build, built=built)
         if isinstance(value, dict):
-            return {self.build(key): self.build(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(map(self.build, value))
-        if value.name not in _MAKERS:
-            return None
-        return _MAKERS[value.name](self.build(value.args), self.build(value.state))
+            made = {build(key): build(item) for key, item in value.items()}
+        elif isinstance(value, list | tuple):
+            made = type(value)(map(build, value))
+        else:
+            made = _MAKERS[value.name](build(value.state), *build(value.args))
+        built[id(value)] = made
+    return built.get(id(value), value)
 
 
-def _encode(args: tuple, state: None) -> bytes:
+def _encode(state: None, text: str, encoding: str) -> bytes:
     """Build bytes as Python 3 writes them for Python 2."""
-    text, encoding = args
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
     return text.encode("latin1")
 
 
-def _no_bytes(args: tuple, state: None) -> bytes:
-    if args:
-        raise pickle.UnpicklingError("a call of bytes")
-    return b""
-
-
-def _dtype(args: tuple, state: tuple | None) -> tuple[str, str]:
+def _dtype(state: tuple | None, kind: str, *flags: Any) -> tuple[str, str]:
     """Return a numpy.dtype as its kind with its size, and its byte order."""
-    return args[0], state[1] if state else "|"
+    return kind, state[1] if state else "|"
 
 
-def _array(args: tuple, state: tuple) -> Tensor:
+def _array(state: tuple, *empty: Any) -> Tensor:
     shape, dtype, fortran, data = state[-4:]
     return _tensor_of_bytes(data, dtype, shape, fortran)
 
 
-def _array_of_buffer(args: tuple, state: None) -> Tensor:
-    data, dtype, shape, order = args
+def _array_of_buffer(state: None, data: Any, dtype: tuple, shape: tuple, order: str) -> Tensor:
     return _tensor_of_bytes(data, dtype, shape, order == "F")
 
 
-def _scalar(args: tuple, state: None) -> float | int | bool:
-    dtype, data = args
+def _scalar(state: None, dtype: tuple, data: Any) -> float | int | bool:
     return _tensor_of_bytes(data, dtype, (), False).item()
 
 
@@ -184,27 +147,29 @@ def _sizes(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _storage(args: tuple, state: None) -> Tensor:
+def _storage(state: None, data: bytes) -> Tensor:
     """Build a tensor of all numbers of a storage that ``torch.save`` wrote into the pickle."""
-    (data,) = args
     storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about a future change of torch
         return torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
 
 
-def _tensor(args: tuple, state: None) -> Tensor:
-    storage, offset, size, stride = args[:4]
+def _tensor(
+    state: None, storage: Tensor, offset: int, size: tuple, stride: tuple, *flags: Any
+) -> Tensor:
     # as_strided checks that the storage is large enough.
     return storage.as_strided(_sizes(size), _sizes(stride), *_sizes((offset,)))
 
 
-_MAKERS: dict[str, Callable[[tuple, Any], Any]] = {
+# The builders by name; their arguments are the state and those of the call.
+_MAKERS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encode,
-    "__builtin__.bytes": _no_bytes,  # as written for Python 2
-    "builtins.bytes": _no_bytes,
+    "__builtin__.bytes": lambda state: b"",  # as written for Python 2
+    "builtins.bytes": lambda state: b"",
     "numpy.dtype": _dtype,
-    "torch._utils._rebuild_parameter": lambda args, state: args[0],
+    "numpy.ndarray": lambda state, *args: None,  # only an argument of the calls below
+    "torch._utils._rebuild_parameter": lambda state, data, *flags: data,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.storage._load_from_bytes": _storage,
 }

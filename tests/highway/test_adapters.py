@@ -1,4 +1,4 @@
-"""Adapters are their formulas, start as the zero map, and have the gradients of the formulas."""
+"""Adapters and their gradients equal their formulas; new adapters are the zero map."""
 
 import math
 
@@ -13,7 +13,7 @@ from e3va.highway.adapters.dual_low_rank import DualLowRankAdapter
 
 
 def formula(adapter: DualLowRankAdapter, z: torch.Tensor) -> torch.Tensor:
-    """U2 · U1 · GELU(D2 · D1 · z + b_d) + b_u, with matrices and the error function."""
+    """Compute U2 · U1 · GELU(D2 · D1 · z + b_d) + b_u with matrices and the error function."""
     d1, d2, u1, u2 = (getattr(adapter, name).weight for name in ("d1", "d2", "u1", "u2"))
     hidden = torch.einsum("hr,rc,btc->bth", d2, d1, z) + adapter.d2.bias
     active = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
@@ -23,7 +23,7 @@ def formula(adapter: DualLowRankAdapter, z: torch.Tensor) -> torch.Tensor:
 def mixing_formula(
     adapter: DepthwiseConvAdapter, z: torch.Tensor, height: int, width: int
 ) -> torch.Tensor:
-    """U · GELU(y + K * y) + b_u, y = D · LN(z) + b_d, one token and one neighbour at a time."""
+    """Compute U · GELU(y + K * y) + b_u, y = D · LN(z) + b_d, neighbour by neighbour."""
     centred = z - z.mean(-1, keepdim=True)
     normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     y = torch.einsum("rc,btc->btr", adapter.down.weight, normed) + adapter.down.bias
@@ -166,7 +166,7 @@ def test_gradients_are_those_of_the_formula():
 
 
 def test_signal_reaches_u2_at_unit_scale_whatever_the_widths():
-    """So that the first gradient of U2 does not depend on C, r or q."""
+    """Then the first gradient of U2 does not depend on C, r or q."""
     for dim, rank, reduction in ((96, 16, 4), (1536, 16, 4), (1536, 64, 2), (96, 4, 8)):
         torch.manual_seed(0)
         adapters = [DualLowRankAdapter(dim, rank, reduction) for _ in range(8)]
@@ -175,7 +175,7 @@ def test_signal_reaches_u2_at_unit_scale_whatever_the_widths():
         assert 0.3 < inner.std().item() < 1.2
 
 
-def test_sizes_that_make_no_sense_are_refused():
+def test_wrong_sizes_are_refused():
     with pytest.raises(UserError, match="rank 0"):
         DualLowRankAdapter(8, rank=0)
     with pytest.raises(UserError, match="reduction 3.* 8 "):

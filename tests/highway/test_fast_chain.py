@@ -14,7 +14,7 @@ MICRO = PRESETS["swin_micro"]
 
 
 def backbones(*modes, preset=NANO, recipe="e3va_chain") -> list[E3VABackbone]:
-    """Backbones in several memory modes with the same random weights."""
+    """Return backbones in several memory modes with the same random weights."""
     torch.manual_seed(0)
     first = E3VABackbone(preset, recipe, memory="plain")
     for parameter in first.parameters():
@@ -26,7 +26,7 @@ def backbones(*modes, preset=NANO, recipe="e3va_chain") -> list[E3VABackbone]:
 
 
 def run(backbone, images) -> tuple[list, dict]:
-    """Outputs, and the gradients of a weighted sum of them."""
+    """Return the outputs and the gradients of a weighted sum of them."""
     outputs = [*backbone(images).values()]
     generator = torch.Generator().manual_seed(1)
     loss = sum((out.float() * torch.randn(out.shape, generator=generator)).sum() for out in outputs)
@@ -36,7 +36,7 @@ def run(backbone, images) -> tuple[list, dict]:
 
 
 def error(ours: dict, reference: dict) -> float:
-    """Largest relative error of a parameter's gradient."""
+    """Return the largest relative error of a parameter's gradient."""
     return max(
         float((ours[name] - value).norm() / value.norm()) for name, value in reference.items()
     )
@@ -45,7 +45,7 @@ def error(ours: dict, reference: dict) -> float:
 @pytest.mark.parametrize(("mode", "most"), [("standard", 0.005), ("lean", 0.03)])
 @pytest.mark.parametrize("recipe", ["e3va_chain", "e3va"])
 def test_values_are_the_plain_ones_and_gradients_close(recipe, mode, most):
-    """Relative error of the worst parameter: bfloat16 has 8 bits of mantissa, "lean" 8 bits."""
+    """Compare relative errors: bfloat16 has a mantissa of 8 bits, and "lean" has 8 bits."""
     plain, fast = backbones(mode, preset=MICRO, recipe=recipe)
     images = torch.rand(2, 3, 100, 72)
     (expected, reference), (found, gradients) = run(plain, images), run(fast, images)
@@ -126,7 +126,7 @@ def test_without_gradients_nothing_is_kept_and_values_are_the_same():
     fast(images)["p3"].sum().backward()  # plans made in inference mode serve training as well
 
 
-def test_unused_levels_get_no_gradient_and_do_no_harm():
+def test_unused_levels_get_no_gradient():
     plain, fast = backbones("standard")
     images = torch.rand(1, 3, 64, 64)
     for level in ("p0", "p2"):
@@ -163,7 +163,7 @@ def test_a_trunk_that_trains_gets_its_gradients():
 
 @settings(max_examples=25, deadline=None)
 @given(tokens=st.integers(1, 30), channels=st.integers(1, 130), form=st.sampled_from(FORMS))
-def test_kept_maps_come_back_within_their_rounding(tokens, channels, form):
+def test_kept_maps_differ_only_by_their_rounding(tokens, channels, form):
     torch.manual_seed(tokens)
     values = torch.randn(tokens, channels)
     kept = SavedActivation.empty(form, values, values.dtype)

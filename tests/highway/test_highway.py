@@ -26,7 +26,7 @@ def small_adapter(dim: int) -> DualLowRankAdapter:
 def build(
     preset=TINY, seed=0, *, make_adapter=small_adapter, keep="half", out_stages=None, **config
 ):
-    """A trunk and a highway in float64 with every parameter random."""
+    """Return a trunk and a highway in float64 with random parameters."""
     torch.manual_seed(seed)
     trunk = SwinTrunk(preset).double()
     out_stages = out_stages or range(len(preset.dims))
@@ -44,7 +44,7 @@ def build(
 
 
 def written_out(trunk, highway, stages, downsample, form="parallel"):
-    """The equations of the design, with nothing of the highway but its parameters."""
+    """Compute the equations of the design; only the parameters come from the highway."""
 
     def adapt(adapter, z):
         hidden = F.gelu(z @ adapter.d1.weight.T @ adapter.d2.weight.T + adapter.d2.bias)
@@ -139,7 +139,7 @@ def test_gradcheck(keep, form, downsample, make_adapter):
 @settings(max_examples=10, deadline=None)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 def test_new_highway_gives_the_normed_trunk(make_adapter, taps, height, width):
-    """Property 1, to the bit: an offset of zero adapters is exactly zero."""
+    """Check property 1 to the bit: the offset of zero adapters is exactly zero."""
     torch.manual_seed(height)
     trunk = SwinTrunk(NANO)
     highway = Highway(NANO.dims, NANO.depths, {"taps": taps}, make_adapter=make_adapter)
@@ -150,8 +150,8 @@ def test_new_highway_gives_the_normed_trunk(make_adapter, taps, height, width):
         assert torch.equal(out, expected)
 
 
-def test_direct_form_is_no_identity_because_a_norm_of_zeros_is_its_bias():
-    """PM_s(0) = reduction · norm.bias: why the offset form is the default."""
+def test_direct_downsampling_is_no_identity_because_a_norm_of_zeros_is_its_bias():
+    """PM_s(0) = reduction · norm.bias, so the offset form is the default."""
     trunk, _ = build()
     config = {"downsample": "direct"}
     highway = Highway(TINY.dims, TINY.depths, config, make_adapter=small_adapter).double()
@@ -180,13 +180,13 @@ def test_several_highways_read_one_pass():
     trunk, one = build()
     _, other = build(seed=1, downsample="direct")
     images = torch.rand(1, 3, 33, 50).double()
-    alone = [h(trunk.stages(images), trunk.patch_mergings) for h in (one, other)]
+    separate = [h(trunk.stages(images), trunk.patch_mergings) for h in (one, other)]
     carried, together = [None, None], [[], []]
     for stage in trunk.stages(images):
         for k, highway in enumerate((one, other)):
             out, carried[k] = highway.advance(stage, carried[k], trunk.patch_mergings[stage.index])
             together[k].append(out)
-    for expected, got in zip(alone, together, strict=True):
+    for expected, got in zip(separate, together, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 

@@ -56,7 +56,7 @@ def linear(monkeypatch):
     )
 
 
-def test_a_new_kind_is_known_everywhere(linear, tmp_path):
+def test_a_new_kind_works_everywhere(linear, tmp_path):
     kind = e3va.adapter_kinds()["linear"]
     assert kind.source == "arXiv 1902.00751" and kind.module is LinearAdapter
     backbone = E3VABackbone("swin_nano", {"adapter": "linear", "taps": "residual", "scale": 2})
@@ -126,13 +126,13 @@ def test_options_are_read_off_tensors_of_a_new_kind(linear):
         ({"width": 0}, ["width=0", "from 1"]),
     ],
 )
-def test_options_are_of_the_type_of_their_default(linear, settings, values):
+def test_options_have_the_type_of_their_default(linear, settings, values):
     with pytest.raises(UserError) as caught:
         E3VABackbone("swin_nano", {"adapter": "linear", **settings})
     assert all(value in caught.value.line for value in values)
 
 
-def test_a_kind_that_cannot_be_registered(linear):
+def test_a_wrong_registration_is_refused(linear):
     def without_default(dim, rank):
         return nn.Linear(dim, rank)
 

@@ -12,7 +12,7 @@ from e3va.utils.measure import track_saved_bytes
 
 
 class Pieces(nn.Module):
-    """A method of several layers, with dropout, that takes a list and a dict."""
+    """A module with a method that runs dropout and several layers on a list and a dict."""
 
     def __init__(self, norm: nn.Module | None = None):
         super().__init__()
@@ -57,7 +57,7 @@ def test_values_and_gradients_are_the_same_bits_and_less_is_kept(attribute, auto
     assert list(lean.state_dict()) == names
 
 
-def test_arguments_in_lists_and_dicts_are_counted_among_what_is_kept():
+def test_kept_arguments_in_lists_and_dicts_are_counted():
     module = Pieces()
     recompute(module, "piece")
     values, bias = torch.randn(16, 8), torch.randn(16, 8)
@@ -66,7 +66,7 @@ def test_arguments_in_lists_and_dicts_are_counted_among_what_is_kept():
     assert saved.total >= values.nbytes + bias.nbytes
 
 
-def test_evaluation_and_no_grad_run_it_plainly():
+def test_evaluation_and_no_grad_run_the_plain_method():
     module = Pieces()
     recompute(module)
     x = torch.randn(4, 8)
@@ -79,7 +79,7 @@ def test_evaluation_and_no_grad_run_it_plainly():
     assert torch.equal(out, expected) and saved.total > x.nbytes * 10
 
 
-def test_asking_twice_recomputes_once():
+def test_a_second_call_changes_nothing():
     module = Pieces()
     assert recompute(module, "piece") and recompute(module, "piece")
     step(module)
@@ -101,7 +101,7 @@ def test_a_copy_recomputes_its_own_method(make):
     assert (module.calls, other.calls) == (0, 2)
 
 
-def test_a_method_that_was_replaced_on_the_instance_stays_so():
+def test_a_method_replaced_on_the_instance_stays_replaced():
     module = nn.Linear(4, 4)
     module.forward = lambda x: nn.functional.linear(x, module.weight).exp()
     expected = module(torch.ones(1, 4))
@@ -110,12 +110,12 @@ def test_a_method_that_was_replaced_on_the_instance_stays_so():
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.SyncBatchNorm])
-def test_batch_norm_is_left_alone(norm):
+def test_a_method_that_runs_batch_norm_does_not_change(norm):
     module = Pieces(norm(64))
     before = dict(vars(module))
     assert not recompute(module) and not recompute(module.eval(), "piece")
     assert vars(module).keys() == before.keys()
-    assert recompute(module, "piece", runs=module.first)  # the modules that it runs include none
+    assert recompute(module, "piece", runs=module.first)  # these modules include no batch norm
 
 
 def test_the_second_run_has_a_context_of_its_own():

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def pair(preset=NANO, dtype=torch.float64, seed=0) -> tuple[SwinTrunk, SwinTrunk]:
-    """A fast and a plain trunk with the same random weights."""
+    """Return a fast and a plain trunk with the same random weights."""
     torch.manual_seed(seed)
     fast, plain = SwinTrunk(preset).to(dtype), SwinTrunk(preset, fast=False).to(dtype)
     for parameter in fast.parameters():
@@ -52,7 +52,7 @@ def check(fast, plain, images, taps, **tolerance) -> None:
     rows=st.sampled_from([1, 40, 10**6]),
 )
 def test_equals_the_plain_trunk(taps, height, width, batch, window, absolute, rows):
-    """Whatever the size, and however many chunks a map is divided into."""
+    """This holds for every size and number of chunks."""
     fast, plain = pair(replace(NANO, window=window, absolute_position=absolute))
     images = torch.randn(batch, 3, height, width).double()
     with pytest.MonkeyPatch.context() as patch:
@@ -81,7 +81,7 @@ def test_half_precision_is_as_close_to_float32_as_the_plain_modules_are(dtype):
         assert 0 < errors[0] < 1.1 * errors[1] + 1e-4 and errors[0] < 0.03
 
 
-def test_autocast_does_not_reach_into_it():
+def test_autocast_does_not_affect_the_fast_trunk():
     fast, _ = pair(dtype=torch.float32)
     fast.precision = "fp32"
     images = torch.rand(1, 3, 50, 70)
@@ -92,7 +92,7 @@ def test_autocast_does_not_reach_into_it():
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
-def test_weights_kept_in_half_precision_compute_in_any(stored):
+def test_weights_stored_in_half_precision_compute_in_any_type(stored):
     fast, _ = pair(dtype=torch.float32)
     store_as(fast, stored)
     assert fast.layers[0].blocks[0].attn.qkv.weight.dtype is stored
@@ -105,7 +105,7 @@ def test_weights_kept_in_half_precision_compute_in_any(stored):
         torch.testing.assert_close(one.out, other.out)
 
 
-def test_a_changed_weight_is_seen_at_once():
+def test_a_changed_weight_takes_effect_at_once():
     """Nothing that is derived from weights outlives a pass."""
     fast, plain = pair()
     images = torch.rand(1, 3, 40, 40).double()
@@ -128,9 +128,7 @@ def test_a_changed_weight_is_seen_at_once():
     shifted=st.booleans(),
     rows=st.integers(1, 200),
 )
-def test_plan_puts_every_token_into_the_window_that_the_definition_does(
-    batch, height, width, window, shifted, rows
-):
+def test_the_plan_puts_every_token_into_its_window(batch, height, width, window, shifted, rows):
     shift = window // 2 if shifted else 0
     number = torch.arange(1, batch * height * width + 1).view(batch, height, width, 1)
     padded = torch.nn.functional.pad(number, (0, 0, 0, -width % window, 0, -height % window))

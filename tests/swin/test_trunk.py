@@ -26,7 +26,7 @@ WIDE = SwinPreset(24, (2, 2, 2, 2), (1, 2, 4, 8), window=7)
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter noise, so that no bias, norm or table hides by being neutral."""
+    """Add noise to every parameter, so that no bias, norm or table is neutral."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
@@ -40,7 +40,7 @@ def difference(ours: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def outputs(trunk: SwinTrunk, images: torch.Tensor) -> list[torch.Tensor]:
-    """x_s as maps [B, C, H, W]."""
+    """Return x_s as maps [B, C, H, W]."""
     return [s.out.transpose(1, 2).unflatten(2, (s.height, s.width)) for s in trunk.stages(images)]
 
 
@@ -153,7 +153,7 @@ def test_equals_torchvision_where_no_window_covers_a_map(window, size):
 
 
 def test_differs_from_torchvision_where_one_window_covers_a_map():
-    """Deliberate: the official detection code and Detectron2 keep the shift there."""
+    """The official detection code and Detectron2 keep the shift there, and so does the trunk."""
     trunk = randomise(SwinTrunk(NANO))
     images = torch.randn(1, 3, 64, 64)  # maps of 16, 8, 4 and 2 tokens a side; the window has 4
     pairs = zip(outputs(trunk, images), torchvision_outputs(trunk, images), strict=True)
@@ -249,7 +249,7 @@ def test_window_attention_equals_its_definition(size, shift):
 
 @settings(max_examples=15, deadline=None)
 @given(height=st.integers(1, 90), width=st.integers(1, 90), count=st.integers(1, 4))
-def test_stages_have_the_shapes_they_state(height, width, count):
+def test_stages_have_the_stated_shapes(height, width, count):
     trunk = SwinTrunk(NANO)
     stages = list(trunk.stages(torch.rand(2, 3, height, width), count=count))
     assert [s.index for s in stages] == list(range(count))
@@ -266,7 +266,7 @@ def test_stages_have_the_shapes_they_state(height, width, count):
             assert s.merged is None
 
 
-def test_taps_are_the_residual_stream_or_what_is_added_to_it():
+def test_taps_are_the_residual_stream_or_the_sublayers_outputs():
     trunk = randomise(SwinTrunk(NANO))
     images = torch.rand(1, 3, 50, 70)
     residual = list(trunk.stages(images, taps="residual"))
@@ -285,8 +285,8 @@ def test_taps_are_the_residual_stream_or_what_is_added_to_it():
     assert all(not s.msa and not s.mlp for s in trunk.stages(images, taps=None))
 
 
-def test_taps_that_nobody_keeps_are_freed():
-    """They are gone before the next stage is computed, whoever consumes the stages."""
+def test_unused_taps_are_freed():
+    """They are freed before the next stage is computed."""
     trunk = SwinTrunk(NANO)
     highway = Highway(NANO.dims, NANO.depths, "frozen")
     alive, checked = [], []
@@ -328,7 +328,7 @@ def test_nothing_of_a_frozen_trunk_is_in_autograd():
         assert stage.merged is None or not stage.merged.requires_grad
 
 
-def test_full_trunk_is_in_autograd():
+def test_a_trunk_that_trains_is_in_autograd():
     trunk = SwinTrunk(NANO, frozen=False).train()
     assert all(module.training for module in trunk.modules())
     *_, last = trunk.stages(torch.rand(1, 3, 64, 64))
@@ -338,7 +338,7 @@ def test_full_trunk_is_in_autograd():
         assert not next(trunk.stages(torch.rand(1, 3, 8, 8))).out.requires_grad
 
 
-def test_check_frozen_finds_each_way_to_thaw():
+def test_check_frozen_finds_a_parameter_that_can_change():
     trunk = SwinTrunk(NANO)
     weight = trunk.layers[1].blocks[0].attn.qkv.weight
     trunk.check_frozen(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1))

@@ -90,7 +90,7 @@ def test_missing_files_and_other_kinds_are_refused(tmp_path):
 
 
 class Payload:
-    """Creates a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -73,7 +73,7 @@ def usual(block) -> dict:
 
 
 def capture(model: nn.Module, modules, of_input: bool = False):
-    """A function that runs ``model`` and gives the outputs, or inputs, of ``modules``."""
+    """Return a function that runs ``model`` and returns the outputs, or inputs, of ``modules``."""
 
     def run(images: Tensor) -> list[Tensor]:
         seen = []
@@ -178,7 +178,7 @@ def detectron2_swin(absolute: bool = False) -> Source:
 
 
 class UnfoldMerging(nn.Module):
-    """Patch merging as mmdetection has it, by ``nn.Unfold``: its weights have another order."""
+    """Patch merging of mmdetection, by ``nn.Unfold``; its weights have another order."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -193,7 +193,7 @@ class UnfoldMerging(nn.Module):
 
 
 def to_unfold_order(value: Tensor) -> Tensor:
-    """The last axis of the official order, counted out: token by token, column before row."""
+    """Reorder the last axis from the official order (token by token, column before row)."""
     dim = value.shape[-1] // 4
     result = torch.empty_like(value)
     for row in (0, 1):
@@ -205,7 +205,7 @@ def to_unfold_order(value: Tensor) -> Tensor:
 
 
 def mmdetection_state(own: SwinTrunk) -> dict[str, Tensor]:
-    """Under the names of mmdetection's ``mmdet/models/backbones/swin.py``."""
+    """Return the weights under the names of ``mmdet/models/backbones/swin.py``."""
     words = {"patch_embed.proj.": "patch_embed.projection.", ".attn.": ".attn.w_msa."}
     words |= {".mlp.fc1.": ".ffn.layers.0.0.", ".mlp.fc2.": ".ffn.layers.1."}
     state = {}
@@ -233,7 +233,7 @@ def mmdetection_swin(absolute: bool = False) -> Source:
         names = ("norm.weight", "norm.bias", "reduction.weight")
         merging.load_state_dict({name: state[prefix + name] for name in names})
         stage.downsample = merging
-    own.fast = False  # run the modules as they are
+    own.fast = False  # runs the plain modules
 
     def run(images: Tensor) -> list[Tensor]:
         return [stage.out.unflatten(1, (stage.height, stage.width)) for stage in own.stages(images)]
@@ -302,7 +302,7 @@ def test_patch_merging_of_mmdetection_at_odd_sizes():
 
 
 def test_classifiers_of_transformers_have_the_same_names(tmp_path):
-    """Published files are of the classifier, with the prefix ``swin.``."""
+    """Published files hold the classifier, with the prefix ``swin.``."""
     transformers = pytest.importorskip("transformers")
     config = transformers.SwinConfig(image_size=256, window_size=4, num_labels=3, **SIZES)
     model = transformers.SwinForImageClassification(config)
@@ -339,7 +339,7 @@ PRINT = fingerprint(STATE)
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_each_layout_is_told_from_the_others_under_a_prefix(name):
+def test_each_layout_is_recognized_under_a_prefix(name):
     layout, build = SOURCES[name]
     state = {f"module.net.{key}": value for key, value in build().state.items()}
     ((prefix, found),) = find_swins(state).items()

@@ -1,4 +1,4 @@
-"""The tensors of a file determine its Swin; a fitting one is loaded, another one refused."""
+"""The tensors of a file determine its Swin; one that fits is loaded, another one refused."""
 
 import math
 from dataclasses import replace
@@ -50,7 +50,7 @@ def test_geometry_is_read_off_the_tensors(name):
 
 
 def test_the_official_classification_layout_loads():
-    """Load a file with classifier, final norm, derived buffers, position embedding as tokens."""
+    """It has a classifier, a final norm, derived buffers and a position embedding as tokens."""
     source = SwinTrunk(replace(NANO, absolute_position=True))
     state = dict(source.state_dict())
     grid = state["absolute_pos_embed"]
@@ -80,7 +80,7 @@ def test_another_size_names_both_and_the_preset_to_use():
     refuse(SwinTrunk("swin_nano"), state, 'swin_b_384 .*swin_nano .*use preset="swin_b_384"')
 
 
-def test_depth_heads_mlp_and_position_embedding_are_the_size_too():
+def test_depth_heads_mlp_and_position_embedding_must_agree_too():
     for change, match in (
         ({"depths": (2, 2, 4, 2)}, "depths 2-2-4-2.*depths 2-2-2-2"),
         ({"num_heads": (2, 2, 4, 8)}, "heads 2-2-4-8.*heads 1-2-4-8"),
@@ -93,7 +93,7 @@ def test_depth_heads_mlp_and_position_embedding_are_the_size_too():
 
 
 def cubic_weights(size: int, new: int) -> torch.Tensor:
-    """Cubic convolution (Keys, a = −0.75) along one axis as a matrix [new, size], edges held."""
+    """Return cubic convolution (Keys, a = −0.75) along one axis as a matrix [new, size]."""
     matrix = torch.zeros(new, size, dtype=torch.float64)
     for row in range(new):
         x = (row + 0.5) * size / new - 0.5
@@ -154,7 +154,7 @@ def test_tables_and_grids_that_are_not_square_or_not_of_one_size():
         state = random_state() | {"absolute_pos_embed": torch.ones(shape)}
         refuse(absolute, state, "square")
     state = random_state() | {"patch_embed.proj.weight": torch.ones(16, 3, 2, 4, 4)}
-    refuse(SwinTrunk(NANO), state, "patch embedding.*color")
+    refuse(SwinTrunk(NANO), state, "patch_embed.*color")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -197,7 +197,7 @@ def test_the_origin_names_the_file_and_not_its_folder():
     assert trunk.origin.source == "demo"
 
 
-def test_of_several_swins_the_one_of_the_model_is_taken():
+def test_the_models_swin_is_chosen_among_several():
     prefixes = ["backbone.bottom_up.trunk.", "backbone.bottom_up.", "backbone.", ""]
     for start, expected in enumerate(prefixes):
         state = random_state(prefix="teacher.")
@@ -211,7 +211,7 @@ def test_of_several_swins_the_one_of_the_model_is_taken():
     refuse(SwinTrunk(NANO), one | copies, r"2 Swins .* prefixes ema\., net\.")
 
 
-def test_no_trunk_and_half_a_trunk():
+def test_a_missing_or_incomplete_trunk_is_refused():
     refuse(SwinTrunk(NANO), {"head.weight": torch.zeros(1)}, "lacks the trunk")
     state = random_state()
     del state["layers.1.downsample.norm.bias"]

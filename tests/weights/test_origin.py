@@ -11,7 +11,7 @@ from e3va.weights.origin import TrunkOrigin, fingerprint, origin_of, round_as
 
 
 def by_numpy(state):
-    """Compute the definition in another way."""
+    """Compute the fingerprint with numpy."""
     text = b""
     for name in sorted(state):
         value = np.asarray(state[name].float().numpy(), dtype="<f4")
@@ -19,7 +19,7 @@ def by_numpy(state):
     return hashlib.sha256(text).hexdigest()
 
 
-def test_a_fingerprint_is_of_names_shapes_and_numbers_alone():
+def test_a_fingerprint_depends_only_on_names_shapes_and_numbers():
     state = {"b": torch.randn(3, 4).half().float(), "a": torch.tensor([1.0, -0.0, 3.5])}
     expected = by_numpy(state)
     assert fingerprint(state) == expected
@@ -46,7 +46,7 @@ def test_a_fingerprint_is_of_names_shapes_and_numbers_alone():
         ("plain", True, "auto", "fp32"),
     ],
 )
-def test_rounding_keeps_the_origin_and_can_be_done_again(memory, mixed, precision, stored):
+def test_rounding_keeps_the_origin_and_can_be_repeated(memory, mixed, precision, stored):
     torch.manual_seed(3)
     backbone = E3VABackbone("swin_nano", memory=memory, trunk_precision=precision)
     loaded = {k: v.clone() for k, v in backbone.trunk.state_dict().items()}
@@ -64,7 +64,7 @@ def test_rounding_keeps_the_origin_and_can_be_done_again(memory, mixed, precisio
 
 @pytest.mark.parametrize("second", [("standard", "bf16"), ("lean", "fp16"), ("lean", "fp32")])
 @pytest.mark.parametrize("first", [("lean", "bf16"), ("standard", "bf16")])
-def test_a_training_that_goes_on_otherwise_rounds_once_more(first, second):
+def test_a_training_that_resumes_with_another_memory_rounds_again(first, second):
     pretrained = SwinTrunk("swin_nano").state_dict()
     state, origin = pretrained, TrunkOrigin("swin.pth", "0" * 64)
     for memory, precision in (first, second):
@@ -80,7 +80,7 @@ def test_a_training_that_goes_on_otherwise_rounds_once_more(first, second):
     assert all(torch.equal(state[k], again[k]) for k in state), origin.stored
 
 
-def test_what_was_rounded_before_stays_so():
+def test_a_wider_type_does_not_undo_a_rounding():
     origin = TrunkOrigin("file", "0" * 64, "int8 bf16")
     assert origin.rounded(torch.float32) == origin == origin.rounded(torch.bfloat16, int8=True)
     assert origin.rounded(torch.float16).stored == "int8 bf16, fp16"

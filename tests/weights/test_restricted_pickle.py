@@ -78,7 +78,7 @@ def test_tensors_and_ordered_dicts(tmp_path, protocol):
 
 
 def python_2_pickle(numbers: list[float]) -> bytes:
-    """Protocol 2 as Python 2's cPickle wrote it: ``str`` for keys and bytes alike."""
+    """Return protocol 2 as Python 2's cPickle wrote it, with ``str`` for keys and bytes."""
 
     def text(value: bytes) -> bytes:
         return b"U" + bytes([len(value)]) + value
@@ -110,7 +110,7 @@ def test_a_file_of_python_2_as_in_detectron2s_zoo(tmp_path):
 
 
 class Call:
-    """Pickles as a call."""
+    """An object that is pickled as a call."""
 
     def __init__(self, function, *args):
         self.call = (function, args)
@@ -120,7 +120,7 @@ class Call:
 
 
 def attacks(marker) -> dict[str, bytes]:
-    """Pickles of dicts that create ``marker`` when they are read by ``pickle.load``."""
+    """Return pickles of dicts that create ``marker`` when ``pickle.load`` reads them."""
     command, code = f"touch {marker}", f"open({str(marker)!r}, 'w')"
     calls = {
         "os.system": Call(os.system, command),
@@ -158,7 +158,7 @@ def refused(path) -> str:
 
 
 @pytest.mark.parametrize("name", ["c.pkl", "c.pth", "c.pyth", "c.safetensors"])
-def test_nothing_a_pickle_names_is_run(tmp_path, name):
+def test_no_function_in_a_pickle_is_called(tmp_path, name):
     marker = tmp_path / "executed"
     for attack, data in attacks(marker).items():
         message = refused(written(tmp_path, data, name))
@@ -166,7 +166,7 @@ def test_nothing_a_pickle_names_is_run(tmp_path, name):
         assert not marker.exists(), attack
 
 
-def test_pythons_own_reader_would_run_them(tmp_path):
+def test_pythons_own_reader_runs_the_attacks(tmp_path):
     """Show that the attacks work; otherwise the test above would prove nothing."""
     marker, harmless = tmp_path / "executed", []
     for attack, data in attacks(marker).items():
@@ -187,7 +187,7 @@ def test_the_message_has_the_forbidden_name(tmp_path):
 
 
 def test_a_pickle_cannot_change_the_reader(tmp_path):
-    """BUILD sets attributes on whatever is below it on the stack, functions and classes too."""
+    """BUILD sets attributes on the object below it on the stack, even a function or class."""
     before = {name: (vars(f).copy(), f.__defaults__) for name, f in _MAKERS.items()}
     for name in ("collections OrderedDict", *(n.replace(".", " ") for n in ("numpy.dtype",))):
         module, attribute = name.split()
@@ -264,7 +264,7 @@ def test_a_files_kind_is_read_off_its_first_bytes(tmp_path):
             assert "cannot be read" in refused(cut)
 
 
-def test_files_that_are_something_else_say_what(tmp_path):
+def test_other_kinds_of_files_are_recognized(tmp_path):
     page = "\n<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head></html>"
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
     for content, what in (

@@ -27,9 +27,6 @@ class DepthwiseConvAdapter(nn.Module):
         dim: channels C of the tap.
         rank: width r of the bottleneck; 3/8 of the first stage's channels by default.
         kernel: side of K in tokens, an odd number.
-
-    Raises:
-        UserError: ``rank`` is below 1, or ``kernel`` is even or below 1.
     """
 
     def __init__(self, dim: int, rank: int = 32, kernel: int = 5):
@@ -41,10 +38,6 @@ class DepthwiseConvAdapter(nn.Module):
         self.down = nn.Linear(dim, rank)
         self.mix = nn.Conv2d(rank, rank, kernel, padding=kernel // 2, groups=rank)
         self.up = nn.Linear(rank, dim)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Reset the adapter to the zero map."""
         nn.init.normal_(self.down.weight, std=self.down.in_features**-0.5)
         nn.init.zeros_(self.down.bias)
         for module in (self.mix, self.up):

@@ -20,10 +20,7 @@ class DualLowRankAdapter(nn.Module):
     Args:
         dim: channels C of the tap.
         rank: inner width r of both products.
-        reduction: factor q between C and the width of the bottleneck.
-
-    Raises:
-        UserError: ``rank`` is below 1, or ``reduction`` does not divide ``dim``.
+        reduction: factor q between C and the width of the bottleneck, a divisor of C.
     """
 
     def __init__(self, dim: int, rank: int = 16, reduction: int = 4):
@@ -39,10 +36,6 @@ class DualLowRankAdapter(nn.Module):
         self.d2 = nn.Linear(rank, hidden)
         self.u1 = nn.Linear(hidden, rank, bias=False)
         self.u2 = nn.Linear(rank, dim)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Reset the adapter to the zero map."""
         for linear in (self.d1, self.d2, self.u1):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         nn.init.zeros_(self.d2.bias)
