@@ -8,7 +8,7 @@ import torch
 
 from ..utils.errors import UserError, brief
 
-ANY_TRUNK = "accept a trunk with other weights than that of the adapter's training"
+ANY_TRUNK = "accept another trunk than that of the adapter's training"
 Parser = ArgumentParser | _ArgumentGroup
 
 
@@ -48,7 +48,7 @@ def add_model(parser: Parser) -> None:
         metavar="MODEL",
         help="model.pth, the folder of an adapter, or e3va://NAME for an adapter of the zoo",
     )
-    add_trunk(parser, "pretrained weights for an adapter; default: those of its training")
+    add_trunk(parser, "pretrained weights for an adapter (default: those of its training)")
 
 
 def add_trunk(parser: Parser, text: str) -> None:
@@ -62,14 +62,20 @@ def add_data(parser: Parser, prefix: str, purpose: str, **options: Any) -> None:
     for name, metavar, text in (
         ("images", "DIR", f"folder of the images to {purpose}"),
         ("annotations", "JSON", "COCO-format file with the annotations of the images"),
-        ("labels", "DIR", "instead: folder of the images' label maps (PNG files)"),
+        ("labels", "DIR", "folder of label maps (PNG files), instead of a COCO-format file"),
     ):
         parser.add_argument(f"--{prefix}{name}", metavar=metavar, help=text, **options)
 
 
+def add_output(parser: Parser, default: str, text: str) -> None:
+    """Add ``--output`` for a folder."""
+    text = f"{text} (default: %(default)s)"
+    parser.add_argument("--output", default=default, metavar="DIR", help=text)
+
+
 def add_device(parser: Parser) -> None:
     """Add ``--device``."""
-    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda if there is a GPU")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is a GPU)")
 
 
 def pick_device(name: str | None) -> torch.device:

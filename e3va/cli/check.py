@@ -11,6 +11,7 @@ from ..data.check import (
     make_output_folder,
     write_findings,
 )
+from ..data.label_maps import class_names
 from ..data.next_steps import next_steps
 from ..data.problems import REFUSED
 from ..data.report import report_text
@@ -69,7 +70,7 @@ def check(args: argparse.Namespace) -> int:
         print("error: --classes: a COCO-format file has its own class names", file=sys.stderr)
         return WRONG_USAGE
     folder = None if args.output is None else make_output_folder(args.output)
-    names = tuple(name.strip() for name in (args.classes or "").split(",") if name.strip())
+    names = class_names(args.classes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # the check reports broken files itself
         found = check_location(location, names)

@@ -44,7 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="PATH",
         help="folder for the adapter, or file for the whole model",
     )
-    add_trunk(parser, "pretrained weights; default: those of the training, if they are found")
+    add_trunk(parser, "pretrained weights (default: those of the training, if they are found)")
     parser.add_argument(
         "--backbone-only",
         action="store_true",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -13,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..data.coco import CocoData, read_coco
+from ..data.images import BROKEN
 from ..data.label_maps import (
     LabelledImage,
     check_labels,
@@ -20,8 +22,8 @@ from ..data.label_maps import (
     pair_label_maps,
     read_label_map,
 )
+from ..data.masks import to_rle
 from ..utils.errors import UserError, unreadable_image
-from ..utils.optional import require
 from ..utils.progress import track
 
 Record = dict[str, Any]
@@ -59,8 +61,7 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    # Pillow raises all of these for broken files, the last for ones of absurd size.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise unreadable_image(path, error) from None
 
 
@@ -81,7 +82,7 @@ def read_example(record: Record, dataset: Dataset) -> tuple[Tensor, Target]:
 
 
 class TrainMapper:
-    """Reads the example of a record, and flips half of them left to right, by torch's generator.
+    """Function that reads the example of a record; a random half is flipped left to right.
 
     The model resizes the images, as torchvision's detectors do.
     """
@@ -93,15 +94,14 @@ class TrainMapper:
     def __call__(self, record: Record) -> tuple[Tensor, Target]:
         """Return the image and the target."""
         image, target = read_example(record, self.dataset)
-        size = image.shape[-2:]
         wrapped = {"image": tv_tensors.Image(image), **target}
+        masks = "labels"
         if "boxes" in target:
+            masks, size = "masks", image.shape[-2:]
             wrapped["boxes"] = tv_tensors.BoundingBoxes(
                 target["boxes"], format="XYXY", canvas_size=size
             )
-            wrapped["masks"] = tv_tensors.Mask(target["masks"])
-        else:
-            wrapped["labels"] = tv_tensors.Mask(target["labels"])
+        wrapped[masks] = tv_tensors.Mask(target[masks])
         flipped = {k: v.as_subclass(Tensor) for k, v in self.flip(wrapped).items()}
         return flipped.pop("image"), flipped
 
@@ -122,7 +122,7 @@ def open_dataset(
         annotations: a COCO-format file.
         labels: folder of label maps.
         classes: class names for label maps, label 0 first.
-        training: whether to leave out images and objects that cannot be trained on.
+        training: whether to drop images without objects.
         prefix: prefix of the arguments' names in messages, such as ``"--val-"``.
 
     Raises:
@@ -157,7 +157,6 @@ def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
 def coco_dataset(annotations: str, images: str, training: bool) -> Dataset:
     """Open COCO-format instances, see :func:`e3va.data.coco.read_coco`."""
     data = read_coco(Path(annotations).expanduser(), Path(images).expanduser(), training=training)
-    require("pycocotools", "reading masks")
     names = tuple(data.class_names)
     return Dataset(data.images, names, _InstanceTargets(data), data.summary(), data)
 
@@ -178,29 +177,18 @@ class _InstanceTargets:
         labels = [1 + self.data.class_index[a["category_id"]] for a in found]
         masks = np.zeros((len(found), height, width), np.uint8)
         for mask, annotation in zip(masks, found, strict=True):
-            mask[:] = decode_mask(annotation["segmentation"], (height, width))
+            try:
+                mask[:] = pycocotools.mask.decode(to_rle(annotation["segmentation"], height, width))
+            except ValueError as error:
+                raise UserError(
+                    f"{self.data.source}: annotation {annotation.get('id')} of {record['path']}: "
+                    f"{error}; correct or remove the annotation"
+                ) from None
         return {
             "boxes": boxes,
             "labels": torch.tensor(labels, dtype=torch.int64),
             "masks": torch.from_numpy(masks),
         }
-
-
-def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Decode polygons or RLE, compressed or not, to a mask [H, W] uint8."""
-    mask_util = require("pycocotools.mask", "reading masks")
-    if isinstance(segmentation, list):
-        rles = mask_util.frPyObjects(segmentation, *size)
-        return mask_util.decode(mask_util.merge(rles))
-    if isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-    mask = mask_util.decode(segmentation)
-    if mask.shape != tuple(size):
-        raise UserError(
-            f"a mask of {mask.shape[1]}×{mask.shape[0]} in an image of {size[1]}×{size[0]}: "
-            "expected the image's own size; correct the annotation's 'size'"
-        )
-    return mask
 
 
 def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Dataset:

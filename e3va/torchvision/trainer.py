@@ -1,8 +1,7 @@
-"""The training loop of this framework; a resumed run ends with the bits of an uninterrupted one."""
+"""The training loop; a resumed run ends with the same bits as an uninterrupted one."""
 
 import contextlib
 import json
-import math
 import signal
 import statistics
 import time
@@ -49,14 +48,13 @@ class Trainer:
         settings: the settings of the training.
         dataset: the training data.
         folder: output folder, which is created.
-        evaluate: function that returns the model's scores on validation data; None for no
-            evaluation.
+        evaluate: function that returns the model's scores on validation data.
         workers: number of processes that read images; it does not change the result.
-        data: a record of the data's origin, which is stored in the checkpoint.
-        tensorboard: a ``SummaryWriter``, or None.
+        data: record of the data's origin, which is stored in the checkpoint.
+        tensorboard: a ``SummaryWriter``.
 
     Raises:
-        UserError: an unknown precision, or a folder that cannot be written.
+        UserError: the precision is unknown, or the folder cannot be created.
     """
 
     def __init__(
@@ -91,17 +89,17 @@ class Trainer:
     def train(self) -> None:
         """Prepare the model for its ``memory`` mode, train to the last step and save the model.
 
-        Ctrl-C (or SIGTERM) ends the step, saves, and raises ``KeyboardInterrupt``.
-
         Raises:
-            UserError: the loss is no longer finite; or an image cannot be read, in which case a
-                checkpoint of the steps before is written.
+            UserError: the loss is no longer finite; or an image cannot be read, and a checkpoint of
+                the steps before is written.
             TrunkNotFrozenError: a frozen trunk could change.
-            KeyboardInterrupt: the user interrupted; a checkpoint has been written.
+            KeyboardInterrupt: the process received SIGINT (Ctrl-C) or SIGTERM; the step is done,
+                and a checkpoint is written.
         """
         last = self.settings.steps
         prepare_model(self.model, mixed=self.optimizer_step.mixed)
-        print(f"What trains:\n{parameter_table(self.parameter_rows())}", flush=True)
+        table = parameter_table(count_parameters(self.model, model_parts(self.model)))
+        print(f"What trains:\n{table}", flush=True)
         batches = self._batches()
         with Progress(self.step, last) as progress:
             self._progress = progress
@@ -120,10 +118,6 @@ class Trainer:
         self.save_model()
         self.save_summary()
 
-    def parameter_rows(self) -> list:
-        """Return the numbers of all and of trained parameters, by part of the model."""
-        return count_parameters(self.model, model_parts(self.model))
-
     def _batches(self) -> Iterator[list]:
         wide = [record["width"] > record["height"] for record in self.dataset.records]
         settings = self.settings
@@ -134,7 +128,7 @@ class Trainer:
     def _next(self, batches: Iterator[list]) -> list:
         try:
             return next(batches)
-        except UserError:  # an unreadable image: the run can be resumed once it is replaced
+        except UserError:  # an unreadable image; once it is replaced, the run can be resumed
             if self.step:
                 self.save()
             raise
@@ -229,10 +223,10 @@ class Trainer:
 
     def save_summary(self) -> None:
         """Write ``summary.json``: parameters by part, memory and time of a step, scores."""
-        parts = {r.part: {"all": r.total, "trained": r.trained} for r in self.parameter_rows()}
+        rows = count_parameters(self.model, model_parts(self.model))
         summary = {
             "steps": self.step,
-            "parameters": parts,
+            "parameters": {r.part: {"all": r.total, "trained": r.trained} for r in rows},
             "kept_for_backward_bytes": self.saved_bytes,
             "seconds_a_step": statistics.median(self.step_seconds) if self.step_seconds else None,
             "peak_memory_mib": peak_memory(),
@@ -257,7 +251,7 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Load the checkpoint that :meth:`save` wrote, see :func:`read_state`."""
+        """Load the result of :func:`read_state`."""
         source = str(self.folder / STATE)
         load_state(self.model, state["model"], source)
         # The weights may have been rounded since they were loaded; the file records their origin.
@@ -274,26 +268,22 @@ class Trainer:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list, so that the current step is finished first.
-
-    A second signal has its usual effect at once.
-    """
+    """Collect the first SIGINT or SIGTERM in a list; a second signal has its usual effect."""
     received: list[int] = []
     before: dict[int, Any] = {}
 
-    def receive(number: int, _: Any) -> None:
-        received.append(number)
-        for known, handler in before.items():
-            signal.signal(known, handler)
+    def restore(*arguments: Any) -> None:
+        received.extend(arguments[:1])  # the signal's number; nothing at the end of the block
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     with contextlib.suppress(ValueError):  # only the main thread can receive signals
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, receive)
+            before[number] = signal.signal(number, restore)
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -321,13 +311,7 @@ def make_folder(folder: Path) -> Path:
 def _drop_lines_after(path: Path, step: int) -> None:
     """Drop the lines of steps after the checkpoint, which a killed run logged before it ended."""
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return math.inf  # half a line of a killed process
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = (line for line in lines if line.endswith("}\n"))  # the last one may be cut
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        path.write_text("".join(kept), encoding="utf-8")

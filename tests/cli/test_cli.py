@@ -152,6 +152,8 @@ def test_mistakes_of_training_are_one_line(train_arguments, drawn, drawn_labels,
     fails(capsys, [*train_arguments, "--labels", drawn_labels], "expected one of .*got both")
     fails(capsys, ["train", "--images", drawn.images], "expected one of .*got neither")
     fails(capsys, [*train_arguments, "--classes", "a,b"], "--classes is for label maps")
+    maps = ["train", "--images", drawn.images, "--labels", drawn_labels, "--output", tmp_path / "o"]
+    fails(capsys, [*maps, "--classes", "a, b,a"], "--classes .*'a' 2 times")
     fails(
         capsys, [*train_arguments, "--model", "semantic_fpn"], "works on label maps: give --labels"
     )
@@ -265,7 +267,7 @@ def test_help_says_every_default(capsys):
             parser.parse_args([command, "--help"])
         assert stopped.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "number of updates; default: 1000" in out and "from 0 to 1; default: 0.5" in out
+    assert "number of updates (default: 1000)" in out and "from 0 to 1 (default: 0.5)" in out
 
 
 def test_help_imports_no_framework():

@@ -12,7 +12,6 @@ from e3va import UserError
 from e3va.torchvision.data import (
     TrainMapper,
     coco_dataset,
-    decode_mask,
     label_dataset,
     read_example,
 )
@@ -73,7 +72,7 @@ def test_label_maps_flip_with_their_image(label_maps):
 
 
 @pytest.mark.parametrize("form", ["polygon", "counts", "compressed"])
-def test_every_form_of_mask_is_read(form):
+def test_every_form_of_mask_is_read(form, drawn):
     mask = np.zeros((12, 10), np.uint8)
     mask[3:9, 2:7] = 1
     rle = pycocotools.mask.encode(np.asfortranarray(mask))
@@ -84,13 +83,22 @@ def test_every_form_of_mask_is_read(form):
     else:  # runs of 0 and 1 down the columns, by hand
         runs = [2 * 12 + 3] + [6, 6] * 4 + [6, 12 * 3 + 3]
         segmentation = {"size": [12, 10], "counts": runs}
-    assert np.array_equal(decode_mask(segmentation, (12, 10)), mask)
+    drawn.data["images"][0] |= {"width": 10, "height": 12}
+    box = {"bbox": [2, 3, 5, 6], "area": 30, "segmentation": segmentation}
+    drawn.data["annotations"] = [{**drawn.data["annotations"][0], **box}]
+    drawn.save()
+    data = coco_dataset(str(drawn.json), str(drawn.images), training=True)
+    assert np.array_equal(data.read_target(data.records[0])["masks"][0].numpy(), mask)
 
 
-def test_a_mask_of_another_size_is_refused():
-    segmentation = {"size": [4, 4], "counts": [16]}
-    with pytest.raises(UserError, match="a mask of 4×4 in an image of 10×12"):
-        decode_mask(segmentation, (12, 10))
+@pytest.mark.parametrize("counts", [[16], "PPPP", "~"])
+def test_a_mask_of_another_size_is_refused(counts, drawn):
+    annotation = drawn.data["annotations"][0]
+    annotation["segmentation"] = {"size": [80, 96], "counts": counts}
+    drawn.save()
+    data = coco_dataset(str(drawn.json), str(drawn.images), training=True)
+    with pytest.raises(UserError, match="annotation 1 of .*1.png: "):
+        data.read_target(data.records[0])
 
 
 def test_crowds_and_images_without_objects(drawn):

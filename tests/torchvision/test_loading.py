@@ -158,14 +158,14 @@ def alter_tensors(path: Path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"size": "large"}, "a value is of another type or out of range"),
-        ({"size": 10**9}, "a value is of another type or out of range"),
-        ({"jitter": [0.5]}, "a value is of another type or out of range"),
-        ({"category_ids": ["x"]}, "a value is of another type or out of range"),
-        ({"model": ["mask_rcnn"]}, "a value is of another type or out of range"),
+        ({"size": "large"}, "size 'large'"),
+        ({"size": 10**9}, "size 1000000000"),
+        ({"jitter": [0.5]}, "jitter .0.5,"),
+        ({"category_ids": ["x"]}, "category_ids .'x'"),
+        ({"model": ["mask_rcnn"]}, "model .'mask_rcnn'"),
         ({"model": "yolo"}, "model 'yolo': expected one of"),
-        ({"heads": "standard"}, "does not fit the model that it describes"),
-        ({"surprise": 1}, "its model description cannot be read"),
+        ({"heads": "standard"}, "does not fit this model"),
+        ({"surprise": 1}, "surprise"),
     ],
 )
 def test_a_hostile_description_is_one_line(changes, message, make_trained, tmp_path):
