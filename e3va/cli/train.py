@@ -134,10 +134,10 @@ def run(args: Namespace) -> None:
     )
     trainer.train()
     curves.plot({"": curves.read_metrics(folder)}, folder / "curves.png")
-    if trainer.scores:
+    if trainer.scores.values:
         print(trainer.scores.table())
     print(
-        f"wrote {folder / MODEL}. Next:\n"
+        f"Next:\n"
         f"  e3va predict {folder / MODEL} --input PHOTOS --output drawn\n"
         f"  e3va info {folder / MODEL}"
     )

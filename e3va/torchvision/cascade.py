@@ -5,6 +5,7 @@ grid of RoIAlign and of the mask targets; boxes, matching, sampling and NMS are 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,11 @@ from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
 IOUS = (0.5, 0.6, 0.7)
-# Score threshold, NMS and number of detections in evaluation, as in Detectron2.
-DETECTION = {"score_thresh": 0.05, "nms_thresh": 0.5, "detections_per_img": 100}
+# Sampling of RoIs in training, and choice of detections in evaluation, as in Detectron2.
+ROI_SETTINGS: dict[str, Any] = {
+    **{"fg_iou_thresh": 0.5, "bg_iou_thresh": 0.5, "positive_fraction": 0.25},
+    **{"score_thresh": 0.05, "nms_thresh": 0.5, "detections_per_img": 100},
+}
 BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 
 Boxes = list[Tensor]  # one [N, 4] for each image, x1 y1 x2 y2 in pixels
@@ -86,7 +90,7 @@ class CascadeRoIHeads(RoIHeads):
         box_roi_pool: pooler of all stages.
         box_heads: one head for each stage.
         box_predictors: one predictor for each stage.
-        mask_roi_pool, mask_head, mask_predictor: see torchvision's ``RoIHeads``.
+        mask_roi_pool, mask_head, mask_predictor: modules of torchvision's ``RoIHeads``.
         batch_size_per_image: number of sampled RoIs in training, a quarter of them on objects.
     """
 
@@ -103,12 +107,9 @@ class CascadeRoIHeads(RoIHeads):
     ):
         super().__init__(
             *(box_roi_pool, nn.ModuleList(box_heads), nn.ModuleList(box_predictors)),
-            fg_iou_thresh=IOUS[0],
-            bg_iou_thresh=IOUS[0],
+            **ROI_SETTINGS,
             batch_size_per_image=batch_size_per_image,
-            positive_fraction=0.25,
             bbox_reg_weights=BOX_WEIGHTS[0],
-            **DETECTION,
             mask_roi_pool=mask_roi_pool,
             mask_head=mask_head,
             mask_predictor=mask_predictor,

@@ -28,7 +28,7 @@ class Scores:
         per_class: mask AP or IoU by class name.
     """
 
-    values: dict[str, float]
+    values: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, float] = field(default_factory=dict)
 
     def table(self) -> str:

@@ -57,10 +57,10 @@ def describe_file(path: str | Path, trunk: str | None = None, any_trunk: bool = 
     return lines + _rows(metadata)
 
 
-def describe_config(config: ModelConfig) -> list[str]:
-    """Describe a model's config, one line for each field."""
+def describe_config(config: ModelConfig) -> dict[str, Any]:
+    """Return the fields of a model's config in the form that people read."""
     lists = {name: ", ".join(map(str, v)) for name, v in vars(config).items() if type(v) is tuple}
-    return _rows({**vars(config), **lists, "preset": _preset(config.preset)})
+    return {**vars(config), **lists, "preset": _preset(config.preset)}
 
 
 def _rows(rows: Mapping[str, Any]) -> list[str]:
@@ -90,6 +90,7 @@ def _model(data: Mapping[str, Any], source: str) -> list[str]:
     config = ModelConfig.from_dict(data["config"], source)
     origin = recorded_origin(data)
     rows = {
+        **describe_config(config),
         **(_trunk(origin) if origin else {}),
         "trained on": data.get("data", {}).get("summary", "unknown"),
         "steps": data.get("step"),
@@ -98,7 +99,7 @@ def _model(data: Mapping[str, Any], source: str) -> list[str]:
     with torch.device("meta"):
         model = build_model(config)
     table = parameter_table(count_parameters(model, model_parts(model)))
-    return [*describe_config(config), *_rows(rows), *table.splitlines()]
+    return [*_rows(rows), *table.splitlines()]
 
 
 def _adapter(path: Path, given: str | None, any_trunk: bool) -> list[str]:

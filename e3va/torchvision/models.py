@@ -40,7 +40,7 @@ from ..weights.loading import (
     read_geometry,
     trunk_state,
 )
-from .cascade import DETECTION, AlignedPooler, CascadePredictor, CascadeRoIHeads
+from .cascade import ROI_SETTINGS, AlignedPooler, CascadePredictor, CascadeRoIHeads
 from .pyramid import LEVEL_NAMES, PyramidBackbone
 from .semantic import SemanticFPN
 
@@ -298,12 +298,9 @@ def _mask_rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCN
         _pooler(config, 7),
         TwoMLPHead(channels * 49, sizes.box),
         FastRCNNPredictor(sizes.box, 1 + len(config.classes)),
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
+        **ROI_SETTINGS,
         batch_size_per_image=sizes.rois,
-        positive_fraction=0.25,
         bbox_reg_weights=None,
-        **DETECTION,
         mask_roi_pool=_pooler(config, 14),
         **_mask_head(config, channels),
     )

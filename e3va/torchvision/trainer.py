@@ -6,7 +6,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,16 @@ STATE, MODEL, METRICS, SUMMARY = "training.pth", "model.pth", "metrics.jsonl", "
 LOG_EVERY = 10  # steps
 
 
+@dataclass(eq=False)
 class Trainer:
-    """Trains a model of this framework and writes the results into a folder.
+    """Trainer of a model of this framework; it writes the results into a folder.
 
     ``model.pth`` is the trained model; ``adapter_model.safetensors`` and ``adapter_config.json``
     are the same without its trunk; ``training.pth`` is the checkpoint from which a run is resumed;
     ``metrics.jsonl`` has a line of losses or scores every few steps; ``summary.json`` has the cost
     of the training.
 
-    Args:
+    Attributes:
         model: a model of :func:`e3va.torchvision.build_model`, on its device.
         config: the model's config, which is stored with it.
         settings: the settings of the training.
@@ -52,39 +53,37 @@ class Trainer:
         workers: number of processes that read images; it does not change the result.
         data: record of the data's origin, which is stored in the checkpoint.
         tensorboard: a ``SummaryWriter``.
+        scores: scores of the last evaluation.
 
     Raises:
         UserError: the precision is unknown, or the folder cannot be created.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: ModelConfig,
-        settings: TrainSettings,
-        dataset: Dataset,
-        folder: Path,
-        *,
-        evaluate: Callable[[], Scores] | None = None,
-        workers: int = 0,
-        data: dict[str, Any] | None = None,
-        tensorboard: Any = None,
-    ):
-        self.model, self.config, self.settings = model, config, settings
-        self.device = next(model.parameters()).device
-        self.trunk = model.backbone.bottom_up.trunk
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, settings))
+    model: nn.Module
+    config: ModelConfig
+    settings: TrainSettings
+    dataset: Dataset
+    folder: Path
+    evaluate: Callable[[], Scores] | None = None
+    workers: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    tensorboard: Any = None
+    scores: Scores = field(default_factory=Scores)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.device = next(self.model.parameters()).device
+        self.trunk = self.model.backbone.bottom_up.trunk
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, settings))
         self.optimizer_step = OptimizerStep(
             self.optimizer, self.device, settings.precision, settings.clip_norm
         )
-        self.dataset, self.folder, self.evaluate = dataset, make_folder(folder), evaluate
-        self.workers, self.data, self.tensorboard = workers, data or {}, tensorboard
+        make_folder(self.folder)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule = rate_schedule(settings.steps)
         self.step = 0
         self.saved_bytes: int | None = None
         self.step_seconds: list[float] = []
-        self.scores: Scores | None = None
 
     def train(self) -> None:
         """Prepare the model for its ``memory`` mode, train to the last step and save the model.
@@ -101,19 +100,18 @@ class Trainer:
         table = parameter_table(count_parameters(self.model, model_parts(self.model)))
         print(f"What trains:\n{table}", flush=True)
         batches = self._batches()
-        with Progress(self.step, last) as progress:
-            self._progress = progress
-            with _stop_signals() as received:
-                while self.step < last:
-                    began = time.monotonic()
-                    self._train_step(self._next(batches))
-                    self.step_seconds.append(time.monotonic() - began)
-                    self._after_step()
-                    if received:
-                        self.save()
-                        raise KeyboardInterrupt
+        with Progress(self.step, last) as self._progress, _stop_signals() as received:
+            while self.step < last:
+                began = time.monotonic()
+                self._train_step(self._next(batches))
+                self.step_seconds.append(time.monotonic() - began)
+                self._after_step()
+                if received:
+                    self.save()
+                    raise KeyboardInterrupt
         self.save()  # before the last evaluation, which may be interrupted
-        if self.scores is None or not self.settings.eval_every or last % self.settings.eval_every:
+        every = self.settings.eval_every
+        if not (self.scores.values and every and last % every == 0):
             self._evaluate()
         self.save_model()
         self.save_summary()
@@ -158,14 +156,14 @@ class Trainer:
     def _losses(self, batch: list) -> dict[str, Tensor]:
         images = [image.to(self.device) for image, _ in batch]
         targets = [{k: v.to(self.device) for k, v in target.items()} for _, target in batch]
-        with contextlib.ExitStack() as contexts:
-            if self.saved_bytes is None:  # the first step of this process
-                parts = model_parts(self.model)
-                report = report_step(self.model, parts, len(batch), self._progress.say)
-                saved = contexts.enter_context(report)
-            contexts.enter_context(self.optimizer_step.autocast())
+        is_first = self.saved_bytes is None  # in this process
+        report: Any = contextlib.nullcontext()
+        if is_first:
+            parts = model_parts(self.model)
+            report = report_step(self.model, parts, len(batch), self._progress.say)
+        with report as saved, self.optimizer_step.autocast():
             losses = self.model(images, targets)
-        if self.saved_bytes is None:
+        if is_first:
             self.saved_bytes = saved.total
         return losses
 
@@ -211,15 +209,18 @@ class Trainer:
 
     def save_model(self) -> None:
         """Write ``model.pth`` and, where the model has an adapter, the adapter's files."""
-        data = {**self._model_data(), "step": self.step, "scores": self._score_values()}
+        data = {**self._model_data(), "step": self.step, "scores": self.scores.values}
         save_atomically(data, self.folder / MODEL)
+        written = {MODEL: "the whole model"}
         reason = why_no_adapter(self.config)
+        if not reason:
+            save_adapter(self.model, self.folder, **self._adapter_fields())
+            written[ADAPTER] = "the adapter, which is the model without its trunk"
+        for name, what in written.items():
+            size = (self.folder / name).stat().st_size / MIB
+            print(f"wrote {self.folder / name} ({size:.1f} MiB): {what}")
         if reason:
             print(f"no adapter files are written: {reason}")
-            return
-        save_adapter(self.model, self.folder, **self._adapter_fields())
-        size = (self.folder / ADAPTER).stat().st_size / MIB
-        print(f"wrote {self.folder / ADAPTER} ({size:.1f} MiB): the model without its trunk")
 
     def save_summary(self) -> None:
         """Write ``summary.json``: parameters by part, memory and time of a step, scores."""
@@ -230,16 +231,13 @@ class Trainer:
             "kept_for_backward_bytes": self.saved_bytes,
             "seconds_a_step": statistics.median(self.step_seconds) if self.step_seconds else None,
             "peak_memory_mib": peak_memory(),
-            "scores": self._score_values(),
+            "scores": self.scores.values,
         }
         with atomic_open(self.folder / SUMMARY, "w") as file:
             json.dump(summary, file, indent=1)
 
-    def _score_values(self) -> dict[str, float]:
-        return self.scores.values if self.scores else {}
-
     def _adapter_fields(self) -> dict[str, Any]:
-        summary, scores = self.dataset.summary, self._score_values()
+        summary, scores = self.dataset.summary, self.scores.values
         return adapter_fields(self.config, summary, self.step, scores)
 
     def _model_data(self) -> dict[str, Any]:
