@@ -48,14 +48,8 @@ def to_adapter(
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
     """Return the tensors and the description of the adapter in a whole model.
 
-    Args:
-        data: contents of ``model.pth``, ``training.pth`` or a checkpoint of Detectron2.
-        source: name of the file, for messages.
-        trunk: the trunk of the training; None if the file records it.
-
-    Raises:
-        UserError: the model has no adapter; its trunk is not ``trunk``; or ``trunk`` is None and
-            the file does not record the trunk.
+    ``data`` is the content of ``model.pth``, ``training.pth`` or a checkpoint of Detectron2.
+    ``trunk`` is the trunk of the training; None if the file records it.
     """
     state = model_state(data, source)
     adapter, config = split(data, state, source)

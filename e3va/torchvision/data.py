@@ -34,21 +34,15 @@ Target = dict[str, Tensor]
 class Dataset:
     """Records of images, and the function that reads their targets.
 
-    Attributes:
-        records: dicts with ``path``, ``width``, ``height`` and entries for :attr:`read_target`.
-        classes: class names; for label maps the name of label 0 comes first.
-        read_target: function of a record that returns ``boxes`` [N, 4] float32 (x1 y1 x2 y2),
-            ``labels`` [N] int64 from 1 and ``masks`` [N, H, W] uint8; for label maps ``labels``
-            [H, W] int64.
-        summary: one line of text about the data.
-        coco: the annotation file; None for label maps.
+    A target has ``boxes`` [N, 4] float32 (x1 y1 x2 y2), ``labels`` [N] int64 from 1 and ``masks``
+    [N, H, W] uint8; with label maps it has only ``labels`` [H, W] int64.
     """
 
-    records: list[Record]
-    classes: tuple[str, ...]
+    records: list[Record]  # dicts with "path", "width", "height" and entries for read_target
+    classes: tuple[str, ...]  # with label maps, the name of label 0 comes first
     read_target: Callable[[Record], Target]
-    summary: str
-    coco: CocoData | None = None
+    summary: str  # one line about the data
+    coco: CocoData | None = None  # the annotation file; None for label maps
 
     @property
     def category_ids(self) -> tuple[int, ...]:
@@ -115,19 +109,10 @@ def open_dataset(
     training: bool = False,
     prefix: str = "",
 ) -> Dataset:
-    """Open the data of a folder of images and either an annotation file or label maps.
+    """Open a folder of images with either an annotation file or a folder of label maps.
 
-    Args:
-        images: folder of images.
-        annotations: a COCO-format file.
-        labels: folder of label maps.
-        classes: class names for label maps, label 0 first.
-        training: whether to drop images without objects.
-        prefix: prefix of the arguments' names in messages, such as ``"--val-"``.
-
-    Raises:
-        UserError: not exactly one of ``annotations`` and ``labels`` is given, or the data are
-            unusable.
+    ``classes`` names the labels of label maps, ``training`` drops images without objects, and
+    ``prefix`` precedes the arguments' names in messages.
     """
     if not images:
         raise UserError(f"{prefix}images is not given: expected a folder of images")
@@ -194,10 +179,7 @@ class _InstanceTargets:
 def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Dataset:
     """Open images with label maps, see :mod:`e3va.data.label_maps`; every map is checked.
 
-    Args:
-        images: folder of images.
-        labels: folder of label maps, one channel of 8 bits (or a palette).
-        names: class names, label 0 first; by default ``class 0`` … up to the largest label.
+    The default class names are ``class 0`` … up to the largest label.
     """
     pairs = pair_label_maps(images, labels)
 

@@ -19,10 +19,7 @@ from .models import DEMO_TRUNK, HEADS, RANDOM, ModelConfig, build_model
 
 FRAMEWORK = "torchvision"
 # Detectron2's configs train on images of 480 to 800 pixels and evaluate at 800.
-_AS_DETECTRON2: dict[str, Any] = {
-    **{"size": 800, "max_size": 1333, "jitter": (0.6, 1.0)},
-    "pooling": "aligned",
-}
+_AS_DETECTRON2 = {"size": 800, "max_size": 1333, "jitter": (0.6, 1.0), "pooling": "aligned"}
 # A tensor that only one kind of model has; its rows are the classes, and the background or not.
 _MARKS = {
     "mask_rcnn": ("roi_heads.box_predictor.cls_score.weight", 1),
@@ -85,14 +82,6 @@ def fit_model(
 
     For an adapter of Detectron2 the kind and the widths of the model are read off the tensors;
     image sizes are those of Detectron2's configs, and category ids count from 1.
-
-    Args:
-        about: the adapter's description.
-        state: the adapter's tensors, see :func:`e3va.adapter_files.files.read_adapter`.
-        source: name of the adapter, for messages.
-
-    Raises:
-        UserError: this framework does not have the model, or the description was altered.
     """
     if about.framework == FRAMEWORK:
         checked = {
@@ -114,10 +103,7 @@ def fit_model(
 
 
 def recognize(state: Mapping[str, Tensor]) -> tuple[str | None, str | None]:
-    """Return the kind of model (a key of ``MODELS``) and the widths of its heads (of ``HEADS``).
-
-    ``state`` has this framework's names. None stands for an unknown kind or width.
-    """
+    """Return the kind of model (in ``MODELS``) and the widths of its heads (in ``HEADS``)."""
     kinds = [kind for kind, (mark, _) in _MARKS.items() if mark in state]
     lateral = state.get("backbone.fpn.inner_blocks.0.0.weight", ())
     widths = [name for name, sizes in HEADS.items() if sizes.channels == len(lateral)]

@@ -20,16 +20,14 @@ from .data import Dataset, read_example
 
 @dataclass
 class Scores:
-    """Scores of an evaluation, in percent.
+    """Scores of an evaluation, in percent; NaN if the data have no object.
 
-    Attributes:
-        values: scores by name: ``AP box``, ``AP50 box``, ``AP75 box`` and the same of masks; or
-            ``mIoU`` and ``pixel accuracy``. NaN if the data have no object.
-        per_class: mask AP or IoU by class name.
+    They are ``AP box``, ``AP50 box``, ``AP75 box`` and the same of masks; or ``mIoU`` and ``pixel
+    accuracy``.
     """
 
     values: dict[str, float] = field(default_factory=dict)
-    per_class: dict[str, float] = field(default_factory=dict)
+    per_class: dict[str, float] = field(default_factory=dict)  # mask AP or IoU by class name
 
     def table(self) -> str:
         """Return a line of text for each score and each class."""

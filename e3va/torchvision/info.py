@@ -28,13 +28,9 @@ from .models import ModelConfig, build_model, model_parts
 
 
 def describe_file(path: str | Path, trunk: str | None = None, any_trunk: bool = False) -> list[str]:
-    """Describe a file in lines of text.
+    """Describe a trained model, an adapter or pretrained weights in lines of text.
 
-    Args:
-        path: ``model.pth`` or ``training.pth`` of ``e3va train``, a checkpoint of Detectron2, an
-            adapter's folder or one of its files, pretrained weights, or an ``e3va://`` address.
-        trunk: trunk to compare with that of the adapter's training.
-        any_trunk: whether to accept another trunk than that one.
+    ``trunk`` is compared with the trunk of the adapter's training; ``any_trunk`` accepts another.
     """
     path = find_saved(path)
     if path.is_dir() or is_adapter(path):

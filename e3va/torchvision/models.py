@@ -53,23 +53,14 @@ _LARGEST_SIDE = 16384  # pixels of an image
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """Widths of neck and heads.
+    """Widths of neck and heads."""
 
-    Attributes:
-        channels: channels of the pyramid.
-        box: width of the two fully connected layers of a box head.
-        mask: channels of each convolution of the mask head.
-        semantic: channels of the semantic head's convolutions.
-        rois: number of RoIs that are sampled from each training image.
-        lr: learning rate at which these widths train well from random weights (AdamW).
-    """
-
-    channels: int
-    box: int
-    mask: tuple[int, ...]
-    semantic: int
-    rois: int
-    lr: float
+    channels: int  # channels of the pyramid
+    box: int  # width of the two fully connected layers of a box head
+    mask: tuple[int, ...]  # channels of each convolution of the mask head
+    semantic: int  # channels of the semantic head's convolutions
+    rois: int  # number of RoIs that are sampled from each training image
+    lr: float  # learning rate (AdamW) at which these widths train well from random weights
 
 
 HEADS = {

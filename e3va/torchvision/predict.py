@@ -143,13 +143,16 @@ def predict_images(
     return failed
 
 
-def _write_coco(images: list, annotations: list, config: ModelConfig, path: Path) -> None:
-    annotations = [
-        {"id": number, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a}
-        for number, a in enumerate(annotations, 1)
-    ]
+def _write_coco(images: list, found: list[dict], config: ModelConfig, path: Path) -> None:
+    areas = [annotation["bbox"][2] * annotation["bbox"][3] for annotation in found]
     named = zip(config.category_ids, config.classes, strict=True)
-    categories = [{"id": category_id, "name": name} for category_id, name in named]
-    data = {"images": images, "annotations": annotations, "categories": categories}
+    data = {
+        "images": images,
+        "annotations": [
+            {"id": number, "iscrowd": 0, "area": area, **annotation}
+            for number, (area, annotation) in enumerate(zip(areas, found, strict=True), 1)
+        ],
+        "categories": [{"id": category_id, "name": name} for category_id, name in named],
+    }
     with atomic_open(path, "w") as file:
         json.dump(data, file, indent=1)

@@ -54,21 +54,13 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Start:
-    """An adapter to start from.
+    """An adapter to start from."""
 
-    Attributes:
-        source: the adapter's path or address.
-        state: the adapter's tensors.
-        about: the adapter's description.
-        kind: the option ``model`` for the adapter's model; None if this framework lacks it.
-        options: the options ``trunk``, ``heads`` and ``highway`` for the adapter's model.
-    """
-
-    source: str
+    source: str  # path or address
     state: dict[str, Tensor]
     about: AdapterConfig
-    kind: str | None
-    options: dict[str, Any]
+    kind: str | None  # the option "model"; None if this framework lacks the adapter's model
+    options: dict[str, Any]  # "trunk", "heads" and "highway"
 
 
 def start_training(
@@ -84,18 +76,13 @@ def start_training(
     """Open the data, build the model, load its weights, and return the trainer.
 
     Args:
-        given: options from the user, some of :data:`DEFAULTS`. With an adapter to start from,
-            changes to the highway that name no recipe are changes to the adapter's settings.
+        given: options from the user, some of :data:`DEFAULTS`.
         folder: the output folder.
         device: the model's device.
         resume: whether to continue the run in ``folder``.
         any_trunk: whether to accept another trunk than that of the adapter's training.
         workers: number of processes that read images; None for 4 on a GPU, else 0.
         tensorboard: whether to write TensorBoard's files.
-
-    Raises:
-        UserError: the folder holds a run, or no run to resume; or an option, the data or a file of
-            weights is wrong.
     """
     given = {name: _anywhere(name, value) for name, value in given.items()}
     state = start = None
@@ -167,7 +154,7 @@ def _read_start(source: str, trunk: str | None) -> Start:
 
 
 def _new_options(given: dict[str, Any], start: Start | None) -> dict[str, Any]:
-    """Complete the options of a new training."""
+    """Complete the options; with an adapter, changes to its highway may leave out the recipe."""
     own = start.options if start else {}
     options = {**DEFAULTS, **own, **given}
     changes = given.get("highway") or {}

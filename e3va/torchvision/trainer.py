@@ -43,32 +43,20 @@ class Trainer:
     ``metrics.jsonl`` has a line of losses or scores every few steps; ``summary.json`` has the cost
     of the training.
 
-    Attributes:
-        model: a model of :func:`e3va.torchvision.build_model`, on its device.
-        config: the model's config, which is stored with it.
-        settings: the settings of the training.
-        dataset: the training data.
-        folder: output folder, which is created.
-        evaluate: function that returns the model's scores on validation data.
-        workers: number of processes that read images; it does not change the result.
-        data: record of the data's origin, which is stored in the checkpoint.
-        tensorboard: a ``SummaryWriter``.
-        scores: scores of the last evaluation.
-
     Raises:
         UserError: the precision is unknown, or the folder cannot be created.
     """
 
-    model: nn.Module
+    model: nn.Module  # a model of build_model, on its device
     config: ModelConfig
     settings: TrainSettings
     dataset: Dataset
     folder: Path
-    evaluate: Callable[[], Scores] | None = None
-    workers: int = 0
-    data: dict[str, Any] = field(default_factory=dict)
-    tensorboard: Any = None
-    scores: Scores = field(default_factory=Scores)
+    evaluate: Callable[[], Scores] | None = None  # returns the scores on validation data
+    workers: int = 0  # number of processes that read images; it does not change the result
+    data: dict[str, Any] = field(default_factory=dict)  # the data's origin, for the checkpoint
+    tensorboard: Any = None  # a SummaryWriter
+    scores: Scores = field(default_factory=Scores)  # scores of the last evaluation
 
     def __post_init__(self) -> None:
         settings = self.settings
