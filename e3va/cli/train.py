@@ -34,8 +34,7 @@ repository, Detectron2, mmdetection, torchvision, timm or transformers.
 
 Ctrl-C saves the run; the same command with --resume continues exactly where it stopped."""
 
-
-# The defaults that depend on the data, the trunk or the device.
+# Defaults that depend on the data, the trunk or the device.
 _DEFAULT_NOTES = {
     "preset": "those of the weights file",
     "model": "mask_rcnn, for label maps semantic_fpn",
@@ -47,7 +46,7 @@ _PIXELS = {"type": whole(32), "metavar": "PX"}
 
 
 def _setting(field: Field) -> dict[str, Any]:
-    """Return the keywords of the option for a field of the settings."""
+    """Return the arguments of ``add_argument`` for a field of the settings."""
     text, least = field.metadata["help"], field.metadata["least"]
     if field.type is int:
         return {"help": text, "type": whole(least), "metavar": "N"}
@@ -56,7 +55,7 @@ def _setting(field: Field) -> dict[str, Any]:
     return {"help": text, "choices": PRECISIONS}
 
 
-# The keywords of the options whose defaults are in ``DEFAULTS``.
+# Arguments of ``add_argument`` for the options in ``DEFAULTS``.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "classes": {"metavar": "NAMES", "help": "class names for label maps, label 0 first: a,b,c"},
     "trunk": {
@@ -101,7 +100,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add(model, "trunk", "adapter")
     model.add_argument("--any-trunk", action="store_true", help=ANY_TRUNK)
     add(model, "preset", "model")
-    text = f"the highway, or a baseline: frozen, full (default: {DEFAULT_RECIPE})"
+    text = f"settings of the highway; frozen and full are baselines (default: {DEFAULT_RECIPE})"
     model.add_argument("--recipe", choices=RECIPES, help=text)
     model.add_argument(
         "--highway",
@@ -137,7 +136,7 @@ def run(args: Namespace) -> None:
     if trainer.scores.values:
         print(trainer.scores.table())
     print(
-        f"Next:\n"
+        "Next:\n"
         f"  e3va predict {folder / MODEL} --input PHOTOS --output drawn\n"
         f"  e3va info {folder / MODEL}"
     )

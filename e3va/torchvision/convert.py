@@ -59,7 +59,7 @@ def to_adapter(
         reason = why_no_adapter(own)
         if reason:
             raise UserError(f"{source} has no adapter: {reason}")
-        if not recorded:  # written before there were adapter files
+        if not recorded:  # the file is older than adapter files
             summary = (data.get("data") or {}).get("summary", "")
             described = adapter_fields(own, summary, data.get("step"), data.get("scores"))
             config = replace(config, backbone=BackboneConfig(own.preset, own.highway), **described)
@@ -69,7 +69,7 @@ def to_adapter(
         config = replace(config, trunk=_compare_trunk(config, state, trunk, source, recorded))
     elif not recorded:
         raise UserError(
-            f"{source} does not record the pretrained trunk that it was trained on: give it with "
+            f"{source} does not record the pretrained trunk of its training: give the trunk with "
             "--trunk FILE"
         )
     return adapter, config

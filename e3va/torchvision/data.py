@@ -51,7 +51,7 @@ class Dataset:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Decode an image as RGB, turned as its EXIF data say."""
+    """Decode an image as RGB in its EXIF orientation."""
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
@@ -88,14 +88,13 @@ class TrainMapper:
     def __call__(self, record: Record) -> tuple[Tensor, Target]:
         """Return the image and the target."""
         image, target = read_example(record, self.dataset)
-        wrapped = {"image": tv_tensors.Image(image), **target}
-        masks = "labels"
+        name = "masks" if "boxes" in target else "labels"
+        pixels = {"image": tv_tensors.Image(image), name: tv_tensors.Mask(target[name])}
+        wrapped = {**target, **pixels}
         if "boxes" in target:
-            masks, size = "masks", image.shape[-2:]
             wrapped["boxes"] = tv_tensors.BoundingBoxes(
-                target["boxes"], format="XYXY", canvas_size=size
+                target["boxes"], format="XYXY", canvas_size=image.shape[-2:]
             )
-        wrapped[masks] = tv_tensors.Mask(target[masks])
         flipped = {k: v.as_subclass(Tensor) for k, v in self.flip(wrapped).items()}
         return flipped.pop("image"), flipped
 
@@ -131,7 +130,7 @@ def open_dataset(
 
 
 def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
-    """Raise a UserError for data with other classes, or another order, than the model's."""
+    """Check that the data have the classes of the model, in the same order."""
     if dataset.classes != tuple(classes):
         raise UserError(
             f"the data have the classes {', '.join(dataset.classes)}, but the model was trained on "
@@ -148,7 +147,7 @@ def coco_dataset(annotations: str, images: str, training: bool) -> Dataset:
 
 @dataclass
 class _InstanceTargets:
-    """Function that reads a record's target; a class, so that it can be pickled for workers."""
+    """Function that reads a record's target; as a class it can be pickled for workers."""
 
     data: CocoData
 

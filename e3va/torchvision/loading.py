@@ -1,4 +1,4 @@
-"""Trained models from their files: whole models, and adapters with the trunk they belong to."""
+"""Trained models from their files: whole models, and adapters with their trunk."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,7 +100,11 @@ def open_trunk(
 
 
 def whole_state(
-    adapter: Mapping[str, Tensor], about: AdapterConfig, path: Path, trunk: str | None, any_trunk
+    adapter: Mapping[str, Tensor],
+    about: AdapterConfig,
+    path: Path,
+    trunk: str | None,
+    any_trunk: bool,
 ) -> tuple[dict[str, Tensor], TrunkOrigin]:
     """Return a whole model's state dict from an adapter, and the origin of the trunk in it."""
     module = open_trunk(about, path, trunk, any_trunk)

@@ -1,7 +1,6 @@
 """Models and their configs; every checkpoint holds the config of its model."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -48,7 +47,6 @@ DEMO_TRUNK, RANDOM = DEMO, "random"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as Swin's pretraining
 POOLINGS = ("torchvision", "aligned")
 LIGHT_TRUNK = 96  # channels of stage 0 below which the heads are light too
-_LARGEST_SIDE = 16384  # pixels of an image
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class ModelConfig:
         trunk: source of the trunk's weights: ``"demo"``, a file's path, an address of the zoo, or
             ``"random"``.
         highway: the highway's config, a recipe's name or a mapping of settings, see
-            :class:`e3va.E3VABackbone`; it is completed.
+            :class:`e3va.E3VABackbone`; missing options get their defaults.
         memory: memory mode, see :class:`e3va.E3VABackbone`.
         trunk_precision: type in which a frozen trunk computes, see :class:`e3va.E3VABackbone`.
         heads: a key of ``HEADS``.
@@ -129,9 +127,10 @@ class ModelConfig:
             config._check_values()
             return config
         except (LookupError, TypeError, AttributeError, ValueError, UserError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else brief(error)
             raise UserError(
-                f"{source}: its model description cannot be read ({brief(error)}): it was altered, "
-                "or another program or version wrote it; copy or download it again"
+                f"{source}: its model description cannot be read ({reason}): it was altered, or "
+                "another program or version wrote it; copy or download it again"
             ) from None
 
     def _check_values(self) -> None:
@@ -139,9 +138,10 @@ class ModelConfig:
         factors, ids = self.jitter, self.category_ids
         sound = {
             **{name: isinstance(getattr(self, name), str) for name in _TEXTS},
-            **{name: _is_whole(getattr(self, name), 1, _LARGEST_SIDE) for name in _SIDES},
+            **{name: getattr(self, name) in _SIDES for name in ("size", "max_size")},
             "jitter": len(factors) == 2 and all(0 < factor <= 8 for factor in factors),
-            "category_ids": len(ids) in (0, len(self.classes)) and all(map(_is_whole, ids)),
+            "category_ids": len(ids) in (0, len(self.classes))
+            and all(isinstance(number, int) for number in ids),
         }
         for name, is_sound in sound.items():
             if not is_sound:
@@ -149,12 +149,8 @@ class ModelConfig:
 
 
 _TEXTS = ("model", "trunk", "memory", "trunk_precision", "heads", "pooling")
-_SIDES = ("size", "max_size")
+_SIDES = range(1, 16385)  # pixels of an image
 _VERSION_1 = ("method", "rank", "reduction", "taps", "downsample")
-
-
-def _is_whole(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
-    return isinstance(value, int) and least <= value <= most
 
 
 def upgrade(data: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +195,7 @@ def build_model(
         bottom_up: backbone to use; None to build the one that ``config`` describes.
 
     Raises:
-        UserError: an unknown setting, or a trunk that cannot be shared.
+        UserError: a setting is unknown, or the trunk cannot be shared.
     """
     for key, known in (("model", MODELS), ("heads", HEADS), ("pooling", POOLINGS)):
         check_choice(key, getattr(config, key), known)

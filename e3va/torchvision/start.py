@@ -199,7 +199,7 @@ def _open_data(options: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
 def _stored_settings(
     state: dict[str, Any], dataset: Dataset, source: str
 ) -> tuple[ModelConfig, TrainSettings]:
-    """Return model config and settings of the run to resume, and compare the data with its own."""
+    """Return model config and settings of the run to resume, and compare the data."""
     config = ModelConfig.from_dict(state["config"], source)
     try:
         settings = TrainSettings(**state["settings"])
@@ -207,7 +207,7 @@ def _stored_settings(
         raise UserError(f"{source}: its settings cannot be read ({error})") from None
     check_classes(dataset, config.classes)
     if dataset.summary != state["data"].get("summary"):
-        print("the training data have changed since this run began: it continues with the new data")
+        print("the training data have changed since the run began: it continues with the new data")
     return config, settings
 
 
