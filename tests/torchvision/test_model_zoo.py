@@ -40,7 +40,7 @@ def test_names_of_other_things_give_one_line(zoo, pretrained, tmp_path):
     about = {"framework": "detectron2", "model": {"config": "COCO/x.py"}}
     save_adapter(model, tmp_path / "output", **about)
     publish(tmp_path / "output", "other", zoo, trunk=str(pretrained))
-    with pytest.raises(UserError, match="'other' is of detectron2.* torchvision"):
+    with pytest.raises(UserError, match="'other' is for detectron2.* torchvision"):
         model_zoo.get("other")
     with pytest.raises(UserError, match="'swin_micro'.*expected the name of"):
         model_zoo.get("swin_micro")
