@@ -1,4 +1,4 @@
-"""Shared by all tests: whether Detectron2 is there, drawn data, and models of a few kilobytes."""
+"""Fixtures for all tests: drawn data and models of a few kilobytes."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    """Threads cost small models more than they bring, the more so on a busy machine."""
+    """Run on one thread: small models are slower with several, above all on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -48,7 +48,7 @@ def _seeded():
 
 
 class DrawnData:
-    """Pictures of rectangles with their COCO file: ``json``, ``images`` and the parsed ``data``."""
+    """Pictures of rectangles in ``images`` and their COCO file ``json``, parsed in ``data``."""
 
     def __init__(self, folder: Path):
         self.images = folder / "images"
@@ -62,7 +62,7 @@ class DrawnData:
 
 @pytest.fixture
 def drawn(tmp_path) -> DrawnData:
-    """Six pictures, landscape and portrait, of two rectangles each; category ids 3 and 7."""
+    """Return six pictures, landscape and portrait, of two rectangles each; category ids 3, 7."""
     return draw_data(tmp_path / "drawn")
 
 
@@ -101,7 +101,7 @@ def draw_data(folder: Path) -> DrawnData:
 
 @pytest.fixture
 def drawn_labels(drawn):
-    """Folder of label maps for the drawn pictures: 0 background, 1 red, 2 blue, 255 at a corner."""
+    """Return a folder of label maps: 0 background, 1 red, 2 blue, 255 at a corner."""
     folder = drawn.images.parent / "labels"
     folder.mkdir()
     for image in drawn.data["images"]:
@@ -134,7 +134,7 @@ def small_config(model: str, classes: tuple[str, ...] = ("red", "blue"), **chang
 
 @pytest.fixture
 def make_small():
-    """(config, model) of a kind, with random weights from seed 0."""
+    """Return a function that builds (config, model) of a kind with random weights, seed 0."""
 
     def make(model: str, **changes):
         config = small_config(model, **changes)
@@ -146,12 +146,12 @@ def make_small():
 
 @pytest.fixture
 def pretrained(tmp_path) -> Path:
-    """A file of weights for a trunk of the size of ``small_config``."""
+    """Return a file of weights for a trunk of the size of ``small_config``."""
     return write_trunk(tmp_path / "swin.pth", seed=5)
 
 
 def write_trunk(path: Path, seed: int, preset: str = "swin_nano") -> Path:
-    """Write the weights of a Swin in the official layout; none of them is as drawn by default."""
+    """Write random weights of a Swin in the official layout."""
     generator = torch.Generator().manual_seed(seed)
     state = {
         name: torch.randn(value.shape, generator=generator) / 8
@@ -163,7 +163,7 @@ def write_trunk(path: Path, seed: int, preset: str = "swin_nano") -> Path:
 
 @pytest.fixture
 def make_trained(make_small, pretrained, tmp_path):
-    """(config, model) as training leaves it: no adapter is zero; its files are written too."""
+    """Return a function that writes the files of a trained model and returns (config, model)."""
 
     def make(kind: str, name: str, mixed: bool = False, **changes):
         seed = len(name)

@@ -2,53 +2,45 @@
 
 import argparse
 from argparse import ArgumentParser, _ArgumentGroup
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from ..utils.errors import UserError, brief
 
-ANY_TRUNK = "accept a trunk with other weights than that of the adapter's training"
+ANY_TRUNK = "accept another trunk than that of the adapter's training"
 Parser = ArgumentParser | _ArgumentGroup
 
 
-def whole(least: int):
-    """Return an argparse type: a whole number of at least ``least``."""
+def _number(kind: type, expected: str, holds: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """Return an argparse type: a number for which ``holds`` is true."""
 
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text}: expected at least {least}")
-        return value
+    def parse(text: str) -> Any:
+        with suppress(ValueError):
+            value = kind(text)
+            if holds(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
 
-    parse.__name__ = "whole number"
     return parse
 
 
-def positive(text: str) -> float:
-    """Parse a number above zero, as an argparse type."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
-    return value
+def whole(least: int) -> Callable[[str], int]:
+    """Return an argparse type: a whole number of at least ``least``."""
+    return _number(int, f"a whole number of at least {least}", lambda value: value >= least)
 
 
-def share(text: str) -> float:
-    """Parse a number from 0 to 1, as an argparse type."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 to 1")
-    return value
+positive = _number(float, "a number above 0", lambda value: 0 < value < float("inf"))
+share = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def add_model(parser: Parser) -> None:
     """Add the trained model and the trunk of an adapter."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="model.pth, the folder of an adapter, or e3va://NAME for an adapter of the zoo",
-    )
-    add_trunk(parser, "pretrained weights for an adapter; default: those of its training")
+    text = "model.pth, the folder of an adapter, or e3va://NAME for an adapter of the zoo"
+    parser.add_argument("model", metavar="MODEL", help=text)
+    add_trunk(parser, "pretrained weights for an adapter (default: those of its training)")
 
 
 def add_trunk(parser: Parser, text: str) -> None:
@@ -62,14 +54,20 @@ def add_data(parser: Parser, prefix: str, purpose: str, **options: Any) -> None:
     for name, metavar, text in (
         ("images", "DIR", f"folder of the images to {purpose}"),
         ("annotations", "JSON", "COCO-format file with the annotations of the images"),
-        ("labels", "DIR", "instead: folder of the images' label maps (PNG files)"),
+        ("labels", "DIR", "folder of label maps (PNG files), instead of a COCO-format file"),
     ):
         parser.add_argument(f"--{prefix}{name}", metavar=metavar, help=text, **options)
 
 
+def add_output(parser: Parser, default: str, text: str) -> None:
+    """Add ``--output`` for a folder."""
+    text = f"{text} (default: %(default)s)"
+    parser.add_argument("--output", default=default, metavar="DIR", help=text)
+
+
 def add_device(parser: Parser) -> None:
     """Add ``--device``."""
-    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda if there is a GPU")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is a GPU)")
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -80,6 +78,5 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = brief(error)
-        raise UserError(f"--device {name}: {reason}; expected cpu, cuda or cuda:N") from None
+        raise UserError(f"--device {name}: {brief(error)}; expected cpu, cuda or cuda:N") from None
     return device

@@ -35,42 +35,38 @@ _READERS = {"torchvision": "e3va", "detectron2": "Detectron2"}
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the subcommand, which sets ``run``."""
     parser.set_defaults(run=run)
-    parser.add_argument(
-        "input", metavar="INPUT", help="model.pth, the folder of an adapter, or e3va://NAME"
-    )
-    parser.add_argument(
-        "--output",
-        required=True,
-        metavar="PATH",
-        help="folder for the adapter, or file for the whole model",
-    )
-    add_trunk(parser, "pretrained weights; default: those of the training, if they are found")
-    parser.add_argument(
-        "--backbone-only",
-        action="store_true",
-        help="write only the highway, a few megabytes, as a start for other tasks",
-    )
+    text = "model.pth, the folder of an adapter, or e3va://NAME"
+    parser.add_argument("input", metavar="INPUT", help=text)
+    text = "folder for the adapter, or file for the whole model"
+    parser.add_argument("--output", required=True, metavar="PATH", help=text)
+    add_trunk(parser, "pretrained weights (default: those of the training, if they are found)")
+    text = "write only the highway, a few megabytes, as a start for other tasks"
+    parser.add_argument("--backbone-only", action="store_true", help=text)
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
 
 def run(args: Namespace) -> None:
     """Convert, and print what was written."""
     path, output = find_saved(args.input), Path(args.output).expanduser()
-    whole = not (path.is_dir() or is_adapter(path))
-    if not whole and not args.backbone_only:
+    is_whole = not (path.is_dir() or is_adapter(path))
+    if is_whole or args.backbone_only:
+        _write_adapter(path, is_whole, output, args)
+    else:
         _write_whole(path, output, args)
-        return
-    data = load_file(path) if whole else {}
-    adapter = to_adapter(data, str(path), args.trunk) if whole else read_adapter(path)
-    files = tuple(output / name for name in (MODEL_FILE, CONFIG_FILE))
+
+
+def _write_adapter(path: Path, is_whole: bool, output: Path, args: Namespace) -> None:
+    data = load_file(path) if is_whole else {}
+    state, config = to_adapter(data, str(path), args.trunk) if is_whole else read_adapter(path)
+    part = "the model without its trunk"
     if output.is_file():
         raise UserError(f"--output {output} is a file: expected a folder for the adapter's files")
+    files = (output / MODEL_FILE, output / CONFIG_FILE)
     _check_free(output, files, args.force)
-    state, config = backbone_part(*adapter) if args.backbone_only else adapter
-    source = (path / MODEL_FILE, path / CONFIG_FILE) if path.is_dir() else (path,)
-    before = _size(*source)
+    if args.backbone_only:
+        (state, config), part = backbone_part(state, config), "the highway"
+    before = _size(*((path / MODEL_FILE, path / CONFIG_FILE) if path.is_dir() else (path,)))
     write_adapter(state, config, make_folder(output))
-    part = "the highway" if args.backbone_only else "the model without its trunk"
     print(
         f"wrote {output} ({_size(*files)} instead of {before}): {part}, for the trunk "
         f"{config.trunk.source} (fingerprint {config.trunk.short})"

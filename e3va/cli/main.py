@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from ..utils.command import run_command
 
 DESCRIPTION = """\
-Fine-tune a Swin backbone for instance or semantic segmentation with adapters beside the frozen
-backbone, which needs little memory."""
+Fine-tune a Swin backbone for instance or semantic segmentation, with little memory: adapters train
+beside the frozen backbone."""
 
 # Each subcommand is the module of its name in this package.
 COMMANDS = {

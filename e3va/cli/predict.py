@@ -8,7 +8,7 @@ from ..torchvision.predict import predict_images
 from ..torchvision.trainer import make_folder
 from ..utils.errors import UserError
 from ..utils.paths import find_images
-from .arguments import add_device, add_model, pick_device, share
+from .arguments import add_device, add_model, add_output, pick_device, share
 
 DESCRIPTION = """\
 Draw the predictions of a trained model, and write them for other programs: instances as a
@@ -19,23 +19,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the subcommand, which sets ``run``."""
     parser.set_defaults(run=run)
     add_model(parser)
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="image files, folders of images, or globs such as 'photos/*.jpg'",
-    )
-    parser.add_argument(
-        "--output", default="predictions", metavar="DIR", help="output folder; default: %(default)s"
-    )
-    parser.add_argument(
-        "--threshold",
-        type=share,
-        default=0.5,
-        metavar="SCORE",
-        help="smallest score of an object, from 0 to 1; default: %(default)s",
-    )
+    text = "image files, folders of images, or globs such as 'photos/*.jpg'"
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help=text)
+    add_output(parser, "predictions", "output folder")
+    text = "smallest score of an object, from 0 to 1 (default: %(default)s)"
+    parser.add_argument("--threshold", type=share, default=0.5, metavar="SCORE", help=text)
     add_device(parser)
 
 

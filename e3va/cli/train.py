@@ -2,6 +2,7 @@
 
 import ast
 from argparse import SUPPRESS, ArgumentParser, Namespace
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,12 @@ from ..highway.config import DEFAULT_RECIPE, RECIPES
 from ..swin.precision import PRECISIONS as TRUNK_PRECISIONS
 from ..torchvision import curves
 from ..torchvision.models import DEMO_TRUNK, HEADS, MODELS, RANDOM
-from ..torchvision.start import (
-    DATA,
-    DEFAULTS,
-    absolute_path,
-    absolute_trunk,
-    build_trainer,
-    new_options,
-    read_start,
-    resumed_options,
-)
-from ..torchvision.trainer import MODEL, STATE, read_state
+from ..torchvision.settings import TrainSettings
+from ..torchvision.start import DEFAULTS, start_training
+from ..torchvision.trainer import MODEL, STATE
 from ..utils.errors import UserError
 from ..utils.training import PRECISIONS
-from .arguments import ANY_TRUNK, add_data, add_device, pick_device, positive, whole
+from .arguments import ANY_TRUNK, add_data, add_device, add_output, pick_device, positive, whole
 
 DESCRIPTION = """\
 Fine-tune a model on your own images.
@@ -41,8 +34,44 @@ repository, Detectron2, mmdetection, torchvision, timm or transformers.
 
 Ctrl-C saves the run; the same command with --resume continues exactly where it stopped."""
 
-# The options that name files, and functions that return them for any working directory.
-_PATHS = {**dict.fromkeys((*DATA, "adapter"), absolute_path), "trunk": absolute_trunk}
+# Defaults that depend on the data, the trunk or the device.
+_DEFAULT_NOTES = {
+    "preset": "those of the weights file",
+    "model": "mask_rcnn, for label maps semantic_fpn",
+    "heads": "light for trunks smaller than Swin-T, else standard",
+    "lr": ", ".join(f"{sizes.lr:g} for {name} heads" for name, sizes in HEADS.items()),
+    "precision": "on a GPU bf16, on older ones fp16, else fp32",
+}
+_PIXELS = {"type": whole(32), "metavar": "PX"}
+
+
+def _setting(field: Field) -> dict[str, Any]:
+    """Return the arguments of ``add_argument`` for a field of the settings."""
+    text, least = field.metadata["help"], field.metadata["least"]
+    if field.type is int:
+        return {"help": text, "type": whole(least), "metavar": "N"}
+    if field.type is float:
+        return {"help": text, "type": positive, "metavar": "NUMBER"}
+    return {"help": text, "choices": PRECISIONS}
+
+
+# Arguments of ``add_argument`` for the options in ``DEFAULTS``.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "classes": {"metavar": "NAMES", "help": "class names for label maps, label 0 first: a,b,c"},
+    "trunk": {
+        "metavar": "FILE",
+        "help": f"pretrained weights: a file, a name of the zoo, {DEMO_TRUNK!r} or {RANDOM!r}",
+    },
+    "adapter": {"metavar": "PATH", "help": "adapter to start from: its folder, or e3va://NAME"},
+    "preset": {"metavar": "NAME", "help": "size and window of the Swin, such as swin_t"},
+    "model": {"choices": MODELS, "help": "kind of model"},
+    "memory": {"choices": MEMORY, "help": "lean: less memory, more time; plain: for tests"},
+    "trunk_precision": {"choices": TRUNK_PRECISIONS, "help": "data type of a frozen trunk"},
+    "heads": {"choices": HEADS, "help": "widths of neck and heads"},
+    "size": {**_PIXELS, "help": "shorter side of the resized images in pixels"},
+    "max_size": {**_PIXELS, "help": "largest longer side of the resized images in pixels"},
+    **{field.name: _setting(field) for field in fields(TrainSettings)},
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -51,118 +80,63 @@ def add_arguments(parser: ArgumentParser) -> None:
     # An option that is not given is absent, so that --resume compares only those that are given.
     absent = {"default": SUPPRESS}
 
-    def add(group, flag: str, text: str, **options: Any) -> None:
-        default = DEFAULTS[flag.strip("-").replace("-", "_")]
-        note = "" if default is None else f"; default: {default}"
-        group.add_argument(flag, help=text + note, **absent, **options)
+    def add(group, *names: str) -> None:
+        for name in names:
+            option, default = dict(_OPTIONS[name]), _DEFAULT_NOTES.get(name, DEFAULTS[name])
+            if default is not None:
+                option["help"] += f" (default: {default})"
+            group.add_argument(f"--{name.replace('_', '-')}", **option, **absent)
 
-    data = parser.add_argument_group("data")
+    data, output, model, training = map(
+        parser.add_argument_group, ("data", "output", "model", "training")
+    )
     add_data(data, "", "train on", **absent)
     add_data(data, "val-", "validate on", **absent)
-    add(data, "--classes", "class names for label maps, label 0 first: a,b,c", metavar="NAMES")
-
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--output", default="output", metavar="DIR", help="output folder; default: %(default)s"
-    )
+    add(data, "classes")
+    add_output(output, "output", "output folder")
     output.add_argument("--resume", action="store_true", help="continue the run in --output")
     output.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's files")
-    often = {"type": whole(0), "metavar": "N"}
-    add(output, "--eval-every", "steps between evaluations; 0: only at the end", **often)
-    add(output, "--checkpoint-every", "steps between checkpoints; 0: only at the end", **often)
-
-    model = parser.add_argument_group("model")
-    text = f"pretrained weights: a file, a name of the zoo, {DEMO_TRUNK!r} or {RANDOM!r}"
-    add(model, "--trunk", text, metavar="FILE")
-    text = "adapter to start from: its folder, or e3va://NAME"
-    add(model, "--adapter", text, metavar="PATH")
+    add(output, "eval_every", "checkpoint_every")
+    add(model, "trunk", "adapter")
     model.add_argument("--any-trunk", action="store_true", help=ANY_TRUNK)
-    text = "size and window of the Swin, such as swin_t; default: those of the weights file"
-    add(model, "--preset", text, metavar="NAME")
-    text = "kind of model; default: mask_rcnn, for label maps semantic_fpn"
-    add(model, "--model", text, choices=MODELS)
-    model.add_argument(
-        "--recipe",
-        choices=RECIPES,
-        help=f"the highway, or a baseline (frozen, full); default: {DEFAULT_RECIPE}",
-    )
+    add(model, "preset", "model")
+    text = f"settings of the highway; frozen and full are baselines (default: {DEFAULT_RECIPE})"
+    model.add_argument("--recipe", choices=RECIPES, help=text)
     model.add_argument(
         "--highway",
         nargs="+",
+        default=(),
         metavar="NAME=VALUE",
         dest="highway_settings",
         help="changes to the recipe, such as rank=24 taps=residual",
     )
-    add(model, "--memory", "lean: less memory, more computing; plain: for tests", choices=MEMORY)
-    add(model, "--trunk-precision", "data type of a frozen trunk", choices=TRUNK_PRECISIONS)
-    text = "widths of neck and heads; default: light for trunks smaller than Swin-T"
-    add(model, "--heads", text, choices=HEADS)
-    pixels = {"type": whole(32), "metavar": "PX"}
-    add(model, "--size", "shorter side of the resized images in pixels", **pixels)
-    add(model, "--max-size", "largest longer side of the resized images in pixels", **pixels)
-
-    training = parser.add_argument_group("training")
-    count = {"type": whole(1), "metavar": "N"}
-    add(training, "--steps", "number of updates", **count)
-    add(training, "--batch-size", "number of images in an update", **count)
-    rates = ", ".join(f"{sizes.lr:g} for {name} heads" for name, sizes in HEADS.items())
-    add(training, "--lr", f"learning rate of the heads; default: {rates}", type=positive)
-    factor = {"type": positive, "metavar": "FACTOR"}
-    add(training, "--adapter-lr", "learning rate of the adapters, as a multiple of --lr", **factor)
-    text = "learning rate of a trunk that trains, as a multiple of --lr"
-    add(training, "--trunk-lr", text, **factor)
-    text = "fp32, or mixed precision; default: on a GPU bf16, on older ones fp16, else fp32"
-    add(training, "--precision", text, choices=PRECISIONS)
-    add(training, "--seed", "seed of everything random", type=whole(0), metavar="N")
-    training.add_argument(
-        "--workers",
-        type=whole(0),
-        metavar="N",
-        help="number of processes that read images; default: 4 with a GPU, else 0",
-    )
+    add(model, "memory", "trunk_precision", "heads", "size", "max_size")
+    add(training, "steps", "batch_size", "lr", "adapter_lr", "trunk_lr", "precision", "seed")
+    text = "number of processes that read images (default: 4 with a GPU, else 0)"
+    training.add_argument("--workers", type=whole(0), metavar="N", help=text)
     add_device(training)
 
 
 def run(args: Namespace) -> None:
-    """Train, and print the scores and the commands to go on with."""
+    """Train, and print the scores and the commands for the trained model."""
     given = {k: v for k, v in vars(args).items() if k in DEFAULTS}
-    for key in given.keys() & _PATHS.keys():
-        given[key] = _PATHS[key](given[key])
-    highway = _highway_settings(args.recipe, args.highway_settings or ())
+    highway = _highway_settings(args.recipe, args.highway_settings)
     if highway:
         given["highway"] = highway
     folder = Path(args.output).expanduser()
-    state = start = None
-    if args.resume:
-        state = read_state(folder)
-        options = resumed_options(given, state, folder)
-    elif (folder / STATE).exists():
-        raise UserError(
-            f"{folder} already holds a run ({STATE}): add --resume to continue it, or give another "
-            "--output"
-        )
-    else:
-        if given.get("adapter"):
-            start = read_start(given["adapter"], given.get("trunk"))
-        options = new_options(given, start)
-    trainer = build_trainer(
-        options,
-        folder,
-        pick_device(args.device),
-        state=state,
-        start=start,
+    trainer = start_training(
+        *(given, folder, pick_device(args.device)),
+        resume=args.resume,
         any_trunk=args.any_trunk,
         workers=args.workers,
         tensorboard=args.tensorboard,
     )
-    if state:
-        print(f"continuing after step {trainer.step} of {trainer.settings.steps}")
     trainer.train()
     curves.plot({"": curves.read_metrics(folder)}, folder / "curves.png")
-    if trainer.scores:
+    if trainer.scores.values:
         print(trainer.scores.table())
     print(
-        f"wrote {folder / MODEL}. Next:\n"
+        "Next:\n"
         f"  e3va predict {folder / MODEL} --input PHOTOS --output drawn\n"
         f"  e3va info {folder / MODEL}"
     )

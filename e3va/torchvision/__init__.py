@@ -1,12 +1,13 @@
 """E³VA backbones in torchvision's detectors; the ``e3va`` command trains them.
 
 Raises:
-    UserError: torchvision is not installed.
+    UserError: torchvision or pycocotools is not installed.
 """
 
 from ..utils.optional import require
 
-require("torchvision", "e3va.torchvision")
+for _package in ("torchvision", "pycocotools"):
+    require(_package, "e3va.torchvision")
 
 from . import model_zoo  # noqa: E402
 from .cascade import CascadeRoIHeads  # noqa: E402

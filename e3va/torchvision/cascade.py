@@ -5,6 +5,7 @@ grid of RoIAlign and of the mask targets; boxes, matching, sampling and NMS are 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,11 @@ from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
 IOUS = (0.5, 0.6, 0.7)
+# Sampling of RoIs in training, and choice of detections in evaluation, as in Detectron2.
+ROI_SETTINGS: dict[str, Any] = {
+    **{"fg_iou_thresh": 0.5, "bg_iou_thresh": 0.5, "positive_fraction": 0.25},
+    **{"score_thresh": 0.05, "nms_thresh": 0.5, "detections_per_img": 100},
+}
 BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 
 Boxes = list[Tensor]  # one [N, 4] for each image, x1 y1 x2 y2 in pixels
@@ -25,7 +31,7 @@ class AlignedPooler(nn.Module):
     """RoIAlign over p2..p5 without the half-pixel offset of torchvision's ``MultiScaleRoIAlign``.
 
     Args:
-        levels: names of the levels to pool from, in the order of their strides 4, 8, 16, …
+        levels: names of the levels, in the order of their strides 4, 8, 16, …
         output_size: side of the output.
     """
 
@@ -36,7 +42,7 @@ class AlignedPooler(nn.Module):
 
     def forward(self, features: dict[str, Tensor], boxes: Boxes, image_shapes: list) -> Tensor:
         """Map features [B, C, H_l, W_l] and boxes to [sum of N, C, side, side]."""
-        del image_shapes  # for torchvision's pooler, which infers the strides
+        del image_shapes  # torchvision's pooler infers the strides from them
         rois = with_places(boxes)
         level_of = LevelMapper(2, 1 + len(self.levels))(boxes)
         first = features[self.levels[0]]
@@ -74,7 +80,7 @@ class CascadePredictor(nn.Module):
 
 
 class CascadeRoIHeads(RoIHeads):
-    """Three box stages, each of which trains on the boxes of the one before, and a mask head.
+    """Three box stages and a mask head; each later stage trains on the boxes of the previous one.
 
     Inputs and outputs are those of torchvision's ``RoIHeads``. The losses are
     ``loss_classifier_stage{k}``, ``loss_box_reg_stage{k}`` and ``loss_mask``. In evaluation the
@@ -84,9 +90,8 @@ class CascadeRoIHeads(RoIHeads):
         box_roi_pool: pooler of all stages.
         box_heads: one head for each stage.
         box_predictors: one predictor for each stage.
-        mask_roi_pool: see torchvision's ``RoIHeads``, as the other arguments of masks.
+        mask_roi_pool, mask_head, mask_predictor: modules of torchvision's ``RoIHeads``.
         batch_size_per_image: number of sampled RoIs in training, a quarter of them on objects.
-        score_thresh: see torchvision's ``RoIHeads``, as the other arguments of evaluation.
     """
 
     def __init__(
@@ -99,25 +104,15 @@ class CascadeRoIHeads(RoIHeads):
         mask_predictor: nn.Module,
         *,
         batch_size_per_image: int = 512,
-        score_thresh: float = 0.05,
-        nms_thresh: float = 0.5,
-        detections_per_img: int = 100,
     ):
         super().__init__(
-            box_roi_pool,
-            nn.ModuleList(box_heads),
-            nn.ModuleList(box_predictors),
-            IOUS[0],
-            IOUS[0],
-            batch_size_per_image,
-            0.25,
-            BOX_WEIGHTS[0],
-            score_thresh,
-            nms_thresh,
-            detections_per_img,
-            mask_roi_pool,
-            mask_head,
-            mask_predictor,
+            *(box_roi_pool, nn.ModuleList(box_heads), nn.ModuleList(box_predictors)),
+            **ROI_SETTINGS,
+            batch_size_per_image=batch_size_per_image,
+            bbox_reg_weights=BOX_WEIGHTS[0],
+            mask_roi_pool=mask_roi_pool,
+            mask_head=mask_head,
+            mask_predictor=mask_predictor,
         )
         self.matchers = [det_utils.Matcher(iou, iou) for iou in IOUS]
         self.box_coders = [det_utils.BoxCoder(weights) for weights in BOX_WEIGHTS]

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from ..adapter_files.description import AdapterConfig
-from ..adapter_files.files import FULL_KEY, merge, read_adapter, split
+from ..adapter_files.files import FULL_KEY, read_adapter, split
+from ..adapter_files.trunk import build_trunk
 from ..backbone import BackboneConfig
-from ..model_zoo.trunks import find_trunk_of, read_trunk_file
-from ..swin.trunk import SwinTrunk
+from ..model_zoo.trunks import read_trunk_file
 from ..utils.errors import UserError
 from ..weights.checkpoint import model_state
-from ..weights.loading import load_trunk
-from ..weights.origin import TrunkOrigin, round_as
+from ..weights.origin import TrunkOrigin
 from .description import FRAMEWORK, adapter_fields, why_no_adapter
+from .loading import whole_state
 from .models import DEMO_TRUNK, ModelConfig
 
 _HALF = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -31,14 +31,10 @@ def to_checkpoint(
 ) -> tuple[dict[str, Any], AdapterConfig]:
     """Return the checkpoint of the whole model of an adapter, and the adapter's description.
 
-    Args:
-        path: the adapter's folder or one of its files.
-        trunk: the trunk, see :func:`e3va.torchvision.load_model`.
-        any_trunk: whether to accept another trunk than that of the adapter's training.
+    See :func:`e3va.torchvision.load_model` for the arguments.
     """
     adapter, config = read_adapter(path)
-    weights, source = find_trunk_of(config, trunk, path if path.is_dir() else path.parent)
-    state = merge(adapter, config, weights, source, any_trunk=any_trunk)
+    state, _ = whole_state(adapter, config, path, trunk, any_trunk)
     data: dict[str, Any] = {"model": state, FULL_KEY: config.to_dict()}
     if config.framework == FRAMEWORK:
         data["config"] = ModelConfig.from_dict(config.model, str(path)).to_dict()
@@ -52,14 +48,8 @@ def to_adapter(
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
     """Return the tensors and the description of the adapter in a whole model.
 
-    Args:
-        data: contents of ``model.pth``, ``training.pth`` or a checkpoint of Detectron2.
-        source: name of the file, for messages.
-        trunk: the trunk of the training; None if the file names it.
-
-    Raises:
-        UserError: the model has no adapter, or ``trunk`` is another trunk than the model's, or the
-            model's trunk is unknown.
+    ``data`` is the content of ``model.pth``, ``training.pth`` or a checkpoint of Detectron2.
+    ``trunk`` is the trunk of the training; None if the file records it.
     """
     state = model_state(data, source)
     adapter, config = split(data, state, source)
@@ -69,7 +59,7 @@ def to_adapter(
         reason = why_no_adapter(own)
         if reason:
             raise UserError(f"{source} has no adapter: {reason}")
-        if not recorded:  # written before there were adapter files
+        if not recorded:  # the file is older than adapter files
             summary = (data.get("data") or {}).get("summary", "")
             described = adapter_fields(own, summary, data.get("step"), data.get("scores"))
             config = replace(config, backbone=BackboneConfig(own.preset, own.highway), **described)
@@ -79,7 +69,7 @@ def to_adapter(
         config = replace(config, trunk=_compare_trunk(config, state, trunk, source, recorded))
     elif not recorded:
         raise UserError(
-            f"{source} does not record the pretrained trunk that it was trained on: give it with "
+            f"{source} does not record the pretrained trunk of its training: give the trunk with "
             "--trunk FILE"
         )
     return adapter, config
@@ -97,16 +87,13 @@ def _compare_trunk(
     halves = {_HALF[value.dtype] for value in inside.values() if value.dtype in _HALF}
     rest = halves.pop() if halves else "fp32"
     for stored in (config.trunk.stored,) if recorded else (rest, f"int8 {rest}"):
-        module = SwinTrunk(config.backbone.preset)
-        load_trunk(module, weights, name)
-        origin = module.origin
-        round_as(module, stored)
-        own = {config.trunk_prefix + key: value for key, value in module.state_dict().items()}
+        trunk = build_trunk(config, weights, name, any_trunk=True, stored=stored)
+        own = {config.trunk_prefix + key: value for key, value in trunk.state_dict().items()}
         if own.keys() == inside.keys() and all(_same(own[k], inside[k]) for k in own):
-            return replace(origin, stored=stored)
+            return trunk.origin
     trained = f"the trunk {_name(config.trunk)}" if recorded else "another trunk"
     raise UserError(
-        f"{source} was trained on {trained}, not on {_name(origin)}: give the trunk of its "
+        f"{source} was trained on {trained}, not on {_name(trunk.origin)}: give the trunk of its "
         "training with --trunk FILE"
     )
 

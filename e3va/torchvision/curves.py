@@ -18,9 +18,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def plot(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Draw the losses of runs and, where there are some, their scores beside them.
-
-    Without matplotlib, which is optional, nothing is drawn.
+    """Draw the losses of runs and, if there are any, their scores; draw nothing without matplotlib.
 
     Args:
         runs: results of :func:`read_metrics`, by the names for the legend.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -13,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..data.coco import CocoData, read_coco
+from ..data.images import BROKEN
 from ..data.label_maps import (
     LabelledImage,
     check_labels,
@@ -20,8 +22,8 @@ from ..data.label_maps import (
     pair_label_maps,
     read_label_map,
 )
+from ..data.masks import to_rle
 from ..utils.errors import UserError, unreadable_image
-from ..utils.optional import require
 from ..utils.progress import track
 
 Record = dict[str, Any]
@@ -32,21 +34,15 @@ Target = dict[str, Tensor]
 class Dataset:
     """Records of images, and the function that reads their targets.
 
-    Attributes:
-        records: dicts with ``path``, ``width``, ``height`` and entries for :attr:`read_target`.
-        classes: class names; for label maps the name of label 0 comes first.
-        read_target: function of a record that returns ``boxes`` [N, 4] float32 (x1 y1 x2 y2),
-            ``labels`` [N] int64 from 1 and ``masks`` [N, H, W] uint8; for label maps ``labels``
-            [H, W] int64.
-        summary: one line of text about the data.
-        coco: the annotation file; None for label maps.
+    A target has ``boxes`` [N, 4] float32 (x1 y1 x2 y2), ``labels`` [N] int64 from 1 and ``masks``
+    [N, H, W] uint8; with label maps it has only ``labels`` [H, W] int64.
     """
 
-    records: list[Record]
-    classes: tuple[str, ...]
+    records: list[Record]  # dicts with "path", "width", "height" and entries for read_target
+    classes: tuple[str, ...]  # with label maps, the name of label 0 comes first
     read_target: Callable[[Record], Target]
-    summary: str
-    coco: CocoData | None = None
+    summary: str  # one line about the data
+    coco: CocoData | None = None  # the annotation file; None for label maps
 
     @property
     def category_ids(self) -> tuple[int, ...]:
@@ -55,12 +51,11 @@ class Dataset:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Decode an image as RGB, turned as its EXIF data say."""
+    """Decode an image as RGB in its EXIF orientation."""
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    # Pillow raises all of these for broken files, the last for ones of absurd size.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise unreadable_image(path, error) from None
 
 
@@ -81,7 +76,7 @@ def read_example(record: Record, dataset: Dataset) -> tuple[Tensor, Target]:
 
 
 class TrainMapper:
-    """Reads the example of a record, and flips half of them left to right, by torch's generator.
+    """Function that reads the example of a record; a random half is flipped left to right.
 
     The model resizes the images, as torchvision's detectors do.
     """
@@ -93,15 +88,13 @@ class TrainMapper:
     def __call__(self, record: Record) -> tuple[Tensor, Target]:
         """Return the image and the target."""
         image, target = read_example(record, self.dataset)
-        size = image.shape[-2:]
-        wrapped = {"image": tv_tensors.Image(image), **target}
+        name = "masks" if "boxes" in target else "labels"
+        pixels = {"image": tv_tensors.Image(image), name: tv_tensors.Mask(target[name])}
+        wrapped = {**target, **pixels}
         if "boxes" in target:
             wrapped["boxes"] = tv_tensors.BoundingBoxes(
-                target["boxes"], format="XYXY", canvas_size=size
+                target["boxes"], format="XYXY", canvas_size=image.shape[-2:]
             )
-            wrapped["masks"] = tv_tensors.Mask(target["masks"])
-        else:
-            wrapped["labels"] = tv_tensors.Mask(target["labels"])
         flipped = {k: v.as_subclass(Tensor) for k, v in self.flip(wrapped).items()}
         return flipped.pop("image"), flipped
 
@@ -115,19 +108,10 @@ def open_dataset(
     training: bool = False,
     prefix: str = "",
 ) -> Dataset:
-    """Open the data of a folder of images and either an annotation file or label maps.
+    """Open a folder of images with either an annotation file or a folder of label maps.
 
-    Args:
-        images: folder of images.
-        annotations: a COCO-format file.
-        labels: folder of label maps.
-        classes: class names for label maps, label 0 first.
-        training: whether to leave out images and objects that cannot be trained on.
-        prefix: prefix of the arguments' names in messages, such as ``"--val-"``.
-
-    Raises:
-        UserError: not exactly one of ``annotations`` and ``labels`` is given, or the data are
-            unusable.
+    ``classes`` names the labels of label maps, ``training`` drops images without objects, and
+    ``prefix`` precedes the arguments' names in messages.
     """
     if not images:
         raise UserError(f"{prefix}images is not given: expected a folder of images")
@@ -146,7 +130,7 @@ def open_dataset(
 
 
 def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
-    """Raise a UserError for data with other classes, or another order, than the model's."""
+    """Check that the data have the classes of the model, in the same order."""
     if dataset.classes != tuple(classes):
         raise UserError(
             f"the data have the classes {', '.join(dataset.classes)}, but the model was trained on "
@@ -157,14 +141,13 @@ def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
 def coco_dataset(annotations: str, images: str, training: bool) -> Dataset:
     """Open COCO-format instances, see :func:`e3va.data.coco.read_coco`."""
     data = read_coco(Path(annotations).expanduser(), Path(images).expanduser(), training=training)
-    require("pycocotools", "reading masks")
     names = tuple(data.class_names)
     return Dataset(data.images, names, _InstanceTargets(data), data.summary(), data)
 
 
 @dataclass
 class _InstanceTargets:
-    """Function that reads a record's target; a class, so that it can be pickled for workers."""
+    """Function that reads a record's target; as a class it can be pickled for workers."""
 
     data: CocoData
 
@@ -178,7 +161,13 @@ class _InstanceTargets:
         labels = [1 + self.data.class_index[a["category_id"]] for a in found]
         masks = np.zeros((len(found), height, width), np.uint8)
         for mask, annotation in zip(masks, found, strict=True):
-            mask[:] = decode_mask(annotation["segmentation"], (height, width))
+            try:
+                mask[:] = pycocotools.mask.decode(to_rle(annotation["segmentation"], height, width))
+            except ValueError as error:
+                raise UserError(
+                    f"{self.data.source}: annotation {annotation.get('id')} of {record['path']}: "
+                    f"{error}; correct or remove the annotation"
+                ) from None
         return {
             "boxes": boxes,
             "labels": torch.tensor(labels, dtype=torch.int64),
@@ -186,30 +175,10 @@ class _InstanceTargets:
         }
 
 
-def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Decode polygons or RLE, compressed or not, to a mask [H, W] uint8."""
-    mask_util = require("pycocotools.mask", "reading masks")
-    if isinstance(segmentation, list):
-        rles = mask_util.frPyObjects(segmentation, *size)
-        return mask_util.decode(mask_util.merge(rles))
-    if isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-    mask = mask_util.decode(segmentation)
-    if mask.shape != tuple(size):
-        raise UserError(
-            f"a mask of {mask.shape[1]}×{mask.shape[0]} in an image of {size[1]}×{size[0]}: "
-            "expected the image's own size; correct the annotation's 'size'"
-        )
-    return mask
-
-
 def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Dataset:
     """Open images with label maps, see :mod:`e3va.data.label_maps`; every map is checked.
 
-    Args:
-        images: folder of images.
-        labels: folder of label maps, one channel of 8 bits (or a palette).
-        names: class names, label 0 first; by default ``class 0`` … up to the largest label.
+    The default class names are ``class 0`` … up to the largest label.
     """
     pairs = pair_label_maps(images, labels)
 

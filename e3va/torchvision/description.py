@@ -1,40 +1,49 @@
-"""What the files of a training record about its model."""
+"""What files record about a model of this framework, and the model that an adapter belongs to."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ..adapter_files.description import describe_model
-from ..adapter_files.files import FULL_KEY
+from ..adapter_files.description import AdapterConfig, describe_model
+from ..adapter_files.files import FULL_KEY, without_trunk
+from ..adapter_files.heads import to_framework
+from ..backbone import trunk_prefix
 from ..highway.config import OUTSIDE
-from ..model_zoo.trunks import DEMO, SCHEME
-from .models import RANDOM, ModelConfig
+from ..model_zoo.trunks import SCHEME
+from ..utils.errors import UserError
+from .models import DEMO_TRUNK, HEADS, RANDOM, ModelConfig, build_model
 
 FRAMEWORK = "torchvision"
+# Detectron2's configs train on images of 480 to 800 pixels and evaluate at 800.
+_AS_DETECTRON2 = {"size": 800, "max_size": 1333, "jitter": (0.6, 1.0), "pooling": "aligned"}
+# A tensor that only one kind of model has; its rows are the classes, and the background or not.
+_MARKS = {
+    "mask_rcnn": ("roi_heads.box_predictor.cls_score.weight", 1),
+    "cascade_mask_rcnn": ("roi_heads.box_predictor.0.cls_score.weight", 1),
+    "semantic_fpn": ("sem_seg_head.predictor.weight", 0),
+}
 
 
-def trunk_name(trunk: str) -> str:
+def _trunk_name(trunk: str) -> str:
     """Return the name of a trunk for files that leave this machine: a file without its folders."""
-    return trunk if trunk in (DEMO, RANDOM) or trunk.startswith(SCHEME) else Path(trunk).name
+    return trunk if trunk in (DEMO_TRUNK, RANDOM) or trunk.startswith(SCHEME) else Path(trunk).name
 
 
 def adapter_fields(
-    config: ModelConfig, summary: str = "", steps: int | None = None, scores: Mapping | None = None
+    config: ModelConfig, summary: str, steps: int | None, scores: Mapping[str, float] | None
 ) -> dict[str, Any]:
     """Return the fields of :class:`e3va.adapter_files.description.AdapterConfig` of a training.
 
-    Args:
-        config: the model's config.
-        summary: line about the training data; its path is shortened to the last name.
-        steps: number of steps of the training.
-        scores: scores on validation data.
+    ``summary`` is the line about the training data; its path is shortened to the last name.
     """
     path, colon, rest = summary.partition(": ")
     return {
         "framework": FRAMEWORK,
-        "model": {**config.to_dict(), "trunk": trunk_name(config.trunk)},
+        "model": {**config.to_dict(), "trunk": _trunk_name(config.trunk)},
         "classes": tuple(config.classes),
         "trained_on": f"{Path(path).name}{colon}{rest}" if colon else summary,
         "steps": steps,
@@ -45,22 +54,82 @@ def adapter_fields(
 def why_no_adapter(config: ModelConfig) -> str | None:
     """Return the reason why a model has no adapter files; None if it has some."""
     if config.highway.train_trunk:
-        return "the trunk trains too, so the whole model is the result"
-    if config.highway.adapter == OUTSIDE:
-        return "its adapters come from outside the registry, so the whole model is the result"
-    if config.trunk == RANDOM:
-        return "its trunk is random, so the whole model is the result"
-    return None
+        reason = "the trunk trains too"
+    elif config.highway.adapter == OUTSIDE:
+        reason = "its adapters come from outside the registry"
+    elif config.trunk == RANDOM:
+        reason = "its trunk is random"
+    else:
+        return None
+    return f"{reason}, so the whole model is the result"
 
 
 def checkpoint_entry(model: nn.Module, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry by which a checkpoint of a whole model describes its adapter and trunk.
+    """Return the entry of a checkpoint that describes adapter and trunk; ``{}`` without an adapter.
 
-    Args:
-        model: the model. Without an entry: a trunk that trains, adapters from outside the registry.
-        fields: the result of :func:`adapter_fields`.
+    ``fields`` is the result of :func:`adapter_fields`.
     """
     backbone = model.backbone.bottom_up
     if not backbone.trunk.frozen or backbone.config.highway.adapter == OUTSIDE:
         return {}
     return {FULL_KEY: describe_model(model, **fields).to_dict()}
+
+
+def fit_model(
+    about: AdapterConfig, state: Mapping[str, Tensor], source: str
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Return the config of an adapter's model, and the adapter's tensors under its names.
+
+    For an adapter of Detectron2 the kind and the widths of the model are read off the tensors;
+    image sizes are those of Detectron2's configs, and category ids count from 1.
+    """
+    if about.framework == FRAMEWORK:
+        checked = {
+            "classes": about.classes,
+            "preset": asdict(about.backbone.preset),
+            "highway": about.backbone.highway.to_dict(),
+        }
+        return ModelConfig.from_dict({**about.model, **checked}, source), dict(state)
+    mapped, unknown = to_framework(state, FRAMEWORK)
+    config = None if unknown else _config_from_tensors(about, mapped)
+    with torch.device("meta"):
+        model = build_model(config) if config else None
+    if model is None or not fits(model, mapped):
+        raise UserError(
+            f"{source} belongs to a model of {about.framework or 'another program'} that this "
+            "framework does not have; e3va train --adapter can start from its backbone part"
+        )
+    return config, mapped
+
+
+def recognize(state: Mapping[str, Tensor]) -> tuple[str | None, str | None]:
+    """Return the kind of model (in ``MODELS``) and the widths of its heads (in ``HEADS``)."""
+    kinds = [kind for kind, (mark, _) in _MARKS.items() if mark in state]
+    lateral = state.get("backbone.fpn.inner_blocks.0.0.weight", ())
+    widths = [name for name, sizes in HEADS.items() if sizes.channels == len(lateral)]
+    return kinds[0] if len(kinds) == 1 else None, widths[0] if widths else None
+
+
+def _config_from_tensors(about: AdapterConfig, state: Mapping[str, Tensor]) -> ModelConfig | None:
+    kind, heads = recognize(state)
+    if kind is None or heads is None:
+        return None
+    mark, background = _MARKS[kind]
+    numbers = tuple(range(1, len(state[mark]) - background + 1))
+    fitting = len(about.classes) == len(numbers)
+    return ModelConfig(
+        model=kind,
+        classes=about.classes if fitting else tuple(f"class {number}" for number in numbers),
+        trunk=_trunk_name(about.trunk.source),
+        heads=heads,
+        category_ids=() if kind == "semantic_fpn" else numbers,
+        preset=about.backbone.preset,
+        highway=about.backbone.highway,
+        **_AS_DETECTRON2,
+    )
+
+
+def fits(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Return whether an adapter's tensors have the names and shapes of a model's."""
+    own = without_trunk(model.state_dict(), trunk_prefix(model))
+    return {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in state.items()}

@@ -3,30 +3,31 @@
 import contextlib
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import pycocotools.mask
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from ..data.label_maps import IGNORED
-from ..utils.optional import require
 from ..utils.progress import track
 from .data import Dataset, read_example
 
 
 @dataclass
 class Scores:
-    """Scores of an evaluation, in percent.
+    """Scores of an evaluation, in percent; NaN if the data have no object.
 
-    Attributes:
-        values: scores by name: ``AP box``, ``AP50 box``, ``AP75 box`` and the same of masks; or
-            ``mIoU`` and ``pixel accuracy``. NaN if the data have no object.
-        per_class: mask AP or IoU by class name.
+    They are ``AP box``, ``AP50 box``, ``AP75 box`` and the same of masks; or ``mIoU`` and ``pixel
+    accuracy``.
     """
 
-    values: dict[str, float]
-    per_class: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    per_class: dict[str, float] = field(default_factory=dict)  # mask AP or IoU by class name
 
     def table(self) -> str:
         """Return a line of text for each score and each class."""
@@ -41,20 +42,27 @@ def evaluate(model: nn.Module, dataset: Dataset, device: torch.device) -> Scores
     was_training = model.training
     model.eval()
     try:
+        predictions = _predict(model, dataset, device)
         if dataset.coco is not None:
-            return coco_scores(_coco_results(model, dataset, device), dataset)
-        return _label_scores(model, dataset, device)
+            ids = dataset.category_ids
+            found = (to_coco(output, record["id"], ids) for record, _, output in predictions)
+            return coco_scores([result for results in found for result in results], dataset)
+        count = len(dataset.classes)
+        confusion = torch.zeros(count, count, dtype=torch.int64)
+        for _, target, output in predictions:
+            confusion += confusion_matrix(target["labels"], output["labels"].cpu(), count)
+        return label_scores(confusion, dataset.classes)
     finally:
         model.train(was_training)
 
 
-def _coco_results(model: nn.Module, dataset: Dataset, device: torch.device) -> list[dict]:
-    results = []
+def _predict(
+    model: nn.Module, dataset: Dataset, device: torch.device
+) -> Iterator[tuple[dict, dict[str, Tensor], dict[str, Tensor]]]:
+    """Yield record, target and prediction of each image."""
     for record in track(dataset.records, "evaluating", "image"):
-        image, _ = read_example(record, dataset)
-        found = model([image.to(device)])[0]
-        results += to_coco(found, record["id"], dataset.category_ids)
-    return results
+        image, target = read_example(record, dataset)
+        yield record, target, model([image.to(device)])[0]
 
 
 def to_coco(found: dict[str, Tensor], image_id: int, category_ids: tuple[int, ...]) -> list[dict]:
@@ -62,11 +70,10 @@ def to_coco(found: dict[str, Tensor], image_id: int, category_ids: tuple[int, ..
 
     Masks are cut at probability 0.5 and written as compressed RLE.
     """
-    mask_util = require("pycocotools.mask", "writing masks")
     boxes, records = found["boxes"].cpu().tolist(), []
     masks = (found["masks"][:, 0] >= 0.5).to(torch.uint8).cpu().numpy()
     for number, (x1, y1, x2, y2) in enumerate(boxes):
-        rle = mask_util.encode(np.asfortranarray(masks[number]))
+        rle = pycocotools.mask.encode(np.asfortranarray(masks[number]))
         records.append(
             {
                 "image_id": image_id,
@@ -81,10 +88,6 @@ def to_coco(found: dict[str, Tensor], image_id: int, category_ids: tuple[int, ..
 
 def coco_scores(results: list[dict], dataset: Dataset) -> Scores:
     """Return box and mask AP of results in COCO's format."""
-    require("pycocotools", "evaluating")
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     values: dict[str, float] = {}
     per_class: dict[str, float] = {}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own tables
@@ -114,16 +117,6 @@ def coco_scores(results: list[dict], dataset: Dataset) -> Scores:
 
 def _percent(value: float) -> float:
     return 100 * float(value) if value >= 0 else math.nan
-
-
-def _label_scores(model: nn.Module, dataset: Dataset, device: torch.device) -> Scores:
-    count = len(dataset.classes)
-    confusion = torch.zeros(count, count, dtype=torch.int64)
-    for record in track(dataset.records, "evaluating", "image"):
-        image, target = read_example(record, dataset)
-        predicted = model([image.to(device)])[0]["labels"].cpu()
-        confusion += confusion_matrix(target["labels"], predicted, count)
-    return label_scores(confusion, dataset.classes)
 
 
 def confusion_matrix(truth: Tensor, predicted: Tensor, count: int) -> Tensor:

@@ -1,7 +1,6 @@
-"""The contents of a file, as text: a trained model, an adapter, or a pretrained Swin."""
+"""Descriptions of files: trained models, adapters, and pretrained Swins."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,11 @@ from ..weights.origin import TrunkOrigin
 from .loading import find_saved, open_trunk
 from .models import ModelConfig, build_model, model_parts
 
-Rows = Iterable[tuple[str, Any]]
-
 
 def describe_file(path: str | Path, trunk: str | None = None, any_trunk: bool = False) -> list[str]:
-    """Describe a file in lines of text.
+    """Describe a trained model, an adapter or pretrained weights in lines of text.
 
-    Args:
-        path: ``model.pth`` or ``training.pth`` of ``e3va train``, a checkpoint of Detectron2, an
-            adapter's folder or one of its files, pretrained weights, or an ``e3va://`` address.
-        trunk: trunk to compare with the one that the adapter was trained on.
-        any_trunk: whether to accept another trunk than that one.
+    ``trunk`` is compared with the trunk of the adapter's training; ``any_trunk`` accepts another.
     """
     path = find_saved(path)
     if path.is_dir() or is_adapter(path):
@@ -51,35 +44,31 @@ def describe_file(path: str | Path, trunk: str | None = None, any_trunk: bool = 
     if isinstance(data.get("config"), dict):
         return lines + _model(data, str(path))
     state = model_state(data, str(path))
-    count = sum(tensor.numel() for tensor in state.values())
-    lines.append(f"weights: {len(state)} tensors, {count:,} numbers")
+    lines.append(f"weights: {len(state)} tensors, {_count(state)}")
     if FULL_KEY in data:
         config = AdapterConfig.from_dict(dict(data[FULL_KEY]), str(path))
         lines += ["a whole model, with this description:", *_rows(_description(config))]
     else:
         lines += _swin(state, str(path))
-    return lines + _rows(metadata.items())
+    return lines + _rows(metadata)
 
 
-def describe_config(config: ModelConfig) -> list[str]:
-    """Describe a model's config, one line for each field."""
-    rows = []
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, SwinPreset):
-            value = _preset(value)
-        elif isinstance(value, tuple):
-            value = ", ".join(map(str, value))
-        rows.append((field.name, value))
-    return _rows(rows)
+def describe_config(config: ModelConfig) -> dict[str, Any]:
+    """Return the fields of a model's config in the form that people read."""
+    lists = {name: ", ".join(map(str, v)) for name, v in vars(config).items() if type(v) is tuple}
+    return {**vars(config), **lists, "preset": _preset(config.preset)}
 
 
-def _rows(rows: Rows) -> list[str]:
-    return [f"{name:<14}{' ' * (len(name) > 13)}{value}" for name, value in rows]
+def _rows(rows: Mapping[str, Any]) -> list[str]:
+    return [f"{name:<14}{' ' * (len(name) > 13)}{value}" for name, value in rows.items()]
 
 
 def _preset(preset: SwinPreset) -> str:
     return f"{preset_name(preset) or 'a Swin'} ({preset})"
+
+
+def _count(state: Mapping[str, Tensor]) -> str:
+    return f"{sum(tensor.numel() for tensor in state.values()):,} numbers"
 
 
 def _swin(state: Mapping[str, Tensor], source: str) -> list[str]:
@@ -89,19 +78,24 @@ def _swin(state: Mapping[str, Tensor], source: str) -> list[str]:
     trunk = SwinTrunk(read_geometry(trunk_state(state, prefix), source))
     loaded = load_trunk(trunk, state, source)
     name = preset_name(trunk.preset) or "of no known size"
-    rows = [("layout", loaded.layout), ("fingerprint", trunk.origin.fingerprint)]
+    rows = {"layout": loaded.layout, "fingerprint": trunk.origin.fingerprint}
     return [f"holds the Swin {name} ({trunk.preset}), {prefix=}", *_rows(rows)]
 
 
 def _model(data: Mapping[str, Any], source: str) -> list[str]:
     config = ModelConfig.from_dict(data["config"], source)
-    origin, summary = recorded_origin(data), data.get("data", {}).get("summary", "unknown")
-    rows = [*(_trunk(origin) if origin else ()), ("trained on", summary)]
-    rows += [("steps", data.get("step")), *_scores(data.get("scores") or {})]
+    origin = recorded_origin(data)
+    rows = {
+        **describe_config(config),
+        **(_trunk(origin) if origin else {}),
+        "trained on": data.get("data", {}).get("summary", "unknown"),
+        "steps": data.get("step"),
+        **_scores(data.get("scores") or {}),
+    }
     with torch.device("meta"):
         model = build_model(config)
     table = parameter_table(count_parameters(model, model_parts(model)))
-    return [*describe_config(config), *_rows(rows), *table.splitlines()]
+    return [*_rows(rows), *table.splitlines()]
 
 
 def _adapter(path: Path, given: str | None, any_trunk: bool) -> list[str]:
@@ -113,30 +107,30 @@ def _adapter(path: Path, given: str | None, any_trunk: bool) -> list[str]:
         trunk = open_trunk(config, path, given, any_trunk, "fp32")
         same = trunk.origin.fingerprint == config.trunk.fingerprint
         lines.append(f"{given} is {'the' if same else 'NOT the'} trunk of the adapter's training")
-    highway = sum(value.numel() for value in backbone_part(state, config)[0].values())
-    rest = sum(value.numel() for value in state.values()) - highway
-    return lines + _rows(
-        [("highway", f"{highway:,} numbers"), ("neck, heads", f"{rest:,} numbers")]
-    )
+    highway, _ = backbone_part(state, config)
+    rest = {name: value for name, value in state.items() if name not in highway}
+    return lines + _rows({"highway": _count(highway), "neck, heads": _count(rest)})
 
 
-def _description(config: AdapterConfig) -> Rows:
-    yield "written by", f"e3va {config.library_version}"
-    yield "framework", config.framework or "none"
-    yield "model", config.model.get("model") or config.model.get("config") or "unknown"
-    yield "preset", _preset(config.backbone.preset)
-    yield "highway", config.backbone.highway
-    yield "classes", ", ".join(config.classes) or "unknown"
-    yield from _trunk(config.trunk)
-    yield "trained on", config.trained_on or "unknown"
-    yield "steps", "unknown" if config.steps is None else config.steps
-    yield from _scores(config.scores)
+def _description(config: AdapterConfig) -> dict[str, Any]:
+    return {
+        "written by": f"e3va {config.library_version}",
+        "framework": config.framework or "none",
+        "model": config.model.get("model") or config.model.get("config") or "unknown",
+        "preset": _preset(config.backbone.preset),
+        "highway": config.backbone.highway,
+        "classes": ", ".join(config.classes) or "unknown",
+        **_trunk(config.trunk),
+        "trained on": config.trained_on or "unknown",
+        "steps": "unknown" if config.steps is None else config.steps,
+        **_scores(config.scores),
+    }
 
 
-def _trunk(origin: TrunkOrigin) -> Rows:
-    yield "trunk", f"{origin.source}, stored as {origin.stored} in training"
-    yield "fingerprint", origin.fingerprint
+def _trunk(origin: TrunkOrigin) -> dict[str, str]:
+    stored = f"{origin.source}, stored as {origin.stored} in training"
+    return {"trunk": stored, "fingerprint": origin.fingerprint}
 
 
-def _scores(scores: Mapping[str, float]) -> Rows:
-    return ((name, f"{value:.1f}") for name, value in scores.items())
+def _scores(scores: Mapping[str, float]) -> dict[str, str]:
+    return {name: f"{value:.1f}" for name, value in scores.items()}

@@ -1,7 +1,6 @@
-"""``memory="lean"`` for this framework's models: neck and heads recompute their activations.
+"""The memory mode ``lean`` of this framework's models: neck and heads recompute their activations.
 
-The pieces are small where that costs little, because a whole piece is in memory while it is
-recomputed.
+A whole piece is in memory while it is recomputed, so pieces are small where that costs little.
 """
 
 import torch
@@ -15,10 +14,10 @@ from .semantic import SemanticFPN
 
 
 def prepare_model(model: nn.Module, mixed: bool) -> None:
-    """Bring a model into the form in which it trains with the ``memory`` mode of its backbone.
+    """Prepare a model for training in the ``memory`` mode of its backbone.
 
-    Call it before the first step, once weights are loaded or a run is resumed: a trunk that is
-    stored in fewer bits is rounded here. A second call changes nothing; evaluation needs no call.
+    Call it after the weights are loaded and before the first step: a trunk that is stored in fewer
+    bits is rounded here. A second call changes nothing; evaluation needs no call.
 
     Args:
         model: a model of :func:`e3va.torchvision.build_model`, on its device.
@@ -60,7 +59,7 @@ def _recompute_chain(*members: nn.Module | None) -> None:
 class _Chained:
     """The ``forward`` of one module of a chain: in training, the last one runs the whole chain.
 
-    The others then return their arguments as a tuple, which the last one takes.
+    The other modules then return their arguments as a tuple for the last one.
     """
 
     def __init__(self, members: tuple[nn.Module, ...], place: int):

@@ -1,4 +1,4 @@
-"""Trained models from their files: whole models, and adapters with the trunk they belong to."""
+"""Trained models from their files: whole models, and adapters with their trunk."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +16,8 @@ from ..model_zoo.trunks import SCHEME, find_trunk_of
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
-from .description import FRAMEWORK
-from .fitting import fit_model
+from ..weights.origin import TrunkOrigin
+from .description import FRAMEWORK, fit_model
 from .models import ModelConfig, build_model, load_state
 
 
@@ -42,21 +42,19 @@ def load_model(
         path: ``model.pth`` or ``training.pth`` of ``e3va train``; an adapter's folder or one of its
             files, of either framework; or ``e3va://NAME``, an adapter of the zoo.
         device: the model's device.
-        trunk: trunk of an adapter, see :func:`e3va.torchvision.models.read_trunk`; None to find the
-            one that it was trained on, see :func:`e3va.model_zoo.trunks.find_trunk_of`.
-        any_trunk: whether to accept another trunk than that one.
+        trunk: trunk of an adapter, see :func:`e3va.torchvision.models.read_trunk`; None to search
+            for the trunk of its training, see :func:`e3va.model_zoo.trunks.find_trunk_of`.
+        any_trunk: whether to accept another trunk than that of the adapter's training.
 
     Raises:
-        UserError: the file is missing, broken or of another kind, or its tensors do not fit; or the
-            trunk is not found, or it is another one.
+        UserError: the file is missing, broken or of another kind; its tensors do not fit; or the
+            trunk is not found or differs from that of the training.
     """
     place = find_saved(path)
     if place.is_dir() or is_adapter(place):
         state, about = read_adapter(place)
         config, state = fit_model(about, state, str(place))
-        module = open_trunk(about, place, trunk, any_trunk)
-        whole = {about.trunk_prefix + name: value for name, value in module.state_dict().items()}
-        state, origin = {**whole, **state}, module.origin
+        state, origin = whole_state(state, about, place, trunk, any_trunk)
     elif trunk:
         raise UserError(f"{path} is a whole model with its trunk inside: --trunk is for adapters")
     else:
@@ -90,20 +88,28 @@ def open_trunk(
     any_trunk: bool = False,
     stored: str | None = None,
 ) -> SwinTrunk:
-    """Find and build the trunk of an adapter.
+    """Find and build the trunk of the adapter in ``path``.
 
-    Args:
-        about: the adapter's description.
-        path: the adapter's folder or one of its files.
-        given: ``trunk`` of :func:`load_model`.
-        any_trunk: whether to accept another trunk than that of the adapter's training.
-        stored: form in which the weights are rounded, see
-            :func:`e3va.adapter_files.trunk.build_trunk`.
+    See :func:`load_model` for ``given`` (its ``trunk``) and ``any_trunk``, and
+    :func:`e3va.adapter_files.trunk.build_trunk` for ``stored``.
     """
     state, source = find_trunk_of(about, given, path if path.is_dir() else path.parent)
     return build_trunk(
         *(about, state, source), adapter=str(path), any_trunk=any_trunk, stored=stored
     )
+
+
+def whole_state(
+    adapter: Mapping[str, Tensor],
+    about: AdapterConfig,
+    path: Path,
+    trunk: str | None,
+    any_trunk: bool,
+) -> tuple[dict[str, Tensor], TrunkOrigin]:
+    """Return a whole model's state dict from an adapter, and the origin of the trunk in it."""
+    module = open_trunk(about, path, trunk, any_trunk)
+    whole = {about.trunk_prefix + name: value for name, value in module.state_dict().items()}
+    return {**whole, **adapter}, module.origin
 
 
 def load_adapters(
@@ -114,18 +120,19 @@ def load_adapters(
 ) -> AdapterSet:
     """Load several adapters over one trunk, which is in memory once.
 
-    Each computes what :func:`load_model` computes with it, to the bit, if the trainings of all of
-    them stored the trunk's weights in the same form. If one stored them in bfloat16 and another in
-    8 bits, for example, the weights are not rounded here, and results differ by the rounding.
+    If all trainings stored the trunk's weights in the same form, each model computes what
+    :func:`load_model` computes, to the bit. If one stored them in bfloat16 and another in 8 bits,
+    for example, the weights are not rounded here, and results differ by the rounding.
 
     Args:
         paths: folders, files or ``e3va://`` addresses of adapters, by the names to select them.
-        trunk: see :func:`load_model`.
+        trunk: the trunk, see :func:`load_model`.
         device: the models' device.
-        any_trunk: see :func:`load_model`.
+        any_trunk: whether to accept another trunk than that of the adapters' trainings.
 
     Raises:
-        UserError: see :func:`load_model`; or the adapters are of different trunks.
+        UserError: an adapter or the trunk cannot be loaded, see :func:`load_model`; or the adapters
+            were trained on different trunks.
 
     Example::
 
@@ -154,6 +161,6 @@ def load_adapters(
 
 
 def _set_trunk_mode(backbone: nn.Module, _: Any) -> None:
-    """Set a shared trunk to the precision and form of the model that uses it now."""
+    """Set a shared trunk to the precision and form of the model that runs."""
     backbone.trunk.precision = backbone.trunk_precision
     backbone.trunk.fast = backbone.memory != "plain"

@@ -22,17 +22,16 @@ def get(name: str, trained: bool = True, device: str | torch.device | None = Non
         device: the model's device; None for CUDA where there is a device, else the CPU.
 
     Returns:
-        the model, in evaluation mode if it is trained, as :func:`e3va.torchvision.load_model`
-        returns it.
+        the model; a trained one is in evaluation mode, see :func:`e3va.torchvision.load_model`.
 
     Raises:
-        UserError: the zoo has no adapter of that name, or it is of another framework, or it cannot
-            be downloaded.
+        UserError: the zoo has no adapter of that name for this framework, or a file cannot be
+            downloaded.
     """
     row = find_adapter_row(name)
     if row.framework != FRAMEWORK:
         raise UserError(
-            f"the adapter {row.name!r} is of {row.framework or 'no framework'}: expected one of "
+            f"the adapter {row.name!r} is for {row.framework or 'no framework'}: expected one for "
             f"{FRAMEWORK}, see e3va zoo list"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

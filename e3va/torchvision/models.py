@@ -29,7 +29,8 @@ from ..highway.config import (
 from ..model_zoo.trunks import DEMO, SCHEME, read_trunk_file
 from ..swin.presets import SwinPreset
 from ..swin.trunk import SwinTrunk
-from ..utils.errors import UserError
+from ..utils.errors import UserError, brief, check_choice
+from ..weights.checkpoint import check_same_tensors
 from ..weights.loading import (
     Loaded,
     find_trunk,
@@ -38,7 +39,7 @@ from ..weights.loading import (
     read_geometry,
     trunk_state,
 )
-from .cascade import AlignedPooler, CascadePredictor, CascadeRoIHeads
+from .cascade import ROI_SETTINGS, AlignedPooler, CascadePredictor, CascadeRoIHeads
 from .pyramid import LEVEL_NAMES, PyramidBackbone
 from .semantic import SemanticFPN
 
@@ -50,23 +51,14 @@ LIGHT_TRUNK = 96  # channels of stage 0 below which the heads are light too
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """Widths of neck and heads.
+    """Widths of neck and heads."""
 
-    Attributes:
-        channels: channels of the pyramid.
-        box: width of the two fully connected layers of a box head.
-        mask: channels of each convolution of the mask head.
-        semantic: channels of the semantic head's convolutions.
-        rois: number of RoIs that are sampled from each training image.
-        lr: learning rate at which they train well from random weights (AdamW).
-    """
-
-    channels: int
-    box: int
-    mask: tuple[int, ...]
-    semantic: int
-    rois: int
-    lr: float
+    channels: int  # channels of the pyramid
+    box: int  # width of the two fully connected layers of a box head
+    mask: tuple[int, ...]  # channels of each convolution of the mask head
+    semantic: int  # channels of the semantic head's convolutions
+    rois: int  # number of RoIs that are sampled from each training image
+    lr: float  # learning rate (AdamW) at which these widths train well from random weights
 
 
 HEADS = {
@@ -86,16 +78,16 @@ class ModelConfig:
         trunk: source of the trunk's weights: ``"demo"``, a file's path, an address of the zoo, or
             ``"random"``.
         highway: the highway's config, a recipe's name or a mapping of settings, see
-            :class:`e3va.E3VABackbone`; it is completed.
-        memory: see :class:`e3va.E3VABackbone`.
-        trunk_precision: see :class:`e3va.E3VABackbone`.
+            :class:`e3va.E3VABackbone`; missing options get their defaults.
+        memory: memory mode, see :class:`e3va.E3VABackbone`.
+        trunk_precision: type in which a frozen trunk computes, see :class:`e3va.E3VABackbone`.
         heads: a key of ``HEADS``.
         size: shorter side of the resized images in pixels.
         max_size: largest longer side of the resized images in pixels.
         jitter: smallest and largest multiple of ``size`` in training.
         category_ids: id of each class in the annotation file; empty for label maps.
         pooling: RoI pooling of a Mask R-CNN: ``"torchvision"``, or ``"aligned"`` as in Detectron2
-            and in the cascade. Weights lose accuracy with the one they were not trained with.
+            and in the cascade. Weights lose accuracy if the pooling changes after the training.
     """
 
     model: str
@@ -122,24 +114,42 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], source: str) -> "ModelConfig":
-        """Read the result of :meth:`to_dict`.
+        """Read the result of :meth:`to_dict`, or that of version 0.1, from the file ``source``.
 
-        Args:
-            data: the fields; those of version 0.1 have ``method`` instead of ``highway``.
-            source: name of the file, for messages.
+        Raises:
+            UserError: a field is missing or unknown, of another type or out of range.
         """
         try:
             preset = SwinPreset(**{k: _tuple(v) for k, v in data["preset"].items()})
             plain = {name: _tuple(value) for name, value in upgrade(data).items()}
             highway = highway_config(**plain["highway"])
-            return cls(**{**plain, "preset": preset, "highway": highway})
-        except (KeyError, TypeError, AttributeError, ValueError, UserError) as error:
+            config = cls(**{**plain, "preset": preset, "highway": highway})
+            config._check_values()
+            return config
+        except (LookupError, TypeError, AttributeError, ValueError, UserError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else brief(error)
             raise UserError(
-                f"{source}: its model description cannot be read ({error}): expected a file that "
-                "this version of e3va wrote"
+                f"{source}: its model description cannot be read ({reason}): it was altered, or "
+                "another program or version wrote it; copy or download it again"
             ) from None
 
+    def _check_values(self) -> None:
+        """Check types and ranges of the fields, which anybody may have written into a file."""
+        factors, ids = self.jitter, self.category_ids
+        sound = {
+            **{name: isinstance(getattr(self, name), str) for name in _TEXTS},
+            **{name: getattr(self, name) in _SIDES for name in ("size", "max_size")},
+            "jitter": len(factors) == 2 and all(0 < factor <= 8 for factor in factors),
+            "category_ids": len(ids) in (0, len(self.classes))
+            and all(isinstance(number, int) for number in ids),
+        }
+        for name, is_sound in sound.items():
+            if not is_sound:
+                raise ValueError(f"{name} {getattr(self, name)!r}")
 
+
+_TEXTS = ("model", "trunk", "memory", "trunk_precision", "heads", "pooling")
+_SIDES = range(1, 16385)  # pixels of an image
 _VERSION_1 = ("method", "rank", "reduction", "taps", "downsample")
 
 
@@ -148,7 +158,7 @@ def upgrade(data: dict[str, Any]) -> dict[str, Any]:
     if "method" not in data:
         return data
     rest = {name: value for name, value in data.items() if name not in _VERSION_1}
-    return {**rest, "highway": from_version_1(data)}
+    return {"highway": from_version_1(data), **rest}
 
 
 def _tuple(value: Any) -> Any:
@@ -156,14 +166,11 @@ def _tuple(value: Any) -> Any:
 
 
 def read_trunk(trunk: str) -> tuple[dict[str, Tensor], SwinPreset, str]:
-    """Read pretrained weights of a Swin.
+    """Return the tensors, the geometry and the file's name of a pretrained Swin.
 
     Args:
         trunk: ``"demo"`` for the trunk that comes with the library, a weights file in any layout of
             :data:`e3va.weights.layouts.LAYOUTS`, or a trunk of the zoo (its name or ``e3va://…``).
-
-    Returns:
-        the tensors, the geometry of the Swin, and the file's name.
     """
     state, source = read_trunk_file(trunk)
     prefix = find_trunk(state, source)
@@ -185,14 +192,13 @@ def build_model(
     Args:
         config: the model's config.
         trunk: trunk to share with other models, see :class:`e3va.E3VABackbone`; None to build one.
-        bottom_up: backbone in place of the one that ``config`` describes; None to build that one.
+        bottom_up: backbone to use; None to build the one that ``config`` describes.
 
     Raises:
-        UserError: an unknown setting, or a trunk that cannot be shared.
+        UserError: a setting is unknown, or the trunk cannot be shared.
     """
     for key, known in (("model", MODELS), ("heads", HEADS), ("pooling", POOLINGS)):
-        if getattr(config, key) not in known:
-            raise UserError(f"{key} {getattr(config, key)!r}: expected one of {', '.join(known)}")
+        check_choice(key, getattr(config, key), known)
     detects = config.model != "semantic_fpn"
     # Neck and heads get the same random weights with every highway, for comparisons.
     with torch.random.fork_rng(devices=[]):
@@ -279,14 +285,9 @@ def _mask_rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCN
         _pooler(config, 7),
         TwoMLPHead(channels * 49, sizes.box),
         FastRCNNPredictor(sizes.box, 1 + len(config.classes)),
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
+        **ROI_SETTINGS,
         batch_size_per_image=sizes.rois,
-        positive_fraction=0.25,
         bbox_reg_weights=None,
-        score_thresh=0.05,
-        nms_thresh=0.5,
-        detections_per_img=100,
         mask_roi_pool=_pooler(config, 14),
         **_mask_head(config, channels),
     )
@@ -320,14 +321,6 @@ MODELS = {
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Load a state dict; raise a UserError for tensors that are missing or of another shape."""
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    if missing or extra or wrong:
-        first = (*missing, *extra, *wrong)[0]
-        raise UserError(
-            f"{source} does not fit the model that it describes: {len(missing)} tensors missing, "
-            f"{len(extra)} unknown, {len(wrong)} of another shape (first: {first}); "
-            "it was altered after it was written"
-        )
+    advice = "it was altered after it was written; copy or download it again"
+    check_same_tensors(model.state_dict(), state, source, advice)
     model.load_state_dict(state)

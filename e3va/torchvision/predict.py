@@ -1,4 +1,4 @@
-"""Predictions of a trained model, as pictures and as files for other programs."""
+"""Predictions of a trained model: pictures, and files for other programs."""
 
 import json
 from pathlib import Path
@@ -24,17 +24,17 @@ READABLE = 480  # pixels of the shorter side; labels would cover smaller picture
 def draw_instances(
     image: Tensor, found: dict[str, Tensor], classes: tuple[str, ...], threshold: float = 0.0
 ) -> Tensor:
-    """Draw masks, boxes, class names and scores.
+    """Draw masks, boxes, class names and scores; small images are enlarged.
 
     Args:
         image: the image [3, H, W] in 0..1.
-        found: a detector's output for the image; or a target, which has no ``scores`` and has
-            ``masks`` [N, H, W].
+        found: a detector's output for the image; or a target, which has ``masks`` [N, H, W] and no
+            ``scores``.
         classes: class names, in the order of the labels from 1.
         threshold: smallest score of the objects to draw.
 
     Returns:
-        the picture [3, H', W'] uint8; small images are enlarged.
+        the picture [3, H', W'] uint8.
     """
     scale = max(1, -(-READABLE // min(image.shape[-2:])))
     canvas = _enlarge((image * 255).round().to(torch.uint8), scale)
@@ -44,14 +44,17 @@ def draw_instances(
     if not shown.any():
         return canvas
     labels = found["labels"][shown].tolist()
-    colors = [COLORS[(label - 1) % len(COLORS)] for label in labels]
-    texts = [classes[label - 1] for label in labels]
+    colors, texts = _colors(labels), [classes[label - 1] for label in labels]
     if scores is not None:
         texts = [f"{t} {s:.0%}" for t, s in zip(texts, scores[shown].tolist(), strict=True)]
     enlarged = _enlarge(_disjoint(masks[shown]), scale)
     canvas = draw_segmentation_masks(canvas, enlarged, alpha=0.45, colors=colors)
     boxes = (found["boxes"][shown] * scale).round()
     return _write_texts(draw_bounding_boxes(canvas, boxes, colors=colors, width=2), boxes, texts)
+
+
+def _colors(labels: list[int]) -> list:
+    return [COLORS[(label - 1) % len(COLORS)] for label in labels]
 
 
 def _disjoint(masks: Tensor) -> Tensor:
@@ -81,17 +84,16 @@ def draw_labels(image: Tensor, labels: Tensor) -> Tensor:
     if not present:
         return canvas
     masks = torch.stack([labels == label for label in present])
-    colors = [COLORS[(label - 1) % len(COLORS)] for label in present]
-    return draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colors)
+    return draw_segmentation_masks(canvas, masks, alpha=0.5, colors=_colors(present))
 
 
 def _enlarge(pixels: Tensor, scale: int) -> Tensor:
     return pixels.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
 
 
-def write_png(pixels: Tensor | np.ndarray, path: Path) -> None:
+def _write_png(pixels: Tensor, path: Path) -> None:
     """Write [3, H, W] or [H, W] uint8 as PNG, atomically."""
-    array = np.asarray(pixels.permute(1, 2, 0) if isinstance(pixels, Tensor) else pixels)
+    array = (pixels.permute(1, 2, 0) if pixels.dim() == 3 else pixels).numpy()
     with rename_atomically(path) as temporary:
         Image.fromarray(array).save(temporary, format="PNG")
 
@@ -107,7 +109,7 @@ def predict_images(
     ``labels/<name>.png`` has the class number in every pixel.
 
     Returns:
-        one line for each image that could not be read; the others are predicted.
+        one line for each image that could not be read; all others are predicted.
     """
     device = next(model.parameters()).device
     listed, annotations, failed, taken = [], [], [], set()
@@ -125,14 +127,15 @@ def predict_images(
                 size = dict(zip(("height", "width"), image.shape[-2:], strict=True))
                 listed.append({"id": number, "file_name": str(path), **size})
                 annotations += to_coco(kept, number, config.category_ids)
-                write_png(draw_instances(image, kept, config.classes), folder / name)
+                picture = draw_instances(image, kept, config.classes)
                 text = f"{len(kept['scores'])} objects"
             else:
-                labels = found["labels"].to(torch.uint8).numpy()
+                labels = found["labels"]
                 (folder / "labels").mkdir(exist_ok=True)
-                write_png(labels, folder / "labels" / name)
-                write_png(draw_labels(image, found["labels"]), folder / name)
-                text = f"{len(np.unique(labels))} classes"
+                _write_png(labels.to(torch.uint8), folder / "labels" / name)
+                picture = draw_labels(image, labels)
+                text = f"{len(labels.unique())} classes"
+            _write_png(picture, folder / name)
             progress.say(f"{path}: {text} -> {folder / name}")
             progress.step(number, {})
     if config.category_ids:
@@ -140,13 +143,16 @@ def predict_images(
     return failed
 
 
-def _write_coco(images: list, annotations: list, config: ModelConfig, path: Path) -> None:
-    annotations = [
-        {"id": number, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a}
-        for number, a in enumerate(annotations, 1)
-    ]
+def _write_coco(images: list, found: list[dict], config: ModelConfig, path: Path) -> None:
+    areas = [annotation["bbox"][2] * annotation["bbox"][3] for annotation in found]
     named = zip(config.category_ids, config.classes, strict=True)
-    categories = [{"id": category_id, "name": name} for category_id, name in named]
-    data = {"images": images, "annotations": annotations, "categories": categories}
+    data = {
+        "images": images,
+        "annotations": [
+            {"id": number, "iscrowd": 0, "area": area, **annotation}
+            for number, (area, annotation) in enumerate(zip(areas, found, strict=True), 1)
+        ],
+        "categories": [{"id": category_id, "name": name} for category_id, name in named],
+    }
     with atomic_open(path, "w") as file:
         json.dump(data, file, indent=1)

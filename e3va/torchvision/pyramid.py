@@ -16,7 +16,7 @@ class PyramidBackbone(nn.Module):
 
     Args:
         bottom_up: the backbone; its trunk's parameters are named ``bottom_up.trunk.…``.
-        channels: channels of every output level, the attribute ``out_channels``.
+        channels: number of channels of each output level, also in ``out_channels``.
         extra_level: whether to add the level p6, at stride 64.
     """
 

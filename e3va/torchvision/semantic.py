@@ -1,6 +1,6 @@
 """Semantic FPN: semantic segmentation (Kirillov et al., arXiv 1901.02446, section 3)."""
 
-import math
+from math import gcd
 
 import torch
 import torch.nn.functional as F
@@ -10,30 +10,22 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from ..data.label_maps import IGNORED
 from .pyramid import LEVEL_NAMES, PyramidBackbone
 
-STRIDES = (4, 8, 16, 32)
-
 
 class SemanticHead(nn.Module):
     """The head: convolutions and upsampling to stride 4, a sum over the levels, a classifier.
 
     It computes the same as Detectron2's ``SemSegFPNHead``.
-
-    Args:
-        in_channels: channels of the pyramid's levels.
-        num_classes: number of classes, with the background if the labels have one.
-        channels: channels inside the head.
     """
 
     def __init__(self, in_channels: int, num_classes: int, channels: int = 128):
         super().__init__()
         self.levels = nn.ModuleList()
-        for stride in STRIDES:
-            steps = int(math.log2(stride // STRIDES[0]))
+        for steps in range(len(LEVEL_NAMES)):  # doublings from the level's stride down to 4
             layers = []
             for step in range(max(1, steps)):
                 width = channels if step else in_channels
                 layers += [nn.Conv2d(width, channels, 3, padding=1, bias=False)]
-                layers += [nn.GroupNorm(math.gcd(32, channels), channels), nn.ReLU()]
+                layers += [nn.GroupNorm(gcd(32, channels), channels), nn.ReLU()]
                 if steps:
                     layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
             self.levels.append(nn.Sequential(*layers))
@@ -58,7 +50,7 @@ class SemanticFPN(nn.Module):
 
     Args:
         backbone: backbone with the attribute ``out_channels`` and the levels p2..p5.
-        num_classes: number of classes.
+        num_classes: number of classes, with the background if the labels have one.
         transform: torchvision's transform, which resizes, normalizes and pads.
         channels: channels inside the head.
     """
@@ -95,7 +87,7 @@ class SemanticFPN(nn.Module):
 
     def _loss(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """Return the mean loss of logits [B, num_classes, h, w] against labels [B, H, W]."""
-        count = (wanted != IGNORED).sum().clamp(min=1)  # 1 where all pixels are ignored
+        count = (wanted != IGNORED).sum().clamp(min=1)  # there may be only ignored pixels
         logits = _resize(logits.float(), wanted.shape[-2:])
         loss = F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
         return loss / count

@@ -1,6 +1,6 @@
 """The settings of a training: learning rates, their schedule, and the optimizer's groups."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fvcore.common.param_scheduler import (
@@ -11,37 +11,31 @@ from fvcore.common.param_scheduler import (
 from torch import nn
 
 
+def _setting(default: Any, text: str, least: int | None = None) -> Any:
+    """Return a dataclass field with its help text and the smallest value of a whole number."""
+    return field(default=default, metadata={"help": text, "least": least})
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """The settings of a training, which a resumed run takes from its checkpoint.
 
-    Attributes:
-        steps: number of updates.
-        batch_size: number of images in an update.
-        lr: learning rate of heads, neck and pyramid norms (AdamW); see :func:`rate_schedule`.
-        adapter_lr: multiple of ``lr`` for the adapters; 8 is the best of 0.5, 2 and 8 on the five
-            tasks of benchmarks/accuracy with ``lr`` 2e-3.
-        trunk_lr: multiple of ``lr`` for a trunk that trains (recipe ``full``); 0.5 is the best on
-            three of those tasks.
-        weight_decay: weight decay of matrices; vectors have none.
-        clip_norm: largest 2-norm of the gradient.
-        precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` for autocast.
-        seed: seed of everything random.
-        checkpoint_every: steps between checkpoints; 0 for one at the end.
-        eval_every: steps between evaluations; 0 for one at the end.
+    Their help texts are also those of the options of ``e3va train``. With ``lr`` 2e-3, an
+    ``adapter_lr`` of 8 is the best of 0.5, 2 and 8 on the five tasks of benchmarks/accuracy, and a
+    ``trunk_lr`` of 0.5 is the best on three of them. Vectors have no weight decay.
     """
 
-    steps: int = 1000
-    batch_size: int = 2
-    lr: float = 1e-3
-    adapter_lr: float = 8.0
-    trunk_lr: float = 0.5
-    weight_decay: float = 0.05
-    clip_norm: float = 5.0
-    precision: str = "fp32"
-    seed: int = 0
-    checkpoint_every: int = 200
-    eval_every: int = 0
+    steps: int = _setting(1000, "number of updates", 1)
+    batch_size: int = _setting(2, "number of images in an update", 1)
+    lr: float = _setting(1e-3, "learning rate of heads, neck and pyramid norms (AdamW)")
+    adapter_lr: float = _setting(8.0, "learning rate of the adapters, as a multiple of --lr")
+    trunk_lr: float = _setting(0.5, "learning rate of a trunk that trains, as a multiple of --lr")
+    weight_decay: float = _setting(0.05, "weight decay of matrices")
+    clip_norm: float = _setting(5.0, "largest 2-norm of the gradient")
+    precision: str = _setting("fp32", "fp32, or bf16 or fp16 for mixed precision")
+    seed: int = _setting(0, "seed of everything random", 0)
+    checkpoint_every: int = _setting(200, "steps between checkpoints, 0 for one at the end", 0)
+    eval_every: int = _setting(0, "steps between evaluations, 0 for one at the end", 0)
 
 
 def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from ..adapter_files.description import AdapterConfig
 from ..adapter_files.files import apply_adapter, read_adapter
 from ..adapter_files.heads import to_framework
+from ..data.label_maps import class_names
 from ..highway.config import highway_config
 from ..model_zoo.trunks import SCHEME, as_address, find_trunk_of
 from ..swin.presets import get_preset
 from ..utils.errors import UserError
 from ..utils.optional import require
 from .data import Dataset, check_classes, open_dataset
-from .description import FRAMEWORK
+from .description import FRAMEWORK, fits, recognize
 from .evaluate import evaluate
-from .fitting import fits, recognize
 from .loading import find_saved
 from .models import (
     DEMO_TRUNK,
@@ -33,64 +33,111 @@ from .models import (
     upgrade,
 )
 from .settings import TrainSettings
-from .trainer import STATE, Trainer, make_folder
+from .trainer import STATE, Trainer, make_folder, read_state
 
 DATA_OF_MODEL = {True: "works on label maps: give --labels", False: "needs --annotations"}
 DATA = ("images", "annotations", "labels", "val_images", "val_annotations", "val_labels")
-_SETTINGS = {f.name: f.default for f in fields(TrainSettings)}
+_NOT_OPTIONS = ("weight_decay", "clip_norm")
+_SETTINGS = {f.name: f.default for f in fields(TrainSettings) if f.name not in _NOT_OPTIONS}
 _CONFIG = {f.name: f.default for f in fields(ModelConfig)}
+_FROM_CONFIG = ("memory", "trunk_precision", "size", "max_size")
 # The options of a training with their defaults, as ``e3va train`` has them and ``training.pth``
 # stores them. None stands for a default that depends on the data, the trunk or the device.
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys((*DATA, "classes")),
     "trunk": DEMO_TRUNK,
-    **dict.fromkeys(("adapter", "preset", "model", "heads", "precision", "lr", "highway")),
-    **{k: _CONFIG[k] for k in ("memory", "trunk_precision", "size", "max_size")},
-    **{k: _SETTINGS[k] for k in ("steps", "batch_size", "adapter_lr", "trunk_lr", "seed")},
-    **{k: _SETTINGS[k] for k in ("eval_every", "checkpoint_every")},
+    **dict.fromkeys(("adapter", "preset", "model", "heads", "highway")),
+    **{name: _CONFIG[name] for name in _FROM_CONFIG},
+    **{**_SETTINGS, "lr": None, "precision": None},
 }
 
 
 @dataclass(frozen=True)
 class Start:
-    """An adapter to start from.
+    """An adapter to start from."""
 
-    Attributes:
-        source: the adapter's path or address.
-        state: the adapter's tensors.
-        about: the adapter's description.
-        trunk: the option ``trunk`` for the trunk that it was trained on.
-        kind: the option ``model`` for the adapter's model; None if this framework lacks it.
-        heads: the option ``heads`` likewise.
-    """
-
-    source: str
+    source: str  # path or address
     state: dict[str, Tensor]
     about: AdapterConfig
-    trunk: str
-    kind: str | None
-    heads: str | None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of a training with the adapter's backbone and heads."""
-        highway = self.about.backbone.highway.to_dict()
-        return {"trunk": self.trunk, "heads": self.heads, "highway": highway}
+    kind: str | None  # the option "model"; None if this framework lacks the adapter's model
+    options: dict[str, Any]  # "trunk", "heads" and "highway"
 
 
-def absolute_path(given: str) -> str:
-    """Return a path, or an address of the zoo, that means the same in any working directory."""
-    return given if given.startswith(SCHEME) else str(Path(given).expanduser().resolve())
+def start_training(
+    given: dict[str, Any],
+    folder: Path,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    any_trunk: bool = False,
+    workers: int | None = None,
+    tensorboard: bool = False,
+) -> Trainer:
+    """Open the data, build the model, load its weights, and return the trainer.
+
+    Args:
+        given: options from the user, some of :data:`DEFAULTS`.
+        folder: the output folder.
+        device: the model's device.
+        resume: whether to continue the run in ``folder``.
+        any_trunk: whether to accept another trunk than that of the adapter's training.
+        workers: number of processes that read images; None for 4 on a GPU, else 0.
+        tensorboard: whether to write TensorBoard's files.
+    """
+    given = {name: _anywhere(name, value) for name, value in given.items()}
+    state = start = None
+    if resume:
+        state = read_state(folder)
+        options = resumed_options(given, state, folder)
+    elif (folder / STATE).exists():
+        raise UserError(
+            f"{folder} already holds a run ({STATE}): add --resume to continue it, or give another "
+            "--output"
+        )
+    else:
+        start = _read_start(given["adapter"], given.get("trunk")) if "adapter" in given else None
+        options = _new_options(given, start)
+    dataset, validation = _open_data(options)
+    if state:
+        config, settings = _stored_settings(state, dataset, str(folder / STATE))
+    else:
+        config = _model_config(options, dataset, start)
+        chosen = {key: options[key] for key in _SETTINGS if options[key] is not None}
+        defaults = {"lr": HEADS[config.heads].lr, "precision": _default_precision(device)}
+        settings = TrainSettings(**{**defaults, **chosen})
+    torch.manual_seed(settings.seed)
+    model = build_model(config)
+    if state is None:
+        _load_weights(model, config, start, any_trunk)
+    if config.trunk == DEMO_TRUNK:
+        print(
+            "trunk: the small one that comes with e3va (1.3 million parameters), trained only on "
+            "drawn pictures; for real use give a pretrained Swin with --trunk FILE"
+        )
+    model.to(device)
+    trainer = Trainer(
+        *(model, config, settings, dataset, folder),
+        evaluate=(lambda: evaluate(model, validation, device)) if validation else None,
+        workers=4 * (device.type == "cuda") if workers is None else workers,
+        data={"options": options, "summary": dataset.summary},
+        tensorboard=_summary_writer(make_folder(folder)) if tensorboard else None,
+    )
+    if state:
+        trainer.load(state)
+        print(f"continuing after step {trainer.step} of {settings.steps}")
+    return trainer
 
 
-def absolute_trunk(given: str) -> str:
-    """Return the option ``trunk`` in a form that means the same in any working directory."""
-    if given in (DEMO_TRUNK, RANDOM):
-        return given
-    return absolute_path(as_address(given) or given)
+def _anywhere(name: str, value: Any) -> Any:
+    """Return an option in a form that means the same in any working directory."""
+    if name == "trunk" and value not in (DEMO_TRUNK, RANDOM):
+        value = as_address(value) or value
+    elif name not in (*DATA, "adapter"):
+        return value
+    return value if value.startswith(SCHEME) else str(Path(value).expanduser().resolve())
 
 
-def read_start(source: str, trunk: str | None) -> Start:
+def _read_start(source: str, trunk: str | None) -> Start:
     """Read an adapter to start from, and find its trunk unless one is given."""
     path = find_saved(source)
     state, about = read_adapter(path)
@@ -98,39 +145,27 @@ def read_start(source: str, trunk: str | None) -> Start:
         trunk = about.trunk.source
         if trunk != DEMO_TRUNK and not trunk.startswith(SCHEME):
             folder = path if path.is_dir() else path.parent
-            trunk = absolute_trunk(find_trunk_of(about, None, folder)[1])
+            trunk = _anywhere("trunk", find_trunk_of(about, None, folder)[1])
     mapped, unknown = to_framework(state, FRAMEWORK)
     kind, heads = (None, None) if unknown else recognize(mapped)
-    return Start(source, state, about, trunk, kind, heads)
+    highway = about.backbone.highway.to_dict()
+    options = {"trunk": trunk, "heads": heads, "highway": highway}
+    return Start(source, state, about, kind, options)
 
 
-def new_options(given: dict[str, Any], start: Start | None = None) -> dict[str, Any]:
-    """Complete the options of a new training.
-
-    Args:
-        given: options that the user gave, some of :data:`DEFAULTS`.
-        start: the adapter to start from. Changes to its highway that name no recipe are changes to
-            the adapter's settings.
-    """
+def _new_options(given: dict[str, Any], start: Start | None) -> dict[str, Any]:
+    """Complete the options; with an adapter, changes to its highway may leave out the recipe."""
     own = start.options if start else {}
     options = {**DEFAULTS, **own, **given}
-    if start and "recipe" not in (given.get("highway") or {}):
-        options["highway"] = {**own["highway"], **(given.get("highway") or {})}
+    changes = given.get("highway") or {}
+    if start and "recipe" not in changes:
+        options["highway"] = {**own["highway"], **changes}
     highway_config(**(options["highway"] or {})).complete(LIGHT_TRUNK)  # before data are read
     return options
 
 
 def resumed_options(given: dict[str, Any], state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the options of a run to resume.
-
-    Args:
-        given: options that the user gave, which must be those of the run.
-        state: the run's checkpoint, see :func:`e3va.torchvision.trainer.read_state`.
-        folder: the run's folder, for messages.
-
-    Raises:
-        UserError: an option differs from the run's.
-    """
+    """Return the options of the run in ``state``; raise a UserError if a given one differs."""
     stored = {**DEFAULTS, **upgrade(state["data"].get("options", {}))}
     for key, value in given.items():
         own = stored[key]
@@ -145,85 +180,35 @@ def resumed_options(given: dict[str, Any], state: dict[str, Any], folder: Path) 
     return stored
 
 
-def build_trainer(
-    options: dict[str, Any],
-    folder: Path,
-    device: torch.device,
-    *,
-    state: dict[str, Any] | None = None,
-    start: Start | None = None,
-    any_trunk: bool = False,
-    workers: int | None = None,
-    tensorboard: bool = False,
-) -> Trainer:
-    """Open the data, build the model, load its weights, and return the trainer.
-
-    Args:
-        options: the result of :func:`new_options` or :func:`resumed_options`.
-        folder: the output folder.
-        device: the model's device.
-        state: the checkpoint of the run to resume; None for a new run.
-        start: the adapter to start from.
-        any_trunk: whether to accept another trunk than the adapter's.
-        workers: number of processes that read images; None for 4 on a GPU, else 0.
-        tensorboard: whether to write TensorBoard's files.
-    """
-    dataset, validation = _open_data(options)
-    if state:
-        config = ModelConfig.from_dict(state["config"], str(folder / STATE))
-        try:
-            settings = TrainSettings(**state["settings"])
-        except TypeError as error:
-            raise UserError(f"{folder / STATE}: its settings cannot be read ({error})") from None
-        check_classes(dataset, config.classes)
-        if dataset.summary != state["data"].get("summary"):
-            print("the training data have changed since this run began: it continues with the new")
-    else:
-        config = model_config(options, dataset, start)
-        chosen = {key: options[key] for key in _SETTINGS if options.get(key) is not None}
-        defaults = {"lr": HEADS[config.heads].lr, "precision": default_precision(device)}
-        settings = TrainSettings(**{**defaults, **chosen})
-    torch.manual_seed(settings.seed)
-    model = build_model(config)
-    if state is None:
-        _load_weights(model, config, start, any_trunk)
-    if config.trunk == DEMO_TRUNK:
-        print(
-            "trunk: the demonstration's, with 1.3 million parameters, trained only on drawn "
-            "pictures; for real use give a pretrained Swin with --trunk FILE"
-        )
-    model.to(device)
-    trainer = Trainer(
-        model,
-        config,
-        settings,
-        dataset,
-        folder,
-        evaluate=(lambda: evaluate(model, validation, device)) if validation else None,
-        workers=4 * (device.type == "cuda") if workers is None else workers,
-        data={"options": options, "summary": dataset.summary},
-        tensorboard=_summary_writer(make_folder(folder)) if tensorboard else None,
-    )
-    if state:
-        trainer.load(state)
-    return trainer
-
-
 def _open_data(options: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
     """Open the training data, and validation data if some are given."""
-    names = tuple(n.strip() for n in (options["classes"] or "").split(",") if n.strip())
-    dataset = open_dataset(
-        *(options[key] for key in DATA[:3]), classes=names, training=True, prefix="--"
-    )
+    names = class_names(options["classes"])
+    paths, validation_paths = ([options[key] for key in part] for part in (DATA[:3], DATA[3:]))
+    dataset = open_dataset(*paths, classes=names, training=True, prefix="--")
     print(dataset.summary)
-    if not any(options[key] for key in DATA[3:]):
+    if not any(validation_paths):
         print("no validation data are given (--val-images …): the model is not scored")
         return dataset, None
     names = () if dataset.coco else dataset.classes
-    validation = open_dataset(*(options[key] for key in DATA[3:]), classes=names, prefix="--val-")
+    validation = open_dataset(*validation_paths, classes=names, prefix="--val-")
     print(f"validation: {validation.summary}")
     check_classes(validation, dataset.classes)
     return dataset, validation
+
+
+def _stored_settings(
+    state: dict[str, Any], dataset: Dataset, source: str
+) -> tuple[ModelConfig, TrainSettings]:
+    """Return model config and settings of the run to resume, and compare the data."""
+    config = ModelConfig.from_dict(state["config"], source)
+    try:
+        settings = TrainSettings(**state["settings"])
+    except TypeError as error:
+        raise UserError(f"{source}: its settings cannot be read ({error})") from None
+    check_classes(dataset, config.classes)
+    if dataset.summary != state["data"].get("summary"):
+        print("the training data have changed since the run began: it continues with the new data")
+    return config, settings
 
 
 def _summary_writer(folder: Path) -> Any:
@@ -233,15 +218,14 @@ def _summary_writer(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def default_precision(device: torch.device) -> str:
+def _default_precision(device: torch.device) -> str:
     """Return bf16 for CUDA devices that compute it, fp16 for older ones, fp32 for others."""
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
 
 
-def model_config(options: dict[str, Any], dataset: Dataset, start: Start | None) -> ModelConfig:
-    """Return the config of the model for the options of a training."""
+def _model_config(options: dict[str, Any], dataset: Dataset, start: Start | None) -> ModelConfig:
     trunk = options["trunk"]
     if options["preset"]:
         preset = get_preset(options["preset"])
@@ -250,10 +234,11 @@ def model_config(options: dict[str, Any], dataset: Dataset, start: Start | None)
     else:
         preset = get_preset("swin_t") if trunk == RANDOM else read_trunk(trunk)[1]
     semantic = dataset.coco is None
-    model = options["model"] or (start.kind if start else None)
-    if not model or (not options["model"] and (model == "semantic_fpn") != semantic):
-        model = "semantic_fpn" if semantic else "mask_rcnn"
-    if (model == "semantic_fpn") != semantic:
+    model = options["model"]
+    if not model:
+        detector = start.kind if start and start.kind != "semantic_fpn" else None
+        model = "semantic_fpn" if semantic else detector or "mask_rcnn"
+    elif (model == "semantic_fpn") != semantic:
         raise UserError(f"--model {model} {DATA_OF_MODEL[not semantic]}")
     return ModelConfig(
         model=model,
@@ -263,7 +248,7 @@ def model_config(options: dict[str, Any], dataset: Dataset, start: Start | None)
         heads=options["heads"] or default_heads(preset),
         category_ids=dataset.category_ids,
         highway=highway_config(**(options["highway"] or {})),
-        **{key: options[key] for key in ("memory", "trunk_precision", "size", "max_size")},
+        **{key: options[key] for key in _FROM_CONFIG},
     )
 
 

@@ -1,13 +1,12 @@
-"""The training loop of this framework; a resumed run ends with the bits of an uninterrupted one."""
+"""The training loop; a resumed run ends with the same bits as an uninterrupted one."""
 
 import contextlib
 import json
-import math
 import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,94 +34,75 @@ STATE, MODEL, METRICS, SUMMARY = "training.pth", "model.pth", "metrics.jsonl", "
 LOG_EVERY = 10  # steps
 
 
+@dataclass(eq=False)
 class Trainer:
-    """Trains a model of this framework and writes the results into a folder.
+    """Trainer of a model of this framework; it writes the results into a folder.
 
     ``model.pth`` is the trained model; ``adapter_model.safetensors`` and ``adapter_config.json``
     are the same without its trunk; ``training.pth`` is the checkpoint from which a run is resumed;
     ``metrics.jsonl`` has a line of losses or scores every few steps; ``summary.json`` has the cost
     of the training.
 
-    Args:
-        model: a model of :func:`e3va.torchvision.build_model`, on its device.
-        config: the model's config, which is stored with it.
-        settings: the settings of the training.
-        dataset: the training data.
-        folder: output folder, which is created.
-        evaluate: function that returns the model's scores on validation data; None for no
-            evaluation.
-        workers: number of processes that read images; it does not change the result.
-        data: a record of the data's origin, which is stored in the checkpoint.
-        tensorboard: a ``SummaryWriter``, or None.
-
     Raises:
-        UserError: an unknown precision, or a folder that cannot be written.
+        UserError: the precision is unknown, or the folder cannot be created.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: ModelConfig,
-        settings: TrainSettings,
-        dataset: Dataset,
-        folder: Path,
-        *,
-        evaluate: Callable[[], Scores] | None = None,
-        workers: int = 0,
-        data: dict[str, Any] | None = None,
-        tensorboard: Any = None,
-    ):
-        self.model, self.config, self.settings = model, config, settings
-        self.device = next(model.parameters()).device
-        self.trunk = model.backbone.bottom_up.trunk
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, settings))
+    model: nn.Module  # a model of build_model, on its device
+    config: ModelConfig
+    settings: TrainSettings
+    dataset: Dataset
+    folder: Path
+    evaluate: Callable[[], Scores] | None = None  # returns the scores on validation data
+    workers: int = 0  # number of processes that read images; it does not change the result
+    data: dict[str, Any] = field(default_factory=dict)  # the data's origin, for the checkpoint
+    tensorboard: Any = None  # a SummaryWriter
+    scores: Scores = field(default_factory=Scores)  # scores of the last evaluation
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.device = next(self.model.parameters()).device
+        self.trunk = self.model.backbone.bottom_up.trunk
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, settings))
         self.optimizer_step = OptimizerStep(
             self.optimizer, self.device, settings.precision, settings.clip_norm
         )
-        self.dataset, self.folder, self.evaluate = dataset, make_folder(folder), evaluate
-        self.workers, self.data, self.tensorboard = workers, data or {}, tensorboard
+        make_folder(self.folder)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule = rate_schedule(settings.steps)
         self.step = 0
         self.saved_bytes: int | None = None
         self.step_seconds: list[float] = []
-        self.scores: Scores | None = None
 
     def train(self) -> None:
         """Prepare the model for its ``memory`` mode, train to the last step and save the model.
 
-        Ctrl-C (or SIGTERM) ends the step, saves, and raises ``KeyboardInterrupt``.
-
         Raises:
-            UserError: the loss is no longer finite; or an image cannot be read, in which case a
-                checkpoint of the steps before is written.
+            UserError: the loss is no longer finite; or an image cannot be read, and a checkpoint of
+                the steps before is written.
             TrunkNotFrozenError: a frozen trunk could change.
-            KeyboardInterrupt: the user interrupted; a checkpoint has been written.
+            KeyboardInterrupt: the process received SIGINT (Ctrl-C) or SIGTERM; the step is done,
+                and a checkpoint is written.
         """
         last = self.settings.steps
         prepare_model(self.model, mixed=self.optimizer_step.mixed)
-        print(f"What trains:\n{parameter_table(self.parameter_rows())}", flush=True)
+        table = parameter_table(count_parameters(self.model, model_parts(self.model)))
+        print(f"What trains:\n{table}", flush=True)
         batches = self._batches()
-        with Progress(self.step, last) as progress:
-            self._progress = progress
-            with _stop_signals() as received:
-                while self.step < last:
-                    began = time.monotonic()
-                    self._train_step(self._next(batches))
-                    self.step_seconds.append(time.monotonic() - began)
-                    self._after_step()
-                    if received:
-                        self.save()
-                        raise KeyboardInterrupt
+        with Progress(self.step, last) as self._progress, _stop_signals() as received:
+            while self.step < last:
+                began = time.monotonic()
+                self._train_step(self._next(batches))
+                self.step_seconds.append(time.monotonic() - began)
+                self._after_step()
+                if received:
+                    self.save()
+                    raise KeyboardInterrupt
         self.save()  # before the last evaluation, which may be interrupted
-        if self.scores is None or not self.settings.eval_every or last % self.settings.eval_every:
+        every = self.settings.eval_every
+        if not (self.scores.values and every and last % every == 0):
             self._evaluate()
         self.save_model()
         self.save_summary()
-
-    def parameter_rows(self) -> list:
-        """Return the numbers of all and of trained parameters, by part of the model."""
-        return count_parameters(self.model, model_parts(self.model))
 
     def _batches(self) -> Iterator[list]:
         wide = [record["width"] > record["height"] for record in self.dataset.records]
@@ -134,7 +114,7 @@ class Trainer:
     def _next(self, batches: Iterator[list]) -> list:
         try:
             return next(batches)
-        except UserError:  # an unreadable image: the run can be resumed once it is replaced
+        except UserError:  # an unreadable image; once it is replaced, the run can be resumed
             if self.step:
                 self.save()
             raise
@@ -164,14 +144,14 @@ class Trainer:
     def _losses(self, batch: list) -> dict[str, Tensor]:
         images = [image.to(self.device) for image, _ in batch]
         targets = [{k: v.to(self.device) for k, v in target.items()} for _, target in batch]
-        with contextlib.ExitStack() as contexts:
-            if self.saved_bytes is None:  # the first step of this process
-                parts = model_parts(self.model)
-                report = report_step(self.model, parts, len(batch), self._progress.say)
-                saved = contexts.enter_context(report)
-            contexts.enter_context(self.optimizer_step.autocast())
+        is_first = self.saved_bytes is None  # in this process
+        report: Any = contextlib.nullcontext()
+        if is_first:
+            parts = model_parts(self.model)
+            report = report_step(self.model, parts, len(batch), self._progress.say)
+        with report as saved, self.optimizer_step.autocast():
             losses = self.model(images, targets)
-        if self.saved_bytes is None:
+        if is_first:
             self.saved_bytes = saved.total
         return losses
 
@@ -217,35 +197,35 @@ class Trainer:
 
     def save_model(self) -> None:
         """Write ``model.pth`` and, where the model has an adapter, the adapter's files."""
-        data = {**self._model_data(), "step": self.step, "scores": self._score_values()}
+        data = {**self._model_data(), "step": self.step, "scores": self.scores.values}
         save_atomically(data, self.folder / MODEL)
+        written = {MODEL: "the whole model"}
         reason = why_no_adapter(self.config)
+        if not reason:
+            save_adapter(self.model, self.folder, **self._adapter_fields())
+            written[ADAPTER] = "the adapter, which is the model without its trunk"
+        for name, what in written.items():
+            size = (self.folder / name).stat().st_size / MIB
+            print(f"wrote {self.folder / name} ({size:.1f} MiB): {what}")
         if reason:
             print(f"no adapter files are written: {reason}")
-            return
-        save_adapter(self.model, self.folder, **self._adapter_fields())
-        size = (self.folder / ADAPTER).stat().st_size / MIB
-        print(f"wrote {self.folder / ADAPTER} ({size:.1f} MiB): the model without its trunk")
 
     def save_summary(self) -> None:
         """Write ``summary.json``: parameters by part, memory and time of a step, scores."""
-        parts = {r.part: {"all": r.total, "trained": r.trained} for r in self.parameter_rows()}
+        rows = count_parameters(self.model, model_parts(self.model))
         summary = {
             "steps": self.step,
-            "parameters": parts,
+            "parameters": {r.part: {"all": r.total, "trained": r.trained} for r in rows},
             "kept_for_backward_bytes": self.saved_bytes,
             "seconds_a_step": statistics.median(self.step_seconds) if self.step_seconds else None,
             "peak_memory_mib": peak_memory(),
-            "scores": self._score_values(),
+            "scores": self.scores.values,
         }
         with atomic_open(self.folder / SUMMARY, "w") as file:
             json.dump(summary, file, indent=1)
 
-    def _score_values(self) -> dict[str, float]:
-        return self.scores.values if self.scores else {}
-
     def _adapter_fields(self) -> dict[str, Any]:
-        summary, scores = self.dataset.summary, self._score_values()
+        summary, scores = self.dataset.summary, self.scores.values
         return adapter_fields(self.config, summary, self.step, scores)
 
     def _model_data(self) -> dict[str, Any]:
@@ -257,7 +237,7 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Load the checkpoint that :meth:`save` wrote, see :func:`read_state`."""
+        """Load the result of :func:`read_state`."""
         source = str(self.folder / STATE)
         load_state(self.model, state["model"], source)
         # The weights may have been rounded since they were loaded; the file records their origin.
@@ -274,26 +254,22 @@ class Trainer:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list, so that the current step is finished first.
-
-    A second signal has its usual effect at once.
-    """
+    """Collect the first SIGINT or SIGTERM in a list; a second signal has its usual effect."""
     received: list[int] = []
     before: dict[int, Any] = {}
 
-    def receive(number: int, _: Any) -> None:
-        received.append(number)
-        for known, handler in before.items():
-            signal.signal(known, handler)
+    def restore(*arguments: Any) -> None:
+        received.extend(arguments[:1])  # the signal's number; nothing at the end of the block
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     with contextlib.suppress(ValueError):  # only the main thread can receive signals
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, receive)
+            before[number] = signal.signal(number, restore)
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -321,13 +297,7 @@ def make_folder(folder: Path) -> Path:
 def _drop_lines_after(path: Path, step: int) -> None:
     """Drop the lines of steps after the checkpoint, which a killed run logged before it ended."""
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return math.inf  # half a line of a killed process
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = (line for line in lines if line.endswith("}\n"))  # the last one may be cut
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        path.write_text("".join(kept), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The e3va command as users run it: what it writes, and its one line for each mistake."""
+"""The e3va command as users run it: its files, and one line for each mistake."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def train_arguments(drawn, tmp_path):
 
 
 def fails(capsys, arguments, pattern):
-    """The command says one line on stderr and returns 1."""
+    """Check that the command prints one line on stderr and returns 1."""
     assert main([str(a) for a in arguments]) == 1
     error = capsys.readouterr().err
     assert len(error.strip().splitlines()) == 1 and error.startswith("error: "), error
@@ -132,7 +132,7 @@ def test_resume_of_a_finished_run_and_of_another(train_arguments, drawn, capsys)
     fails(capsys, ["train", "--resume", "--output", folder], "classes red, green, but the model")
 
 
-def test_mistakes_of_training_are_one_line(train_arguments, drawn, drawn_labels, tmp_path, capsys):
+def test_mistakes_of_training_give_one_line(train_arguments, drawn, drawn_labels, tmp_path, capsys):
     def instead(flag, value, arguments=train_arguments):
         arguments = list(arguments)
         arguments[arguments.index(flag) + 1] = str(value)
@@ -152,6 +152,8 @@ def test_mistakes_of_training_are_one_line(train_arguments, drawn, drawn_labels,
     fails(capsys, [*train_arguments, "--labels", drawn_labels], "expected one of .*got both")
     fails(capsys, ["train", "--images", drawn.images], "expected one of .*got neither")
     fails(capsys, [*train_arguments, "--classes", "a,b"], "--classes is for label maps")
+    maps = ["train", "--images", drawn.images, "--labels", drawn_labels, "--output", tmp_path / "o"]
+    fails(capsys, [*maps, "--classes", "a, b,a"], "--classes .*'a' 2 times")
     fails(
         capsys, [*train_arguments, "--model", "semantic_fpn"], "works on label maps: give --labels"
     )
@@ -178,7 +180,7 @@ def test_mistakes_of_training_are_one_line(train_arguments, drawn, drawn_labels,
     fails(capsys, [*train_arguments, "--batch-size", "6"], "3.png cannot be read")
 
 
-def test_mistakes_of_the_other_commands_are_one_line(train_arguments, drawn, tmp_path, capsys):
+def test_mistakes_of_the_other_commands_give_one_line(train_arguments, drawn, tmp_path, capsys):
     text = tmp_path / "text.pth"
     text.write_text("hello")
     fails(capsys, ["info", tmp_path / "none.pth"], "no weights file")
@@ -232,8 +234,8 @@ def test_masks_that_overlap_are_both_drawn():
     first, shared, second, none = (drawn[:, p, p] for p in (150, 250, 350, 450))
     assert torch.equal(shared, first) and not torch.equal(first, second)
     assert none.tolist() == [128] * 3 and not torch.equal(second, none)
-    alone = draw_instances(image, found, ("a", "b"), threshold=0.7)
-    assert alone[:, 350, 350].tolist() == [128] * 3
+    first_only = draw_instances(image, found, ("a", "b"), threshold=0.7)
+    assert first_only[:, 350, 350].tolist() == [128] * 3
 
 
 @pytest.mark.parametrize(
@@ -258,14 +260,14 @@ def test_wrong_usage_is_status_2(arguments, capsys):
     assert "usage: e3va" in capsys.readouterr().err
 
 
-def test_help_says_every_default(capsys):
+def test_help_shows_defaults(capsys):
     parser = build_parser()
     for command in ("train", "eval", "predict", "info"):
         with pytest.raises(SystemExit) as stopped:
             parser.parse_args([command, "--help"])
         assert stopped.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "number of updates; default: 1000" in out and "from 0 to 1; default: 0.5" in out
+    assert "number of updates (default: 1000)" in out and "from 0 to 1 (default: 0.5)" in out
 
 
 def test_help_imports_no_framework():

@@ -1,4 +1,4 @@
-"""e3va convert: whole model to adapter and back, without a bit lost; and what it refuses."""
+"""e3va convert makes adapters of whole models and back, to the bit, and refuses the rest."""
 
 import importlib.util
 import os
@@ -33,7 +33,7 @@ def convert(capsys, *arguments):
 
 
 def equal(one, other):
-    """Equal tensors of equal types under equal names."""
+    """Return whether names, types and values of all tensors are equal."""
     return one.keys() == other.keys() and all(
         one[k].dtype == other[k].dtype and torch.equal(one[k], other[k]) for k in one
     )
@@ -44,7 +44,9 @@ def read(path):
 
 
 @pytest.mark.parametrize("stored", KEPT)
-def test_nothing_is_lost_either_way(stored, make_trained, pretrained, tmp_path, capsys):
+def test_conversion_loses_nothing_in_either_direction(
+    stored, make_trained, pretrained, tmp_path, capsys
+):
     changes, mixed = KEPT[stored]
     make_trained("mask_rcnn", "fruit", mixed, **changes)
     fruit, apart, back = tmp_path / "fruit", tmp_path / "apart", tmp_path / "back.pth"
@@ -68,7 +70,7 @@ def test_nothing_is_lost_either_way(stored, make_trained, pretrained, tmp_path, 
 def test_a_checkpoint_without_a_record_of_its_trunk_is_compared_with_it(
     stored, make_trained, pretrained, tmp_path, capsys
 ):
-    """As earlier versions of this library wrote them, and Detectron2's own trainer does."""
+    """Earlier versions of this library and Detectron2's own trainer write such files."""
     changes, mixed = KEPT[stored]
     make_trained("semantic_fpn", "fruit", mixed, **changes)
     expected = read_adapter(tmp_path / "fruit")
@@ -96,7 +98,9 @@ def test_a_checkpoint_without_a_record_of_its_trunk_is_compared_with_it(
     assert equal(read(tmp_path / "back.pth")["model"], data["model"])
 
 
-def test_a_detectron2_model_comes_back_as_it_was(make_trained, pretrained, tmp_path, capsys):
+def test_a_detectron2_model_survives_conversion_and_back(
+    make_trained, pretrained, tmp_path, capsys
+):
     make_trained("cascade_mask_rcnn", "fruit")
     data = read(tmp_path / "fruit" / "model.pth")
     state, _ = to_framework(data["model"], "detectron2")
@@ -111,7 +115,7 @@ def test_a_detectron2_model_comes_back_as_it_was(make_trained, pretrained, tmp_p
 
 
 @pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="no Detectron2")
-def test_detectron2_reads_what_is_made_of_an_adapter(pretrained, tmp_path, capsys):
+def test_detectron2_reads_the_whole_model_of_an_adapter(pretrained, tmp_path, capsys):
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import instantiate
 
@@ -187,8 +191,8 @@ def test_an_adapter_without_a_framework_becomes_plain_weights(make_trained, tmp_
 
 
 @pytest.mark.parametrize("which", ["model.pth", "."])
-def test_the_highway_alone(which, make_trained, pretrained, tmp_path, capsys):
-    """A file to begin other tasks from; it is of no whole model, and says so."""
+def test_backbone_only_writes_the_highway(which, make_trained, pretrained, tmp_path, capsys):
+    """Other tasks can start from such a file; it gives no whole model."""
     _, whole = make_trained("mask_rcnn", "fruit")
     fruit, small = tmp_path / "fruit", tmp_path / "small"
     out = convert(capsys, fruit / which, "--output", small, "--backbone-only")

@@ -1,4 +1,4 @@
-"""The cascade's arithmetic, against sums by hand and against Detectron2's."""
+"""The cascade's arithmetic equals sums by hand and Detectron2."""
 
 import importlib.util
 
@@ -62,7 +62,7 @@ def make_input(images=2, proposals=40):
     return features, [torch.cat([boxes(proposals, 50), n]) for n in near], targets
 
 
-def test_gradient_of_a_stage_is_a_third_and_the_value_is_not():
+def test_a_stage_passes_a_third_of_its_gradient_to_the_features():
     heads, found = make_heads(), []
     for training in (True, False):  # evaluation does not scale
         features, proposals, _ = make_input()
@@ -76,7 +76,7 @@ def test_gradient_of_a_stage_is_a_third_and_the_value_is_not():
 
 
 def test_scores_are_averaged_and_boxes_refined_three_times():
-    """By hand: predictors that answer a constant."""
+    """The predictors return constants, so the result can be computed by hand."""
     heads = make_heads().eval()
     heads.score_thresh = 0.0
     for stage, predictor in enumerate(heads.box_predictor):
@@ -124,7 +124,7 @@ def test_each_stage_wants_a_higher_overlap():
 
 
 def detectron2_heads(ours):
-    """Detectron2's CascadeROIHeads with the same weights."""
+    """Return Detectron2's CascadeROIHeads with the same weights."""
     from detectron2.layers import ShapeSpec
     from detectron2.modeling.box_regression import Box2BoxTransform
     from detectron2.modeling.matcher import Matcher
@@ -200,7 +200,7 @@ def detectron2_input(proposals, targets):
 
 
 @needs_detectron2
-def test_losses_and_gradients_are_detectron2_s():
+def test_losses_and_gradients_equal_detectron2():
     from detectron2.utils.events import EventStorage
 
     ours = make_heads()
@@ -227,7 +227,7 @@ def test_losses_and_gradients_are_detectron2_s():
 
 
 @needs_detectron2
-def test_boxes_scores_and_masks_are_detectron2_s():
+def test_boxes_scores_and_masks_equal_detectron2():
     ours = make_heads().eval()
     theirs = detectron2_heads(ours).eval()
     features, proposals, targets = make_input()

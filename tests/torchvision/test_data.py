@@ -1,4 +1,4 @@
-"""Data: targets that agree with the files, and mistakes in files as one clear line."""
+"""Targets agree with the data files, and a mistake in a file gives one clear line."""
 
 import json
 
@@ -12,14 +12,13 @@ from e3va import UserError
 from e3va.torchvision.data import (
     TrainMapper,
     coco_dataset,
-    decode_mask,
     label_dataset,
     read_example,
 )
 from e3va.utils.seeding import seed_everything
 
 
-def test_targets_are_those_of_the_file(instances, drawn):
+def test_targets_equal_the_file(instances, drawn):
     for record in instances.records:
         image, target = read_example(record, instances)
         assert (
@@ -73,7 +72,7 @@ def test_label_maps_flip_with_their_image(label_maps):
 
 
 @pytest.mark.parametrize("form", ["polygon", "counts", "compressed"])
-def test_every_form_of_mask_is_read(form):
+def test_every_form_of_mask_is_read(form, drawn):
     mask = np.zeros((12, 10), np.uint8)
     mask[3:9, 2:7] = 1
     rle = pycocotools.mask.encode(np.asfortranarray(mask))
@@ -84,13 +83,22 @@ def test_every_form_of_mask_is_read(form):
     else:  # runs of 0 and 1 down the columns, by hand
         runs = [2 * 12 + 3] + [6, 6] * 4 + [6, 12 * 3 + 3]
         segmentation = {"size": [12, 10], "counts": runs}
-    assert np.array_equal(decode_mask(segmentation, (12, 10)), mask)
+    drawn.data["images"][0] |= {"width": 10, "height": 12}
+    box = {"bbox": [2, 3, 5, 6], "area": 30, "segmentation": segmentation}
+    drawn.data["annotations"] = [{**drawn.data["annotations"][0], **box}]
+    drawn.save()
+    data = coco_dataset(str(drawn.json), str(drawn.images), training=True)
+    assert np.array_equal(data.read_target(data.records[0])["masks"][0].numpy(), mask)
 
 
-def test_a_mask_of_another_size_is_refused():
-    segmentation = {"size": [4, 4], "counts": [16]}
-    with pytest.raises(UserError, match="a mask of 4×4 in an image of 10×12"):
-        decode_mask(segmentation, (12, 10))
+@pytest.mark.parametrize("counts", [[16], "PPPP", "~"])
+def test_a_mask_of_another_size_is_refused(counts, drawn):
+    annotation = drawn.data["annotations"][0]
+    annotation["segmentation"] = {"size": [80, 96], "counts": counts}
+    drawn.save()
+    data = coco_dataset(str(drawn.json), str(drawn.images), training=True)
+    with pytest.raises(UserError, match="annotation 1 of .*1.png: "):
+        data.read_target(data.records[0])
 
 
 def test_crowds_and_images_without_objects(drawn):
@@ -105,14 +113,14 @@ def test_crowds_and_images_without_objects(drawn):
     assert target["boxes"].shape == (0, 4) and target["masks"].shape == (0, 80, 96)
 
 
-def test_boxes_are_cut_at_the_image(drawn):
+def test_boxes_are_clipped_to_the_image(drawn):
     drawn.data["annotations"][0]["bbox"] = [-10, 60, 50, 100]
     drawn.save()
     dataset = coco_dataset(str(drawn.json), str(drawn.images), training=True)
     assert read_example(dataset.records[0], dataset)[1]["boxes"][0].tolist() == [0, 60, 40, 80]
 
 
-def test_images_of_another_size_or_broken_are_one_line(instances, drawn):
+def test_broken_images_and_wrong_sizes_give_one_line(instances, drawn):
     record = dict(instances.records[0])
     with pytest.raises(UserError, match="is 96×80, but the annotations say 97×80"):
         read_example({**record, "width": 97}, instances)
@@ -121,7 +129,7 @@ def test_images_of_another_size_or_broken_are_one_line(instances, drawn):
         read_example(record, instances)
 
 
-def test_images_are_turned_as_their_exif_says(tmp_path):
+def test_images_are_rotated_by_their_exif_orientation(tmp_path):
     picture = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3))
     exif = picture.getexif()
     exif[0x0112] = 6
@@ -136,7 +144,7 @@ def test_images_are_turned_as_their_exif_says(tmp_path):
     assert np.array_equal((image * 255).round().byte().numpy(), expected)
 
 
-def test_label_maps_say_how_many_classes_there_are(drawn, drawn_labels, label_maps):
+def test_label_maps_determine_the_number_of_classes(drawn, drawn_labels, label_maps):
     assert label_maps.classes == ("class 0", "class 1", "class 2")  # 255 is no class
     named = label_dataset(str(drawn.images), str(drawn_labels), ("nothing", "red", "blue", "more"))
     assert named.classes == ("nothing", "red", "blue", "more")
@@ -144,7 +152,7 @@ def test_label_maps_say_how_many_classes_there_are(drawn, drawn_labels, label_ma
         label_dataset(str(drawn.images), str(drawn_labels), ("nothing", "red"))
 
 
-def test_wrong_label_maps_are_one_line(drawn, drawn_labels, tmp_path):
+def test_wrong_label_maps_give_one_line(drawn, drawn_labels, tmp_path):
     def read():
         return label_dataset(str(drawn.images), str(drawn_labels))
 

@@ -1,4 +1,4 @@
-"""Scores, against counts by hand."""
+"""Scores equal counts by hand."""
 
 import math
 
@@ -12,16 +12,15 @@ from e3va.torchvision.evaluate import coco_scores, confusion_matrix, evaluate, l
 
 
 class Oracle(torch.nn.Module):
-    """Answers what it was told to, image after image."""
+    """A model that returns given answers, one for each image."""
 
     def __init__(self, answers):
         super().__init__()
-        self.answers, self.asked = answers, 0
+        self.answers = iter(answers)
 
     def forward(self, images):
         assert not self.training and len(images) == 1
-        self.asked += 1
-        return [self.answers[self.asked - 1]]
+        return [next(self.answers)]
 
 
 def perfect(dataset):
@@ -41,8 +40,8 @@ def test_perfect_predictions_score_one_hundred(instances):
     assert model.training  # as it was before
 
 
-def test_half_of_each_mask_counts_at_low_overlap_alone(instances):
-    """Boxes stay right; masks of half the height have IoU 0.5: one of the ten thresholds."""
+def test_half_of_each_mask_counts_only_at_low_overlap(instances):
+    """The boxes are right. Masks of half the height have IoU 0.5, one of the ten thresholds."""
     answers = list(perfect(instances))
     for answer in answers:
         for box, mask in zip(answer["boxes"].int(), answer["masks"], strict=True):
@@ -62,7 +61,7 @@ def test_wrong_classes_and_no_predictions_score_nothing(instances):
     assert coco_scores([], instances).values["AP mask"] == 0
 
 
-def test_results_have_the_file_s_category_ids_and_boxes():
+def test_results_have_category_ids_and_boxes_of_the_file():
     found = {
         "boxes": torch.tensor([[1.0, 2.0, 4.0, 7.0]]),
         "labels": torch.tensor([2]),
@@ -91,7 +90,7 @@ def test_label_scores_by_hand():
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_confusion_is_a_count_of_pairs(data):
+def test_confusion_matrix_counts_pairs(data):
     count = data.draw(st.integers(1, 5))
     size = data.draw(st.integers(1, 30))
     label = st.sampled_from([*range(count), 255])

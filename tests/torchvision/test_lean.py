@@ -1,4 +1,4 @@
-"""memory="lean": neck and heads keep less and compute the same."""
+"""In the memory mode lean, neck and heads keep less memory and compute the same."""
 
 import copy
 
@@ -31,7 +31,7 @@ def make_batch(kind):
 
 
 def make(make_small, kind, memory):
-    """A model that begins to train; neck and heads alone differ, whatever the backbone does."""
+    """Return a model ready to train, in which only neck and heads use the memory mode."""
     _, model = make_small(kind)
     model.backbone.bottom_up.memory = memory
     model.backbone.bottom_up.prepare = lambda mixed: None
@@ -54,7 +54,7 @@ def step(model, kind, autocast=False):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("kind", [*MODELS])
-def test_losses_and_gradients_are_the_same_and_less_is_kept(kind, autocast, make_small):
+def test_lean_has_the_same_losses_and_gradients_with_less_memory(kind, autocast, make_small):
     losses, gradients, kept = step(make(make_small, kind, "standard"), kind, autocast)
     lean = make(make_small, kind, "lean")
     lean_losses, lean_gradients, lean_kept = step(lean, kind, autocast)
@@ -70,7 +70,7 @@ def test_losses_and_gradients_are_the_same_and_less_is_kept(kind, autocast, make
 
 
 @pytest.mark.parametrize("kind", [*MODELS])
-def test_evaluation_answers_the_same(kind, make_small):
+def test_lean_has_the_same_predictions(kind, make_small):
     images, _ = make_batch(kind)
     with torch.no_grad():
         answers = [make(make_small, kind, m).eval()(images) for m in ("standard", "lean")]
@@ -80,7 +80,7 @@ def test_evaluation_answers_the_same(kind, make_small):
 
 
 @pytest.mark.parametrize("kind", [*MODELS])
-def test_copies_and_second_preparations_are_right(kind, make_small):
+def test_a_copy_and_a_second_preparation_train_correctly(kind, make_small):
     model = make(make_small, kind, "lean")
     names = list(model.state_dict())
     model.backbone.bottom_up.memory = "lean"
@@ -96,7 +96,7 @@ def test_copies_and_second_preparations_are_right(kind, make_small):
     assert all(p.grad is not None for p in other.parameters() if p.requires_grad)
 
 
-def test_batch_norm_is_left_alone(make_small):
+def test_modules_with_batch_norm_are_not_recomputed(make_small):
     model = make(make_small, "mask_rcnn", "standard")
     model.rpn.head.norm, model.roi_heads.box_head.norm = nn.BatchNorm2d(64), nn.BatchNorm1d(256)
     model.backbone.bottom_up.memory = "lean"
@@ -135,12 +135,12 @@ def test_resumed_lean_run_ends_with_the_same_bits(precision, make_small, instanc
     assert [k for k in expected if not torch.equal(expected[k], actual[k])] == []
 
 
-def test_the_switch_reaches_the_backbone_and_older_files_have_its_default(make_small):
+def test_the_memory_mode_reaches_the_backbone_and_older_files_get_the_default(make_small):
     config, model = make_small("mask_rcnn", memory="lean", trunk_precision="bf16")
     backbone = model.backbone.bottom_up
     assert (backbone.memory, backbone.trunk_precision) == ("lean", "bf16")
-    lines = describe_config(config)
-    assert "memory        lean" in lines and "trunk_precision bf16" in lines
+    rows = describe_config(config)
+    assert (rows["memory"], rows["trunk_precision"]) == ("lean", "bf16")
     data = config.to_dict()
     assert ModelConfig.from_dict(data, "file") == config
     del data["memory"], data["trunk_precision"]

@@ -1,4 +1,4 @@
-"""Trained models from adapters: the whole model's results to the bit, or one line why not."""
+"""A model loaded from an adapter equals the whole model to the bit, or gives one line."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from e3va.weights.origin import fingerprint
 
 from ..conftest import write_trunk
 
-KEPT = {  # how a trunk's weights may be kept: settings of a model, whether training is mixed
+KEPT = {  # stored form of a trunk: (settings of the model, whether training is mixed)
     "fp32": ({}, False),
     "bf16": ({"trunk_precision": "bf16"}, False),
     "fp16": ({"trunk_precision": "fp16"}, True),
@@ -52,7 +52,7 @@ def same(one, other):
         *(("semantic_fpn", stored) for stored in KEPT),
     ],
 )
-def test_an_adapter_over_its_trunk_is_the_whole_model(kind, stored, make_trained, tmp_path):
+def test_an_adapter_with_its_trunk_equals_the_whole_model(kind, stored, make_trained, tmp_path):
     changes, mixed = KEPT[stored]
     config, model = make_trained(kind, "fruit", mixed, **changes)
     folder = tmp_path / "fruit"
@@ -75,7 +75,7 @@ def test_an_adapter_over_its_trunk_is_the_whole_model(kind, stored, make_trained
     assert origins[0] == origins[1] == origins[2] and origins[0].stored == stored
 
 
-def test_a_trunk_is_looked_for_near_the_adapter_and_as_it_is_given(
+def test_a_trunk_is_found_near_the_adapter_or_given(
     make_trained, pretrained, tmp_path, monkeypatch
 ):
     make_trained("semantic_fpn", "fruit")
@@ -137,7 +137,7 @@ def test_another_trunk_is_refused_with_both_fingerprints(make_trained, pretraine
     ],
     ids=["truncated", "no config", "no tensors", "another training's", "altered", "half a config"],
 )
-def test_broken_adapters_are_one_line(breaking, message, make_trained, tmp_path):
+def test_a_broken_adapter_gives_one_line(breaking, message, make_trained, tmp_path):
     make_trained("semantic_fpn", "fruit")
     make_trained("semantic_fpn", "leaves", classes=("green", "brown"))
     breaking(tmp_path / "fruit")
@@ -158,18 +158,18 @@ def alter_tensors(path: Path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"size": "large"}, "a value is of another type or out of range"),
-        ({"size": 10**9}, "a value is of another type or out of range"),
-        ({"jitter": [0.5]}, "a value is of another type or out of range"),
-        ({"category_ids": ["x"]}, "a value is of another type or out of range"),
-        ({"model": ["mask_rcnn"]}, "a value is of another type or out of range"),
+        ({"size": "large"}, "size 'large'"),
+        ({"size": 10**9}, "size 1000000000"),
+        ({"jitter": [0.5]}, "jitter .0.5,"),
+        ({"category_ids": ["x"]}, "category_ids .'x'"),
+        ({"model": ["mask_rcnn"]}, "model .'mask_rcnn'"),
         ({"model": "yolo"}, "model 'yolo': expected one of"),
-        ({"heads": "standard"}, "does not fit the model that it describes"),
-        ({"surprise": 1}, "its model description cannot be read"),
+        ({"heads": "standard"}, "does not fit this model"),
+        ({"surprise": 1}, "surprise"),
     ],
 )
-def test_a_hostile_description_is_one_line(changes, message, make_trained, tmp_path):
-    """Whoever writes both files consistently can put anything into the description."""
+def test_a_hostile_description_gives_one_line(changes, message, make_trained, tmp_path):
+    """The author of both files can put anything into the description."""
     make_trained("semantic_fpn", "fruit")
     state, about = read_adapter(tmp_path / "fruit")
     about.model.update(changes)
@@ -192,7 +192,7 @@ def as_detectron2(folder: Path, drop: str | None = None) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn", "semantic_fpn"])
-def test_an_adapter_of_detectron2_is_recognised_by_its_tensors(kind, make_trained, tmp_path):
+def test_an_adapter_of_detectron2_is_recognized_by_its_tensors(kind, make_trained, tmp_path):
     names = ("red", "blue", "green")
     sizes = {"size": 800, "max_size": 1333, "pooling": "aligned"}
     make_trained(kind, "fruit", classes=names, category_ids=(), **sizes)
@@ -206,7 +206,7 @@ def test_an_adapter_of_detectron2_is_recognised_by_its_tensors(kind, make_traine
         assert same(whole(images)[0], loaded(images)[0])
 
 
-def test_heads_that_this_framework_does_not_have_are_one_line(make_trained, tmp_path):
+def test_heads_that_this_framework_lacks_give_one_line(make_trained, tmp_path):
     make_trained("mask_rcnn", "fruit")
     folder = as_detectron2(tmp_path / "fruit", drop="proposal_generator")
     with pytest.raises(UserError, match="e3va train --adapter"):
@@ -222,7 +222,7 @@ def test_checkpoints_of_another_framework_say_what_to_do(make_trained, tmp_path)
 
 
 def storages(*tensors):
-    """Bytes of the distinct storages behind some tensors."""
+    """Return the bytes of the distinct storages behind some tensors."""
     found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(found.values())
 
@@ -259,7 +259,7 @@ def test_several_adapters_share_a_trunk_and_switch_to_the_bit(stored, make_train
         assert of_trunk < storages(*alone["a"].backbone.bottom_up.trunk.parameters()) / 3
 
 
-def test_adapters_whose_trunk_was_kept_differently_share_one_that_is_not_rounded(
+def test_adapters_with_different_roundings_share_a_trunk_without_rounding(
     make_trained, pretrained, tmp_path
 ):
     for name, stored in (("a", "fp32"), ("bb", "int8 bf16"), ("ccc", "bf16")):
@@ -283,7 +283,7 @@ def test_adapters_whose_trunk_was_kept_differently_share_one_that_is_not_rounded
             assert (ours - theirs).norm() < 0.1 * theirs.norm()
 
 
-def test_adapters_of_different_trunks_are_refused_and_the_loaded_ones_stay(
+def test_an_adapter_of_another_trunk_is_refused_and_the_loaded_ones_stay(
     make_trained, pretrained, tmp_path
 ):
     make_trained("semantic_fpn", "a")

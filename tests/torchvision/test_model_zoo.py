@@ -22,7 +22,7 @@ def same_weights(one, other) -> bool:
     return all(torch.equal(value, want[key]) for key, value in one.state_dict().items())
 
 
-def test_a_model_by_its_name(zoo, make_trained, pretrained, tmp_path):
+def test_get_returns_a_model_by_its_name(zoo, make_trained, pretrained, tmp_path):
     _, model = make_trained("mask_rcnn", "fruit")
     publish(tmp_path / "fruit", "drawn", zoo, trunk=str(pretrained))
     for name in ("drawn", "e3va://drawn", "e3va://adapters/drawn"):
@@ -33,14 +33,14 @@ def test_a_model_by_its_name(zoo, make_trained, pretrained, tmp_path):
     assert fresh.state_dict().keys() == model.state_dict().keys()
 
 
-def test_names_of_other_things_are_one_line(zoo, pretrained, tmp_path):
+def test_names_of_other_things_give_one_line(zoo, pretrained, tmp_path):
     backbone = E3VABackbone("swin_nano")
     backbone.trunk.load_state_dict(torch.load(pretrained)["model"])
     model = torch.nn.ModuleDict({"backbone": backbone})
     about = {"framework": "detectron2", "model": {"config": "COCO/x.py"}}
     save_adapter(model, tmp_path / "output", **about)
     publish(tmp_path / "output", "other", zoo, trunk=str(pretrained))
-    with pytest.raises(UserError, match="'other' is of detectron2.* torchvision"):
+    with pytest.raises(UserError, match="'other' is for detectron2.* torchvision"):
         model_zoo.get("other")
     with pytest.raises(UserError, match="'swin_micro'.*expected the name of"):
         model_zoo.get("swin_micro")

@@ -1,4 +1,4 @@
-"""What trainings start from: trunks of any layout and window, adapters; and what they leave."""
+"""Trainings start from trunks of any layout and window and from adapters, and write adapters."""
 
 import json
 import re
@@ -22,7 +22,7 @@ SHORT = ["--highway", "rank=4", "--size", "64", "--steps", "2", "--seed", "3"]
 
 @pytest.fixture
 def train(drawn, tmp_path, capsys):
-    """Run ``e3va train`` on drawn data into a folder; gives what it printed."""
+    """Return a function that runs ``e3va train`` on drawn data and returns its output."""
 
     def run(output, *options, data=("--annotations", drawn.json), short=SHORT):
         paths = ["--images", drawn.images, *data, "--output", tmp_path / output]
@@ -45,9 +45,7 @@ def highway(state):
 
 
 @pytest.mark.slow
-def test_train_leaves_an_adapter_that_every_command_reads(
-    train, drawn, pretrained, tmp_path, capsys
-):
+def test_every_command_reads_the_adapter_of_a_training(train, drawn, pretrained, tmp_path, capsys):
     validation = ["--val-images", drawn.images, "--val-annotations", drawn.json]
     text = train("out", "--trunk", pretrained, *validation)
     folder, model = tmp_path / "out", tmp_path / "out" / "model.pth"
@@ -121,7 +119,7 @@ def test_without_a_trunk_to_share_no_adapter_is_written(
     (["--precision", "bf16", "--trunk-precision", "bf16"], "bf16"),
     (["--precision", "bf16", "--trunk-precision", "bf16", "--memory", "lean"], "int8 bf16"),
 ])  # fmt: skip
-def test_a_resumed_run_knows_the_trunk_that_it_began_with(
+def test_a_resumed_run_records_the_trunk_of_its_start(
     options, stored, train, drawn, pretrained, tmp_path, monkeypatch
 ):
     train("whole", "--trunk", pretrained, *options)
@@ -180,12 +178,14 @@ def test_an_adapter_of_the_same_classes_starts_with_its_heads_too(
     before, after = (read_adapter(tmp_path / name)[0] for name in ("fruit", "out"))
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[k], after[k], atol=1e-6) for k in before)
-    if kind == "mask_rcnn":  # or another model is asked for
+    if kind == "mask_rcnn":  # or with another --model
         start = ("--adapter", tmp_path / "fruit", "--model", "cascade_mask_rcnn")
         assert "its backbone part" in train("other", *start, short=short)
 
 
-def test_mistakes_of_starting_are_one_line(drawn, make_trained, pretrained, tmp_path, capsys):
+def test_mistakes_with_an_adapter_to_start_from_give_one_line(
+    drawn, make_trained, pretrained, tmp_path, capsys
+):
     make_trained("mask_rcnn", "fruit")
     data = ["--images", drawn.images, "--annotations", drawn.json, "--output", tmp_path / "out"]
     start = ["train", *data, "--size", "48", "--steps", "1", "--adapter", tmp_path / "fruit"]

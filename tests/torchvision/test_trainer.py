@@ -1,4 +1,4 @@
-"""Training: along the highway alone, and resumed runs that are the uninterrupted run."""
+"""Training changes only the highway and what follows it; resumed runs equal uninterrupted ones."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn", "semantic_fpn"])
 @pytest.mark.parametrize("recipe", ["e3va_chain", "frozen", "full"])
-def test_a_trunk_changes_only_when_it_is_to(kind, recipe, make_small, request, tmp_path):
+def test_only_the_recipe_full_changes_the_trunk(kind, recipe, make_small, request, tmp_path):
     dataset = request.getfixturevalue("label_maps" if kind == "semantic_fpn" else "instances")
     trainer = make_trainer(make_small, dataset, tmp_path, kind, highway=recipe, steps=3)
     if kind == "semantic_fpn":  # three classes
@@ -97,7 +97,7 @@ def test_resumed_run_ends_with_the_same_bits(precision, workers, make_small, ins
 
 
 @pytest.mark.slow
-def test_interrupt_finishes_the_step_saves_and_says_so(make_small, instances, tmp_path):
+def test_an_interrupt_finishes_the_step_and_saves(make_small, instances, tmp_path):
     trainer = make_trainer(make_small, instances, tmp_path, checkpoint_every=0)
     forward = trainer.model.forward
 
@@ -122,7 +122,7 @@ def test_interrupt_finishes_the_step_saves_and_says_so(make_small, instances, tm
 
 @pytest.mark.slow
 def test_a_killed_process_resumes(drawn, tmp_path):
-    """SIGKILL at any moment leaves a whole checkpoint behind."""
+    """A whole checkpoint remains after SIGKILL at any moment."""
     command = [
         sys.executable,
         "-m",
@@ -153,7 +153,7 @@ def test_a_killed_process_resumes(drawn, tmp_path):
     process.wait()
     step = read_state(tmp_path / "o")["step"]
     assert step >= 1
-    # Resuming is asked to do another number of steps: refused, and the checkpoint stays.
+    # Another number of steps is refused, and the checkpoint stays.
     done = subprocess.run([*command, "9", "--resume"], capture_output=True, text=True)
     assert done.returncode == 1 and "--steps 9, but the run in" in done.stderr
     process = subprocess.Popen(
@@ -217,7 +217,7 @@ def test_a_trunk_in_the_optimizer_stops_the_run(make_small, instances, tmp_path)
         trainer.train()
 
 
-def test_a_loss_that_is_not_finite_is_one_line(make_small, instances, tmp_path):
+def test_a_loss_that_is_not_finite_gives_one_line(make_small, instances, tmp_path):
     trainer = make_trainer(make_small, instances, tmp_path)
     with torch.no_grad():
         trainer.model.roi_heads.box_predictor.cls_score.bias.fill_(float("nan"))
@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_finite_is_one_line(make_small, instances, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_cannot_be_read_leaves_what_was_done(
+def test_an_unreadable_image_stops_the_run_with_a_checkpoint(
     workers, make_small, instances, tmp_path
 ):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
