@@ -179,18 +179,6 @@ def check_names(names: Sequence[str], option: str) -> None:
         )
 
 
-def class_names(text: str | None) -> tuple[str, ...]:
-    """Return the names in an option such as ``background, road, car``; UserError for one twice."""
-    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(
-            f"--classes names {twice!r} {names.count(twice)} times: expected a different name for "
-            "each label"
-        )
-    return names
-
-
 def check_labels(pairs: Iterable[LabelledImage], names: Sequence[str]) -> None:
     """Check that every label is a class, and that at least one pixel has a class.
 

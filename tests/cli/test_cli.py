@@ -153,7 +153,7 @@ def test_mistakes_of_training_give_one_line(train_arguments, drawn, drawn_labels
     fails(capsys, ["train", "--images", drawn.images], "expected one of .*got neither")
     fails(capsys, [*train_arguments, "--classes", "a,b"], "--classes is for label maps")
     maps = ["train", "--images", drawn.images, "--labels", drawn_labels, "--output", tmp_path / "o"]
-    fails(capsys, [*maps, "--classes", "a, b,a"], "--classes .*'a' 2 times")
+    fails(capsys, [*maps, "--classes", "a, b,a"], "--classes .*a")
     fails(
         capsys, [*train_arguments, "--model", "semantic_fpn"], "works on label maps: give --labels"
     )
