@@ -93,8 +93,11 @@ class AdapterConfig:
             return config
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else brief(error)
-        except UserError as error:
-            reason = error.line
+        except UserError as error:  # for example an adapter kind of a package that is not imported
+            raise UserError(
+                f"{source}: its backbone cannot be built here: {error.line}; import the package that "
+                "registers the adapter kind, or copy the file again if it was altered"
+            ) from None
         raise UserError(
             f"{source}: its description cannot be read ({reason}): it was altered, or another "
             "program wrote it; copy or download it again"
@@ -147,7 +150,8 @@ class AdapterConfig:
             theirs["preset"] = ours["preset"]
         differ = [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
         if differ:
-            text = "; ".join(f"{k} {theirs.get(k)}, not {ours.get(k)}" for k in differ)
+            pairs = ((k, theirs.get(k, "absent"), ours.get(k, "absent")) for k in differ)
+            text = "; ".join(f"{name} {there}, not {here}" for name, there, here in pairs)
             raise UserError(
                 f"{source} is for a backbone with other settings ({text}): build the model with "
                 "those, or give another adapter"

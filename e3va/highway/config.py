@@ -60,7 +60,8 @@ class HighwayConfig:
         known = get_adapter_kind(self.adapter).defaults if self._registered else ()
         for name in self.options:
             if name not in known:
-                what = f"a highway with adapter {self.adapter!r} has no setting"
+                kind = f" with adapter {self.adapter!r}" if self.adapter else " without adapters"
+                what = f"a highway{kind} has no setting"
                 raise unknown_choice(what, name, (*SETTINGS, *known))
         object.__setattr__(self, "options", dict(self.options))
 

@@ -130,7 +130,7 @@ def test_a_config_is_a_value():
         ({"ranc": 3}, ["'conv'", "'ranc'", "did you mean 'rank'", "kernel"]),
         ({"reduction": 4}, ["'conv'", "'reduction'", "kernel"]),
         ({"recipe": "e3va", "adapter": "conv", "reduction": 4}, ["'conv'", "'reduction'"]),
-        ({"recipe": "frozen", "rank": 4}, ["None", "'rank'"]),
+        ({"recipe": "frozen", "rank": 4}, ["without adapters", "'rank'"]),
         ({"train_trunk": True}, ["train_trunk", "'conv'"]),
         ({"recipe": "full", "train_trunk": 1}, ["train_trunk 1"]),
         ({"rank": 0}, ["rank=0"]),
