@@ -42,9 +42,8 @@ def packaged() -> Table:
 def table(refresh: bool = True) -> Table:
     """Return all rows: the library's own, and those that a mirror adds but does not change.
 
-    Args:
-        refresh: whether to download a web mirror's table even if the cache has a copy. If the
-            mirror cannot be reached, the copy is used.
+    ``refresh`` downloads a web mirror's table even if the cache has a copy, which is used if the
+    mirror cannot be reached.
     """
     own, other = packaged(), _mirror_table(refresh)
     names = {*own.trunks, *own.adapters, *(row.file.path for row in own.trunks.values())}
@@ -105,9 +104,6 @@ def find_row(name: str, refresh: bool = False) -> TrunkRow | AdapterRow:
     """Return the row of a trunk or an adapter, by its name or by the name of the trunk's file.
 
     A web mirror's table is downloaded if no table here has the name, or to ``refresh`` the copy.
-
-    Raises:
-        UserError: there is no such row; the message has the nearest names.
     """
     for known in _tables(refresh):
         row = known.find(name)

@@ -88,12 +88,7 @@ def download(url: str, path: Path, most: int, find_problem: Callable[[Path], str
     """Download a file to ``path``, where no file may be.
 
     If the connection is cut, pooch tries again; the file gets its name after the check.
-
-    Args:
-        url: address of the file.
-        path: path of the new file.
-        most: largest number of bytes.
-        find_problem: function that maps the downloaded file to its problem, ``""`` for none.
+    ``find_problem`` maps the downloaded file, of at most ``most`` bytes, to its problem or ``""``.
 
     Raises:
         Unreachable: the server does not answer, or does not send the file.

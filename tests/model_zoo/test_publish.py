@@ -204,7 +204,7 @@ def test_publishing_into_an_unwritable_folder(output, tmp_path, trunk_file):
 
 def test_public_addresses_in_the_rows(output, tmp_path, trunk_file):
     zoo = tmp_path / "zoo"
-    row = publish(output, "things", zoo, url="https://a.org/zoo/", trunk=str(trunk_file)).row
+    row = publish(output, "things", zoo, url="https://a.org/zoo/", trunk=str(trunk_file))
     assert row["url"] == "https://a.org/zoo/adapters/things"
     data = json.loads((zoo / "zoo.json").read_text())
     assert data["trunks"]["nano_trunk"]["url"] == "https://a.org/zoo/trunks/nano_trunk.pth"
