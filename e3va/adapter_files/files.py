@@ -250,8 +250,8 @@ def split(
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
     """Return tensors and description of the adapter in a checkpoint of a whole model.
 
-    If another trainer wrote the checkpoint, it has no description, and the settings are read off
-    the model's state dict ``state``.
+    If another trainer wrote the checkpoint, it has no description. The settings are then
+    found from the model's state dict ``state``.
     """
     config = _recorded(checkpoint, source) or AdapterConfig.from_state(state, source)
     return without_trunk(state, config.trunk_prefix), config

@@ -50,9 +50,7 @@ class LabelMapFault(Exception):
 def pair_label_maps(images: str | os.PathLike, labels: str | os.PathLike) -> list[LabelledImage]:
     """Find the label map of every image in a folder; only the files' headers are read.
 
-    Args:
-        images: folder of images; its subfolders are not read.
-        labels: folder of label maps; maps without an image are skipped.
+    Subfolders are not read, and label maps without an image are skipped.
 
     Raises:
         UserError: a folder does not exist or has no images, or both folders are the same; an image
@@ -126,15 +124,11 @@ def load_labels(path: str | os.PathLike, first: int = 0) -> np.ndarray:
 def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_CLASSES) -> Tensor:
     """Read a label map as classes, [H, W] uint8: 0 to ``classes`` − 1, and :data:`IGNORED`.
 
-    Args:
-        path: the PNG file.
-        first: label of class 0 in the file. Smaller labels become :data:`IGNORED` (in ADE20K,
-            label 0 is "other"), and 255 stays :data:`IGNORED`.
-        classes: number of classes.
+    ``first`` is the label of class 0 in the file. Smaller labels become :data:`IGNORED` (in ADE20K,
+    label 0 is "other"), and 255 stays :data:`IGNORED`.
 
     Raises:
-        UserError: the file cannot be read, has more than one channel of 8 bits, or has a label
-            that stands for no class.
+        UserError: the file cannot be read, or has a label that stands for no class.
     """
     try:
         labels = load_labels(path, first)
@@ -180,11 +174,7 @@ def check_names(names: Sequence[str], option: str) -> None:
 
 
 def check_labels(pairs: Iterable[LabelledImage], names: Sequence[str]) -> None:
-    """Check that every label is a class, and that at least one pixel has a class.
-
-    Raises:
-        UserError: a label has no name, or all pixels of all label maps are ignored.
-    """
+    """Check that every label is a class, and that at least one pixel has a class."""
     labelled = False
     for pair in pairs:
         largest = largest_label(pair.labels)

@@ -35,14 +35,8 @@ def publish(
 
     Set the environment variable ``E3VA_ZOO`` to the folder, or to its web address, to use it.
 
-    Args:
-        output: output folder of the training.
-        name: name of the adapter: letters, digits, ``_``, ``-`` and single dots.
-        to: folder of the zoo; it is created if it does not exist.
-        url: public address of that folder, for the rows; ``""`` for none.
-        trunk: name of the trunk in the zoo, if it differs from the name of the trunk's file; or a
-            file to publish with the adapter.
-        replace: whether to overwrite an adapter of that name.
+    ``url`` is the public address of the folder ``to``. ``trunk`` is the trunk's name in the zoo, if
+    it differs from the name of the trunk's file, or a file to publish with the adapter.
 
     Raises:
         UserError: the training is not finished, a file is broken, the name is in use, the zoo does

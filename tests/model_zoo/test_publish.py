@@ -114,7 +114,7 @@ def test_the_merged_checkpoint_is_rebuilt_when_its_parts_change(
     path = check_use(trained, trunk_file)
     first = path.stat().st_mtime_ns
     check_use(trained, trunk_file)
-    assert path.stat().st_mtime_ns == first  # not made anew for nothing
+    assert path.stat().st_mtime_ns == first  # not written again
     for damage in (b"", path.read_bytes()[:-1], bytes(path.stat().st_size)):
         path.write_bytes(damage)
         check_use(trained, trunk_file)
