@@ -15,7 +15,7 @@ from .description import AdapterConfig
 from .files import apply_adapter, read_adapter
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class AdapterSet:
     """Models that differ in their adapters (highway, neck, heads) and share one trunk.
 

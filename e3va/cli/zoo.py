@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ..model_zoo.cache import cache_root, say
 from ..model_zoo.catalogue import MIRROR_VARIABLE, TABLE_FILE, mirror, table
+from ..model_zoo.download import cache_root, say
 from ..model_zoo.publish import publish
 from ..model_zoo.resolve import find_place, local_path
 from ..model_zoo.rows import ADAPTER_FILES, ADAPTERS, SCHEME, AdapterRow, TrunkRow

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ..utils.atomic import atomic_open
 from ..utils.errors import UserError
-from .cache import cache_root, locked, say, writing
-from .download import Unreachable, read_small
+from .download import Unreachable, cache_root, locked, read_small, say, writing
 from .rows import AdapterRow, Table, TrunkRow, is_web_address, parse_table
 
 MIRROR_VARIABLE = "E3VA_ZOO"

@@ -17,8 +17,8 @@ from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
 from ..weights.loading import DEMO, DEMO_FILE
 from . import rows
-from .cache import cache_root, locked, say, sha256_of
 from .catalogue import TABLE_FILE, packaged
+from .download import cache_root, locked, say, sha256_of
 from .store import ASSETS
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from ..adapter_files.files import CONFIG_FILE, MODEL_FILE
 from ..utils.errors import UserError
-from .cache import sha256_of
+from .download import sha256_of
 
 SCHEME = "e3va://"
 FORMAT = 1

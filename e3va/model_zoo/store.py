@@ -9,9 +9,8 @@ from ..adapter_files.files import FULL_KEY, merge, read_adapter
 from ..utils.atomic import save_atomically
 from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
-from .cache import cache_root, locked, say, sha256_of, writing
 from .catalogue import MIRROR_VARIABLE, find_row, mirror
-from .download import Unreachable, download
+from .download import Unreachable, cache_root, download, locked, say, sha256_of, writing
 from .rows import ADAPTERS, SIZE_CAP, AdapterRow, TrunkRow, ZooFile, is_web_address
 
 ASSETS = Path(__file__).parent.parent / "assets"
