@@ -187,7 +187,7 @@ def write(schedule, grid, final, args: Namespace, hours: float) -> None:
             f"{where['device']}, torch {where['torch']}, commit {where['commit']}. Scores: "
             + ", ".join(f"{task} {TASKS[task].metric}" for task in results)
             + ". Trained: share of the backbone. Kept: bytes kept for the backward pass, and time: "
-            f"seconds a step, over full's, mean of the tasks.\n\n{text}\n\n"
+            f"seconds a step, relative to full fine-tuning, mean of the tasks.\n\n{text}\n\n"
             f"Validation scores of the search (seed 0), by learning rate over the heads'; "
             f"chosen: bold.\n\n{search_table(results)}\n"
         )

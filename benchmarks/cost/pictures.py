@@ -48,7 +48,7 @@ def _save(figure, path: Path) -> None:
 
 
 def plot_cost(tables: list[dict[str, Any]], path: Path) -> None:
-    """Plot for each table the bytes kept and the time of a step, by part, over full's."""
+    """Plot bytes kept and the time of a step by part, relative to full fine-tuning, by table."""
     figure, axes = _figure([1.6 + 0.3 * len(table["rows"]) for table in tables], 12.5)
     for line, table in zip(axes, tables, strict=True):
         _draw_bytes(line[0], table)
@@ -65,7 +65,9 @@ def _draw_bytes(axis, table: dict[str, Any]) -> None:
     shares = {n: {p: size / whole for p, size in parts.items()} for n, parts in bars.items()}
     notes = {n: f"{total / whole:.2f}, {mib(total)} MiB" for n, total in totals.items()}
     _stack(axis, rows, shares, notes)
-    axis.set_title(f"{title(table)}\nkept for the backward pass, over full's", fontsize=9)
+    axis.set_title(
+        f"{title(table)}\nkept for the backward pass, relative to full fine-tuning", fontsize=9
+    )
 
 
 def _draw_times(axis, table: dict[str, Any]) -> None:
@@ -84,7 +86,10 @@ def _draw_times(axis, table: dict[str, Any]) -> None:
         errors[name] = (middle - min(own), max(own) - middle)
     _stack(axis, rows, shares, notes, errors)
     axis.set_yticklabels([])
-    axis.set_title("time of a step, over full's (line: least to most of the rounds)", fontsize=9)
+    axis.set_title(
+        "time of a step, relative to full fine-tuning (line: least to most of the rounds)",
+        fontsize=9,
+    )
 
 
 def _stack(

@@ -11,7 +11,7 @@ TIMED = ("forward", "backward", "update", "step")
 FRAMEWORKS = {
     "detectron2": "Cascade Mask R-CNN (Detectron2)",
     "torchvision": "Cascade Mask R-CNN (torchvision)",
-    "none": "the backbone alone",
+    "none": "only the backbone",
 }
 
 Row = dict[str, Any]

@@ -91,7 +91,7 @@ def _checked(args: argparse.Namespace) -> argparse.Namespace:
         setattr(args, name, _whole(name, getattr(args, name)))
     args.sizes = sorted({_whole("sizes", size) for size in args.sizes})
     args.batches = sorted({_whole("batches", count) for count in args.batches})
-    # A backbone alone needs no framework, but Detectron2's own Swin needs Detectron2.
+    # A backbone without heads needs no framework, but Detectron2's own Swin needs Detectron2.
     framework = args.framework
     if not args.backbone or framework:
         framework = pick_framework(framework)

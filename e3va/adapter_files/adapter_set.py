@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,9 @@ from .description import AdapterConfig
 from .files import apply_adapter, read_adapter
 
 
+@dataclass(eq=False, repr=False)
 class AdapterSet:
     """Models that differ in their adapters (highway, neck, heads) and share one trunk.
-
-    Args:
-        trunk: frozen trunk with its weights loaded; every model uses it.
-        build: function that builds a model around the trunk from an adapter's description and
-            tensors, see ``E3VABackbone(trunk=...)``.
-        framework: framework of the models, see :func:`e3va.adapter_files.files.load_adapter`.
-        find: function that maps a path given to :meth:`load_adapter` to a folder or file.
-
-    Attributes:
-        active: name of the adapter in use; None before the first.
 
     Example::
 
@@ -36,19 +28,13 @@ class AdapterSet:
         models(images)
     """
 
-    def __init__(
-        self,
-        trunk: SwinTrunk,
-        build: Callable[..., nn.Module],
-        framework: str = "",
-        find: Callable[[str | os.PathLike], Path] = Path,
-    ):
-        self.trunk = trunk
-        self.active: str | None = None
-        self._build = build
-        self._framework = framework
-        self._find = find
-        self._models: dict[str, tuple[nn.Module, AdapterConfig]] = {}
+    trunk: SwinTrunk  # frozen, with its weights loaded; every model uses it
+    # Builds a model from an adapter's description and tensors, and the trunk.
+    build: Callable[..., nn.Module]
+    framework: str = ""  # of the models, see load_adapter in files.py
+    find: Callable[[str | os.PathLike], Path] = Path  # maps a path to an adapter's folder or file
+    active: str | None = field(default=None, init=False)  # name of the adapter in use
+    _models: dict[str, tuple[nn.Module, AdapterConfig]] = field(default_factory=dict, init=False)
 
     @property
     def names(self) -> list[str]:
@@ -58,14 +44,13 @@ class AdapterSet:
     @property
     def model(self) -> nn.Module:
         """Model of the adapter in use; a :class:`UserError` if no adapter is loaded."""
-        return self._active[0]
+        return self._active()[0]
 
     @property
     def config(self) -> AdapterConfig:
         """Description of the adapter in use; a :class:`UserError` if no adapter is loaded."""
-        return self._active[1]
+        return self._active()[1]
 
-    @property
     def _active(self) -> tuple[nn.Module, AdapterConfig]:
         if self.active is None:
             raise UserError("no adapter is loaded: load one with load_adapter(name, path)")
@@ -80,34 +65,26 @@ class AdapterSet:
         :func:`e3va.adapter_files.files.load_adapter` for the arguments and errors; after an error
         the loaded adapters are unchanged. ``settings`` are further keyword arguments of ``build``.
         """
-        state, config = read_adapter(self._find(path))
+        state, config = read_adapter(self.find(path))
         if not any_trunk:
             config.check_origin(self.trunk, str(path))
-        model = self._build(config, state, self.trunk, **settings)
+        model = self.build(config, state, self.trunk, **settings)
         assert find_backbone(model)[1].trunk is self.trunk, "the model has a trunk of its own"
         apply_adapter(
-            *(model, state, config, str(path)), any_trunk=any_trunk, framework=self._framework
+            *(model, state, config, str(path)), any_trunk=any_trunk, framework=self.framework
         )
         self._models[name] = model.eval(), config
         self.active = self.active or name
         return config
 
     def set_adapter(self, name: str) -> nn.Module:
-        """Switch to a loaded adapter and return its model.
-
-        Raises:
-            UserError: no loaded adapter has this name.
-        """
+        """Switch to a loaded adapter and return its model; raise UserError if there is none."""
         self._check(name)
         self.active = name
         return self.model
 
     def delete_adapter(self, name: str) -> None:
-        """Delete a loaded adapter; the trunk and the other adapters stay.
-
-        Raises:
-            UserError: no loaded adapter has this name.
-        """
+        """Delete a loaded adapter; the trunk and the other adapters stay."""
         self._check(name)
         del self._models[name]
         if name == self.active:

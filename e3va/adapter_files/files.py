@@ -91,8 +91,8 @@ def read_adapter(path: str | os.PathLike) -> tuple[dict[str, Tensor], AdapterCon
             or the format version is unknown.
     """
     folder = _folder(path, MODEL_FILE, CONFIG_FILE)
-    state, metadata = load_safetensors(folder / MODEL_FILE)
     source = str(folder / MODEL_FILE)
+    state, metadata = load_safetensors(folder / MODEL_FILE)
     if _HEADER not in metadata:
         raise UserError(
             f"{source} has no description of an adapter: expected a file that e3va wrote; give "
@@ -120,10 +120,8 @@ def _folder(path: str | os.PathLike, *needed: str) -> Path:
         raise UserError(f"{path} is no adapter: expected a folder with {MODEL_FILE}")
     for name in needed:
         if not (folder / name).is_file():
-            raise UserError(
-                f"no {name} in {folder}: expected an adapter's folder, with {MODEL_FILE} and "
-                f"{CONFIG_FILE}"
-            )
+            both = f"{MODEL_FILE} and {CONFIG_FILE}"
+            raise UserError(f"no {name} in {folder}: expected an adapter's folder, with {both}")
     return folder
 
 
@@ -252,11 +250,8 @@ def split(
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
     """Return tensors and description of the adapter in a checkpoint of a whole model.
 
-    If another trainer wrote the checkpoint, it has no description, and the settings are read off
-    the model's state dict ``state``.
-
-    Raises:
-        UserError: the checkpoint contains no E³VA backbone.
+    If another trainer wrote the checkpoint, it has no description. The settings are then
+    found from the model's state dict ``state``.
     """
     config = _recorded(checkpoint, source) or AdapterConfig.from_state(state, source)
     return without_trunk(state, config.trunk_prefix), config
@@ -270,6 +265,5 @@ def recorded_origin(checkpoint: Mapping[str, Any]) -> TrunkOrigin | None:
 
 def _recorded(checkpoint: Mapping[str, Any], source: str) -> AdapterConfig | None:
     described = checkpoint.get(FULL_KEY)
-    if isinstance(described, Mapping):
-        return AdapterConfig.from_dict(dict(described), source)
-    return None
+    found = isinstance(described, Mapping)
+    return AdapterConfig.from_dict(dict(described), source) if found else None

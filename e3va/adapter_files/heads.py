@@ -65,20 +65,12 @@ _TO_DETECTRON2 = {theirs: own for own, theirs in _TO_TORCHVISION.items()}
 
 
 def smallest_anchor(size: int) -> int:
-    """Return the side in pixels of the smallest anchors in a detector of the torchvision framework.
-
-    Args:
-        size: shorter side of the images in pixels. Small images have smaller objects.
-    """
+    """Return the smallest anchors' side in pixels in torchvision, for images of a shorter side."""
     return 32 if size >= _SMALL_IMAGES else 16
 
 
 def framework_of(state: Mapping[str, Tensor]) -> str | None:
-    """Return the framework of the names in ``state``; None if both frameworks have them.
-
-    Raises:
-        UserError: ``state`` mixes names of both frameworks.
-    """
+    """Return the framework of the names in ``state``; None if both frameworks have them."""
     torchvision = [n for n in state if n in _TO_DETECTRON2 and n not in _TO_TORCHVISION]
     detectron2 = [n for n in state if n in _TO_TORCHVISION and n not in _TO_DETECTRON2]
     if torchvision and detectron2:
@@ -101,16 +93,12 @@ def to_framework(
     GroupNorm.
 
     Args:
-        state: state dict of a model of either framework, with or without its trunk. Tensors that
-            are only renamed are shared with the result.
+        state: state dict of a model of either framework, with or without its trunk.
         framework: one of ``FRAMEWORKS``.
 
     Returns:
         the state under the framework's names, and the names in ``state`` without a counterpart. If
         there are such names, only the highway can be loaded.
-
-    Raises:
-        UserError: the framework is unknown, or ``state`` mixes names of both frameworks.
     """
     check_choice("framework", framework, FRAMEWORKS)
     if framework_of(state) in (None, framework):

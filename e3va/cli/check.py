@@ -3,13 +3,15 @@
 import argparse
 import sys
 import warnings
+from pathlib import Path
 
-from ..data.check import SHEET_IMAGES, check_data, make_output_folder, write_findings
+from ..data.check import SHEET_IMAGES, check_data, write_findings
 from ..data.label_maps import class_names
 from ..data.locations import find_location
 from ..data.next_steps import next_steps
 from ..data.problems import REFUSED
 from ..data.report import report_text
+from ..utils.atomic import make_folder
 from ..utils.errors import UserError
 from .arguments import whole
 
@@ -56,7 +58,7 @@ def check(args: argparse.Namespace) -> int:
     if args.classes is not None and location.kind == "coco":
         print("error: --classes: a COCO-format file has its own class names", file=sys.stderr)
         return WRONG_USAGE
-    folder = None if args.output is None else make_output_folder(args.output)
+    folder = None if args.output is None else make_folder(Path(args.output).expanduser())
     names = class_names(args.classes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # the check reports broken files itself

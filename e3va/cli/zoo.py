@@ -2,12 +2,13 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
-from ..model_zoo.cache import cache_root, say
-from ..model_zoo.catalogue import MIRROR_VARIABLE, mirror, table
+from ..model_zoo.catalogue import MIRROR_VARIABLE, TABLE_FILE, mirror, table
+from ..model_zoo.download import cache_root, say
 from ..model_zoo.publish import publish
 from ..model_zoo.resolve import find_place, local_path
-from ..model_zoo.rows import ADAPTER_FILES, SCHEME, AdapterRow, TrunkRow
+from ..model_zoo.rows import ADAPTER_FILES, ADAPTERS, SCHEME, AdapterRow, TrunkRow
 from ..model_zoo.store import where
 from ..utils.tables import columns
 
@@ -88,11 +89,11 @@ def _get(args: argparse.Namespace) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
-    done = publish(
+    row = publish(
         args.output, args.name, args.to, url=args.url, trunk=args.trunk, replace=args.replace
     )
     for base in ADAPTER_FILES:
-        facts = done.row["files"][base]
-        print(f"{done.folder / base}: {_mebibytes(facts['size'])}, sha256 {facts['sha256']}")
-    print(f"{done.table}: row {args.name!r}, trunk {done.row['trunk']}")
+        facts, path = row["files"][base], Path(args.to, ADAPTERS, args.name, base)
+        print(f"{path}: {_mebibytes(facts['size'])}, sha256 {facts['sha256']}")
+    print(f"{Path(args.to, TABLE_FILE)}: row {args.name!r}, trunk {row['trunk']}")
     print(f"use it with {MIRROR_VARIABLE}={args.to}: {SCHEME}{args.name}")

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from ..utils.atomic import atomic_open
-from ..utils.errors import UserError
 from .check_instances import check_instances, kind_of_file
 from .check_label_maps import check_label_maps
 from .coco import load_json
@@ -20,12 +19,7 @@ SHEET_IMAGES = 12
 def check_data(location: DataLocation, classes: tuple[str, ...] = ()) -> Findings:
     """Check annotations or label maps, and decode all images.
 
-    Args:
-        location: location of the data, see :func:`e3va.data.locations.find_location`.
-        classes: class names of label maps or of Pascal VOC; a COCO-format file has its own.
-
-    Raises:
-        UserError: the data cannot be opened.
+    ``classes`` are names for label maps and Pascal VOC; a COCO-format file has its own.
     """
     path, root, notes = location.path, location.images, list(location.notes)
     if location.kind == "labels":
@@ -44,18 +38,6 @@ def check_data(location: DataLocation, classes: tuple[str, ...] = ()) -> Finding
         found = check_instances(data, path, root)
     found.location, found.notes = location, notes
     return found
-
-
-def make_output_folder(folder: str) -> Path:
-    """Create the folder for :func:`write_findings`; raise UserError if that fails."""
-    path = Path(folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot create the folder {folder} ({error.strerror}): choose another --output"
-        ) from None
-    return path
 
 
 def write_findings(found: Findings, folder: Path, sheet_images: int = SHEET_IMAGES) -> list[str]:

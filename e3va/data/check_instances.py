@@ -34,9 +34,8 @@ class ClassCount:
     name: str
     images: int = 0
     crowds: int = 0
-    sizes: list[float] = field(
-        default_factory=list
-    )  # √area in pixels of each object that is no crowd
+    # √area in pixels of each object that is no crowd
+    sizes: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -104,16 +103,14 @@ def check_instances(
     found.classes = [ClassCount(category["id"], str(category["name"])) for category in categories]
     names = Counter(row.name for row in found.classes)
     for row in found.classes:
-        if names[row.name] > 1:
-            text = f"{names[row.name]} classes have the name {row.name!r}"
-            note("name_twice", source, row.id, text)
+        if (count := names[row.name]) > 1:
+            note("name_twice", source, row.id, f"{count} classes have the name {row.name!r}")
     images = list_images(data, source, Path(root), note)
     found.listed, found.annotations = len(data["images"]), {identity: [] for identity in images}
     records = list_records(data, "annotations", source)
     found.masks = not records or any(a.get("segmentation") for a in records)
-    for _, image, annotation in list_annotations(
-        data, source, images, found.class_index, found.masks, note
-    ):
+    usable = list_annotations(data, source, images, found.class_index, found.masks, note)
+    for _, image, annotation in usable:
         found.annotations[image["id"]].append(annotation)
     _check_images(found, list(images.values()))
     _count(found)

@@ -112,7 +112,7 @@ def _check(
         try:
             labels = load_labels(path, first)
         except LabelMapFault as fault:
-            problems.note(fault.kind, path, None, str(fault))
+            problems.note(fault.kind, path, None, fault.text)
         else:
             map_size = size = labels.shape[::-1]
             counts = np.bincount(labels.ravel(), minlength=256)

@@ -60,11 +60,7 @@ class CocoData:
 
 
 def read_categories(json_file: str | os.PathLike) -> list[dict]:
-    """Return the category records of an annotation file, sorted by id.
-
-    Raises:
-        UserError: the file is missing, is not JSON, or has no usable ``categories``.
-    """
+    """Return the category records of an annotation file, sorted by id; raise UserError if none."""
     return list_categories(load_json(json_file), json_file, _refuse_in(json_file))
 
 
@@ -301,13 +297,12 @@ def _has_area(box: list[float], image: dict) -> bool:
 
 
 def _require_objects(data: CocoData) -> None:
-    with_objects = {
+    data.annotations = {
         image_id: annotations
         for image_id, annotations in data.annotations.items()
         if any(not annotation["iscrowd"] for annotation in annotations)
     }
-    data.images = [image for image in data.images if image["id"] in with_objects]
-    data.annotations = with_objects
+    data.images = [image for image in data.images if image["id"] in data.annotations]
     if not data.images:
         dropped = f" (dropped: {dict(data.dropped)})" if data.dropped else ""
         raise UserError(

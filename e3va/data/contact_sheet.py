@@ -9,7 +9,7 @@ import numpy as np
 import pycocotools.mask
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ..utils.atomic import rename_atomically
+from ..utils.atomic import atomic_open
 from ..utils.colors import COLORS
 from .images import BROKEN, Size, in_threads
 from .label_maps import IGNORED, read_label_map
@@ -69,8 +69,8 @@ def write_sheet(found: Findings, count: int, path: Path) -> int:
     pictures = found.pictures()
     shown = [pictures[index] for index in choose(pictures, count)]
     title = f"{Path(found.source).name}: {len(shown)} of {len(pictures)} images"
-    with rename_atomically(path) as temporary:
-        draw_sheet(shown, title, found.legend()).save(temporary, format="PNG")
+    with atomic_open(path) as file:
+        draw_sheet(shown, title, found.legend()).save(file, format="PNG")
     return len(shown)
 
 

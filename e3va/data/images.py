@@ -17,8 +17,7 @@ ORIENTATION = 0x0112  # the EXIF tag: 1 is upright; from 5 to 8 the picture lies
 # Pillow raises these for broken files; the last one for files of absurd size.
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Item, Result = TypeVar("Item"), TypeVar("Result")
 Size = tuple[int, int]  # width and height in pixels
 
 
@@ -52,11 +51,7 @@ def check_image(
 
 
 def image_size(path: str | os.PathLike) -> Size:
-    """Return the width and height of an image in pixels, upright; only its header is read.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Return the width and height of an image in pixels, upright; only its header is read."""
     try:
         with Image.open(path) as image:
             # In a PNG file, Pillow decodes all pixels to look for EXIF data behind them.
@@ -75,8 +70,7 @@ def in_threads(
 ) -> Iterator[Result]:
     """Yield the results of ``work`` in the order of ``items``; few of them are in memory at once.
 
-    Progress is shown on stderr. An exception, such as Ctrl-C, cancels the items that have not
-    started.
+    Progress is shown on stderr. An exception, such as Ctrl-C, cancels items that have not started.
     """
     threads, rest = min(8, os.cpu_count() or 1), iter(items)
     pool = ThreadPoolExecutor(threads)

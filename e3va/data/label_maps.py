@@ -35,24 +35,18 @@ class LabelledImage:
     height: int
 
 
-class LabelMapFault(Exception):
-    """The reason why a label map cannot be used; the text follows the name of the file."""
+class LabelMapFault(UserError):
+    """The reason why a label map cannot be used, as a kind of e3va.data.problems and a text."""
 
-    def __init__(self, kind: str, text: str):
-        super().__init__(text)
-        self.kind = kind  # ``undecodable`` or ``map_mode``, see e3va.data.problems
-
-    def for_user(self, path: str | os.PathLike) -> UserError:
-        """Return the error for a user."""
-        return UserError(f"label map {path} {self}; replace it, or remove its image")
+    def __init__(self, kind: str, path: str | os.PathLike, text: str):
+        super().__init__(f"label map {path} {text}; replace it, or remove its image")
+        self.kind, self.text = kind, text
 
 
 def pair_label_maps(images: str | os.PathLike, labels: str | os.PathLike) -> list[LabelledImage]:
     """Find the label map of every image in a folder; only the files' headers are read.
 
-    Args:
-        images: folder of images; its subfolders are not read.
-        labels: folder of label maps; maps without an image are skipped.
+    Subfolders are not read, and label maps without an image are skipped.
 
     Raises:
         UserError: a folder does not exist or has no images, or both folders are the same; an image
@@ -84,11 +78,8 @@ def _pair(image: Path, labels: Path) -> LabelledImage:
             "class number in every pixel"
         )
     width, height = size = image_size(image)
-    try:
-        with _open(labels) as file:
-            map_size = file.size
-    except LabelMapFault as fault:
-        raise fault.for_user(labels) from None
+    with _open(labels) as file:
+        map_size = file.size
     if map_size != size:
         raise UserError(
             f"label map {labels} is {map_size[0]}×{map_size[1]}, its image {image} is "
@@ -104,12 +95,13 @@ def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
             if file.mode not in ("L", "P"):
                 raise LabelMapFault(
                     "map_mode",
+                    path,
                     f"has Pillow's mode {file.mode}: expected one channel of 8 bits (L) or a "
                     "palette (P), with a class number in every pixel instead of a color",
                 )
             yield file
     except BROKEN as error:
-        raise LabelMapFault("undecodable", f"cannot be read: {brief(error)}") from None
+        raise LabelMapFault("undecodable", path, f"cannot be read: {brief(error)}") from None
 
 
 def load_labels(path: str | os.PathLike, first: int = 0) -> np.ndarray:
@@ -126,20 +118,13 @@ def load_labels(path: str | os.PathLike, first: int = 0) -> np.ndarray:
 def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_CLASSES) -> Tensor:
     """Read a label map as classes, [H, W] uint8: 0 to ``classes`` − 1, and :data:`IGNORED`.
 
-    Args:
-        path: the PNG file.
-        first: label of class 0 in the file. Smaller labels become :data:`IGNORED` (in ADE20K,
-            label 0 is "other"), and 255 stays :data:`IGNORED`.
-        classes: number of classes.
+    ``first`` is the label of class 0 in the file. Smaller labels become :data:`IGNORED` (in ADE20K,
+    label 0 is "other"), and 255 stays :data:`IGNORED`.
 
     Raises:
-        UserError: the file cannot be read, has more than one channel of 8 bits, or has a label
-            that stands for no class.
+        UserError: the file cannot be read, or has a label that stands for no class.
     """
-    try:
-        labels = load_labels(path, first)
-    except LabelMapFault as fault:
-        raise fault.for_user(path) from None
+    labels = load_labels(path, first)
     largest = int(labels.max(initial=0, where=labels != IGNORED))
     if largest >= classes:
         raise UserError(
@@ -180,11 +165,7 @@ def check_names(names: Sequence[str], option: str) -> None:
 
 
 def check_labels(pairs: Iterable[LabelledImage], names: Sequence[str]) -> None:
-    """Check that every label is a class, and that at least one pixel has a class.
-
-    Raises:
-        UserError: a label has no name, or all pixels of all label maps are ignored.
-    """
+    """Check that every label is a class, and that at least one pixel has a class."""
     labelled = False
     for pair in pairs:
         largest = largest_label(pair.labels)

@@ -18,7 +18,7 @@ WARNING = "warning"  # it uses the data, which may be wrong
 
 
 class Kind(NamedTuple):
-    """A kind of problem: its severity, its title in the plural, and advice."""
+    """A kind of problem; the title is in the plural."""
 
     severity: str
     title: str

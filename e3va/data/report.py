@@ -69,8 +69,7 @@ def _class_row(row: ClassCount, objects: int) -> tuple[Any, ...]:
 
 
 def _count_by_size(sizes: Sequence[float]) -> dict[str, int]:
-    small = sum(size < SMALL for size in sizes)
-    large = sum(size >= LARGE for size in sizes)
+    small, large = sum(size < SMALL for size in sizes), sum(size >= LARGE for size in sizes)
     return {"small": small, "medium": len(sizes) - small - large, "large": large}
 
 
@@ -112,12 +111,9 @@ def _sizes_text(sizes: list[Size]) -> list[str]:
         return []
     ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     shown = [ordered[0], ordered[len(sizes) // 2], ordered[-1]]
-    smallest, middle, largest = (f"{width}×{height}" for width, height in shown)
-    text = f"min {smallest}, median {middle}, max {largest}"
-    if smallest == largest:
-        text = f"all {smallest}"
-    wide = sum(width > height for width, height in sizes)
-    tall = sum(width < height for width, height in sizes)
+    least, middle, most = (f"{width}×{height}" for width, height in shown)
+    text = f"all {least}" if least == most else f"min {least}, median {middle}, max {most}"
+    wide, tall = sum(w > h for w, h in sizes), sum(w < h for w, h in sizes)
     square = len(sizes) - wide - tall
     return [f"  image sizes: {text}; {wide} landscape, {tall} portrait, {square} square"]
 

@@ -75,17 +75,10 @@ def stream_batches(
     dataset: SeededDataset, stream: BatchStream, workers: int = 0
 ) -> Iterator[list[Any]]:
     """Iterate over batches as lists of examples, made by ``workers`` processes (0: this one)."""
-    return iter(
-        DataLoader(
-            dataset,
-            batch_sampler=stream,
-            num_workers=workers,
-            collate_fn=list,
-            worker_init_fn=_leave_interrupts_to_the_main_process,
-        )
-    )
+    options = {"num_workers": workers, "worker_init_fn": _ignore_interrupts}
+    return iter(DataLoader(dataset, batch_sampler=stream, collate_fn=list, **options))
 
 
-def _leave_interrupts_to_the_main_process(_: int) -> None:
+def _ignore_interrupts(_: int) -> None:
     # Ctrl-C reaches all processes of a terminal; without workers, training cannot end its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -9,9 +9,8 @@ from ..utils.optional import require
 require("iopath", "e3va.model_zoo")
 
 from .catalogue import list_adapters, list_trunks  # noqa: E402
-from .handler import E3VAPathHandler, register  # noqa: E402
 from .models import get_checkpoint_url, get_config_file  # noqa: E402
-from .resolve import local_path  # noqa: E402
+from .resolve import E3VAPathHandler, local_path, register  # noqa: E402
 
 __all__ = [
     "E3VAPathHandler",

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ..utils.atomic import atomic_open
 from ..utils.errors import UserError
-from .cache import cache_root, locked, say, writing
-from .download import Unreachable, read_small
+from .download import Unreachable, cache_root, locked, read_small, say, writing
 from .rows import AdapterRow, Table, TrunkRow, is_web_address, parse_table
 
 MIRROR_VARIABLE = "E3VA_ZOO"
@@ -42,9 +41,8 @@ def packaged() -> Table:
 def table(refresh: bool = True) -> Table:
     """Return all rows: the library's own, and those that a mirror adds but does not change.
 
-    Args:
-        refresh: whether to download a web mirror's table even if the cache has a copy. If the
-            mirror cannot be reached, the copy is used.
+    ``refresh`` downloads a web mirror's table even if the cache has a copy, which is used if the
+    mirror cannot be reached.
     """
     own, other = packaged(), _mirror_table(refresh)
     names = {*own.trunks, *own.adapters, *(row.file.path for row in own.trunks.values())}
@@ -105,9 +103,6 @@ def find_row(name: str, refresh: bool = False) -> TrunkRow | AdapterRow:
     """Return the row of a trunk or an adapter, by its name or by the name of the trunk's file.
 
     A web mirror's table is downloaded if no table here has the name, or to ``refresh`` the copy.
-
-    Raises:
-        UserError: there is no such row; the message has the nearest names.
     """
     for known in _tables(refresh):
         row = known.find(name)

@@ -1,20 +1,64 @@
-"""Downloads with pooch: only over http and https, of limited length, checked before use."""
+"""The zoo's folder in iopath's cache, and downloads into it with pooch.
 
+Downloads are only over http and https, of limited length, and are checked before use.
+"""
+
+import contextlib
+import hashlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urljoin
 
+from iopath.common.file_io import file_lock
+
 from ..utils.errors import UserError
 from ..utils.optional import require
-from .cache import writing
 
 TIMEOUT = 30.0  # seconds without a byte
 RETRIES = 2  # after a connection that was cut
 _CHUNK = 1 << 18
+
+
+def cache_root() -> Path:
+    """Return the folder: ``e3va`` in ``FVCORE_CACHE``, by default in ``~/.torch/iopath_cache``."""
+    return Path(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")).expanduser() / "e3va"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's error into a UserError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): free some space, get write "
+            "permission, or set FVCORE_CACHE to another folder"
+        ) from None
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file; only one process or thread at a time can hold it."""
+    with contextlib.ExitStack() as stack:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_lock(str(path)))
+        yield
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def say(text: str) -> None:
+    """Print a line on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class Unreachable(Exception):
@@ -88,12 +132,7 @@ def download(url: str, path: Path, most: int, find_problem: Callable[[Path], str
     """Download a file to ``path``, where no file may be.
 
     If the connection is cut, pooch tries again; the file gets its name after the check.
-
-    Args:
-        url: address of the file.
-        path: path of the new file.
-        most: largest number of bytes.
-        find_problem: function that maps the downloaded file to its problem, ``""`` for none.
+    ``find_problem`` maps the downloaded file, of at most ``most`` bytes, to its problem or ``""``.
 
     Raises:
         Unreachable: the server does not answer, or does not send the file.

@@ -64,11 +64,7 @@ def get_checkpoint_url(config_path: str) -> str:
 
 
 def find_adapter_row(name: str) -> AdapterRow:
-    """Return the row of a published adapter by its name or address.
-
-    Raises:
-        UserError: there is no adapter of that name.
-    """
+    """Return the row of a published adapter by its name or address."""
     row = find_place(SCHEME + name.removeprefix(SCHEME)).row
     if not isinstance(row, AdapterRow):
         raise UserError(

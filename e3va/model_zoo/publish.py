@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -17,17 +17,9 @@ from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
 from ..weights.loading import DEMO, DEMO_FILE
 from . import rows
-from .cache import cache_root, locked, say, sha256_of
 from .catalogue import TABLE_FILE, packaged
+from .download import cache_root, locked, say, sha256_of
 from .store import ASSETS
-
-
-class Published(NamedTuple):
-    """The adapter's folder, the table's file, and the adapter's row in it."""
-
-    folder: Path
-    table: Path
-    row: dict[str, Any]
 
 
 def publish(
@@ -38,19 +30,13 @@ def publish(
     url: str = "",
     trunk: str = "",
     replace: bool = False,
-) -> Published:
-    """Copy the adapter of a finished training into the folder of a zoo, and write its row.
+) -> dict[str, Any]:
+    """Copy the adapter of a finished training into the folder of a zoo; return its row there.
 
     Set the environment variable ``E3VA_ZOO`` to the folder, or to its web address, to use it.
 
-    Args:
-        output: output folder of the training.
-        name: name of the adapter: letters, digits, ``_``, ``-`` and single dots.
-        to: folder of the zoo; it is created if it does not exist.
-        url: public address of that folder, for the rows; ``""`` for none.
-        trunk: name of the trunk in the zoo, if it differs from the name of the trunk's file; or a
-            file to publish with the adapter.
-        replace: whether to overwrite an adapter of that name.
+    ``url`` is the public address of the folder ``to``. ``trunk`` is the trunk's name in the zoo, if
+    it differs from the name of the trunk's file, or a file to publish with the adapter.
 
     Raises:
         UserError: the training is not finished, a file is broken, the name is in use, the zoo does
@@ -77,7 +63,7 @@ def publish(
             _check_name(name, trunks, {**known.adapters, **packaged().adapters}, replace)
             trunk_name = _trunk_name(trained[1], trunk, trunks)
             new = {} if trunk_name else _trunk_row(trained[1], Path(trunk), url)
-            _check_trunk(trained, [Path(trunk)] if new else _places(trunks[trunk_name].file, to))
+            _check_trunk(trained, Path(trunk) if new else _find(trunks[trunk_name].file, to))
             if new:
                 trunk_name = Path(trunk).stem
                 _copy(Path(trunk), to / new["file"])
@@ -97,7 +83,7 @@ def publish(
         with contextlib.suppress(OSError):  # a folder with files stays
             folder.rmdir()
             folder.parent.rmdir()
-    return Published(folder, to / TABLE_FILE, row)
+    return row
 
 
 def _read_table(file: Path) -> tuple[dict[str, Any], rows.Table]:
@@ -149,13 +135,15 @@ def _trunk_row(config: AdapterConfig, path: Path, url: str) -> dict[str, Any]:
     return {**row, "url": f"{url}/{row['file']}"} if url else row
 
 
-def _places(file: rows.ZooFile, to: Path) -> list[Path]:
-    return [ASSETS / file.asset] if file.asset else [to / file.path, cache_root() / file.path]
+def _find(file: rows.ZooFile, to: Path) -> Path:
+    if file.asset:
+        return ASSETS / file.asset
+    path = to / file.path
+    return path if path.is_file() else cache_root() / file.path
 
 
-def _check_trunk(trained: tuple[dict[str, Tensor], AdapterConfig], places: list[Path]) -> None:
-    file = next((place for place in places if place.is_file()), None)
-    if file:
+def _check_trunk(trained: tuple[dict[str, Tensor], AdapterConfig], file: Path) -> None:
+    if file.is_file():
         merge(*trained, model_state(load_file(file), str(file)), str(file))
     else:
         say("the trunk is not on this machine, so it was not compared with the training's")

@@ -1,7 +1,10 @@
-"""From the zoo's addresses to files on this machine."""
+"""``e3va://`` addresses: the files on this machine, and a handler for iopath's path managers."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
+
+from iopath.common.file_io import PathHandler, PathManager, g_pathmgr
 
 from ..utils.errors import UserError
 from .catalogue import find_row, mirror, table
@@ -11,15 +14,10 @@ from .store import FULL_FILE, full_checkpoint, local_files, where
 
 @dataclass(frozen=True)
 class Place:
-    """A trunk, an adapter, a file of an adapter, or a listing.
+    """A trunk, an adapter, a file of an adapter, or a listing."""
 
-    Attributes:
-        row: row of the trunk or the adapter; None for a listing.
-        name: name of the adapter's file or of the listing; else ``""``.
-    """
-
-    row: TrunkRow | AdapterRow | None
-    name: str = ""
+    row: TrunkRow | AdapterRow | None  # None for a listing
+    name: str = ""  # name of the adapter's file or of the listing
 
     @property
     def is_folder(self) -> bool:
@@ -39,15 +37,10 @@ class Place:
 
 
 def find_place(address: str, refresh: bool = False) -> Place:
-    """Find the place of an address.
+    """Find the place of an address; ``refresh`` downloads a web mirror's table again.
 
-    Args:
-        address: ``e3va://trunks/FILE``, ``e3va://adapters/NAME``, ``e3va://adapters/NAME/FILE``, or
-            the same without ``trunks/`` and ``adapters/``; it may end in ``/``.
-        refresh: whether to download a web mirror's table again.
-
-    Raises:
-        UserError: the text is not an address of the zoo, or the zoo has nothing of that name.
+    Addresses are ``e3va://trunks/FILE``, ``e3va://adapters/NAME``, ``e3va://adapters/NAME/FILE``,
+    and the same without ``trunks/`` and ``adapters/``; they may end in ``/``.
     """
     rest = address.removeprefix(SCHEME).removesuffix("/")
     parts = rest.split("/") if rest else []
@@ -75,7 +68,7 @@ def local_path(address: str, force: bool = False, refresh: bool = False) -> Path
     checkpoint of the whole model in Detectron2's format, merged from the adapter and its trunk.
 
     Args:
-        address: address of the zoo, see :func:`find_place`.
+        address: ``e3va://trunks/FILE``, ``e3va://adapters/NAME`` or ``e3va://NAME``.
         force: whether to download the files again even if they are on this machine.
         refresh: whether to download a web mirror's table again, to find adapters that were
             published again under the same name. This also happens before any download.
@@ -95,3 +88,58 @@ def local_path(address: str, force: bool = False, refresh: bool = False) -> Path
     named = tuple(file for file in place.row.files if Path(file.path).name == place.name)
     paths = local_files(named or place.row.files, force)
     return paths[0].parent if place.is_folder else paths[0]
+
+
+class E3VAPathHandler(PathHandler):
+    """Read-only access to the zoo's files, which are downloaded if they are not in the cache."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [SCHEME]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        self._check_kwargs(kwargs)
+        return str(local_path(path, force))
+
+    def _open(
+        self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
+    ) -> IO[str] | IO[bytes]:
+        if mode not in ("r", "rt", "rb"):
+            raise UserError(f"{path} cannot be opened with mode {mode!r}: the zoo is read-only")
+        local = local_path(path)
+        if local.is_dir():
+            raise UserError(f"{path} is a folder: add one of {', '.join(self._ls(path))}")
+        return open(local, mode, buffering, **kwargs)
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        return self._is(path, (True, False), **kwargs)
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return self._is(path, (False,), **kwargs)
+
+    def _isdir(self, path: str, **kwargs: Any) -> bool:
+        return self._is(path, (True,), **kwargs)
+
+    def _is(self, path: str, folder: tuple[bool, ...], **kwargs: Any) -> bool:
+        self._check_kwargs(kwargs)
+        try:
+            return find_place(path).is_folder in folder
+        except UserError:
+            return False
+
+    def _ls(self, path: str, **kwargs: Any) -> list[str]:
+        self._check_kwargs(kwargs)
+        place = find_place(path)
+        if not place.is_folder:
+            raise UserError(f"{path} is a file: expected a folder of the zoo")
+        return place.below()
+
+
+def register(path_manager: PathManager) -> None:
+    """Let a path manager read ``e3va://`` addresses; a second call changes nothing."""
+    try:
+        path_manager.register_handler(E3VAPathHandler(), allow_override=False)
+    except KeyError:
+        return  # it is registered already
+
+
+register(g_pathmgr)

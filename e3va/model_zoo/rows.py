@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from ..adapter_files.files import CONFIG_FILE, MODEL_FILE
 from ..utils.errors import UserError
-from .cache import sha256_of
+from .download import sha256_of
 
 SCHEME = "e3va://"
 FORMAT = 1
@@ -25,21 +25,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 
 @dataclass(frozen=True)
 class ZooFile:
-    """One file of the zoo.
+    """One file of the zoo."""
 
-    Attributes:
-        path: path below a mirror and below the cache, ``trunks/...`` or ``adapters/NAME/...``.
-        size: number of bytes; None if it is not public.
-        sha256: hexadecimal digits: all 64, the first ones that are public, or ``""``.
-        url: public address; ``""`` for a file that is only on a mirror.
-        asset: path below the package's ``assets`` folder if the file comes with the library.
-    """
-
-    path: str
-    size: int | None = None
-    sha256: str = ""
-    url: str = ""
-    asset: str = ""
+    path: str  # below a mirror and below the cache: trunks/... or adapters/NAME/...
+    size: int | None = None  # number of bytes; None if it is not public
+    sha256: str = ""  # all 64 hexadecimal digits, the first ones that are public, or ""
+    url: str = ""  # public address; "" for a file that is only on a mirror
+    asset: str = ""  # path below the package's assets folder, for a file of the library
 
     @property
     def is_verifiable(self) -> bool:
@@ -74,27 +66,16 @@ class TrunkRow:
 
 @dataclass(frozen=True)
 class AdapterRow:
-    """A published adapter.
-
-    Attributes:
-        name: name in the zoo.
-        framework: ``"torchvision"``, ``"detectron2"`` or ``""``, as in its ``adapter_config.json``.
-        config: a Detectron2 config's path below ``configs``, or the kind of a torchvision model.
-        trunk: name of the trunk that it was trained on.
-        files: ``adapter_model.safetensors`` and ``adapter_config.json``.
-        classes: names, in the order of the model's outputs.
-        trained_on: description of the data, for people.
-        scores: measured values by name, for people.
-    """
+    """A published adapter."""
 
     name: str
-    framework: str
-    config: str
-    trunk: str
-    files: tuple[ZooFile, ...]
-    classes: tuple[str, ...] = ()
-    trained_on: str = ""
-    scores: dict[str, float] = field(default_factory=dict)
+    framework: str  # "torchvision", "detectron2" or "", as in its adapter_config.json
+    config: str  # a Detectron2 config's path below configs, or the kind of a torchvision model
+    trunk: str  # name of the trunk that it was trained on
+    files: tuple[ZooFile, ...]  # in the order of ADAPTER_FILES
+    classes: tuple[str, ...] = ()  # names, in the order of the model's outputs
+    trained_on: str = ""  # description of the data, for people
+    scores: dict[str, float] = field(default_factory=dict)  # measured values, for people
 
     @property
     def address(self) -> str:

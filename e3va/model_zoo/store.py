@@ -9,9 +9,8 @@ from ..adapter_files.files import FULL_KEY, merge, read_adapter
 from ..utils.atomic import save_atomically
 from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
-from .cache import cache_root, locked, say, sha256_of, writing
 from .catalogue import MIRROR_VARIABLE, find_row, mirror
-from .download import Unreachable, download
+from .download import Unreachable, cache_root, download, locked, say, sha256_of, writing
 from .rows import ADAPTERS, SIZE_CAP, AdapterRow, TrunkRow, ZooFile, is_web_address
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -19,11 +18,7 @@ FULL_FILE = "model_final.pth"
 
 
 def local_files(files: Sequence[ZooFile], force: bool = False) -> list[Path]:
-    """Return checked files in one folder on this machine; download those that are missing.
-
-    Raises:
-        UserError: a file cannot be downloaded, or is not the one that the table describes.
-    """
+    """Return checked files in one folder on this machine; download those that are missing."""
     folder = mirror()
     if files[0].asset:
         return [_checked(file, ASSETS / file.asset, "install e3va again") for file in files]
@@ -36,10 +31,8 @@ def where(files: Sequence[ZooFile]) -> str:
     """Return where unchecked files are, in words for people; ``""`` if one is missing."""
     if files[0].asset:
         return "with e3va"
-    folder = mirror()
-    places = {"in the mirror": folder} if isinstance(folder, Path) else {}
-    for word, root in {**places, "cached": cache_root()}.items():
-        if all((root / file.path).is_file() for file in files):
+    for word, root in (("in the mirror", mirror()), ("cached", cache_root())):
+        if isinstance(root, Path) and all((root / file.path).is_file() for file in files):
             return word
     return ""
 
@@ -101,10 +94,6 @@ def full_checkpoint(row: AdapterRow, force: bool = False) -> Path:
 
     The file in the cache, ``{"model": state dict, "e3va": config}``, is written again when the
     adapter, the trunk, this library's version or the file itself has changed.
-
-    Raises:
-        UserError: the adapter is one of torchvision, the adapter or its trunk cannot be downloaded,
-            or the trunk is not the one of the adapter's training.
     """
     trunk = find_row(row.trunk)
     if not isinstance(trunk, TrunkRow):

@@ -27,12 +27,7 @@ def as_address(name: str) -> str | None:
 def read_trunk_file(name: str) -> tuple[dict[str, Tensor], str]:
     """Return the state dict in a file of pretrained weights, and the file's path for messages.
 
-    Args:
-        name: ``"demo"``, an ``e3va://`` address, the path of a file, or else the name of a trunk of
-            the zoo.
-
-    Raises:
-        UserError: there is no such file, or it is broken.
+    ``name`` is ``"demo"``, an ``e3va://`` address, the path of a file, or the name of a trunk.
     """
     name = str(DEMO_FILE) if name == DEMO else name
     address = name if name.startswith(SCHEME) else as_address(name)
@@ -43,7 +38,7 @@ def read_trunk_file(name: str) -> tuple[dict[str, Tensor], str]:
 def find_trunk_of(
     config: AdapterConfig, given: str | None = None, near: Path | None = None
 ) -> tuple[dict[str, Tensor], str]:
-    """Return the weights of the trunk that an adapter was trained on; the caller checks them.
+    """Return the weights of the trunk that an adapter was trained on, without checking them.
 
     Args:
         config: description of the adapter.
@@ -52,9 +47,6 @@ def find_trunk_of(
 
     Returns:
         the state dict, and the file's path.
-
-    Raises:
-        UserError: the trunk is not found; the message lists the folders that were searched.
     """
     source = given or config.trunk.source
     if given or source == DEMO or source.startswith(SCHEME):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..adapter_files.files import MODEL_FILE as ADAPTER
 from ..adapter_files.files import recorded_origin, save_adapter
 from ..data.stream import BatchStream, SeededDataset, stream_batches
-from ..utils.atomic import atomic_open, remove_leftovers, save_atomically
+from ..utils.atomic import atomic_open, make_folder, save_atomically
 from ..utils.errors import UserError
 from ..utils.measure import MIB, count_parameters, parameter_table, peak_memory
 from ..utils.progress import Progress
@@ -282,16 +282,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}: it was not written by e3va")
     return state
-
-
-def make_folder(folder: Path) -> Path:
-    """Create an output folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output folder {folder} cannot be created: {error.strerror}") from None
-    remove_leftovers(folder)
-    return folder
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .errors import UserError
+
 
 @contextmanager
 def rename_atomically(path: str | os.PathLike) -> Iterator[Path]:
@@ -48,6 +50,18 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(folder: Path) -> Path:
+    """Create an output folder, and delete what killed processes left in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"output folder {folder} cannot be created ({error.strerror}): choose another one"
+        ) from None
+    remove_leftovers(folder)
+    return folder
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:

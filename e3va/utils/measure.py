@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -53,12 +53,9 @@ def parameter_table(rows: list[ParameterRow]) -> str:
 
 @dataclass
 class SavedBytes:
-    """Bytes that autograd keeps for the backward pass, without parameters, each storage once.
+    """Bytes that autograd keeps for the backward pass, without parameters, each storage once."""
 
-    ``by_part`` has the bytes by the part that was running when a tensor was first saved.
-    """
-
-    by_part: dict[str, int] = field(default_factory=dict)
+    by_part: dict[str, int]  # by the part that was running when a tensor was first saved
 
     @property
     def total(self) -> int:

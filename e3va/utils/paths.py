@@ -16,11 +16,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def find_images(inputs: Iterable[str]) -> list[Path]:
-    """Return the image files that paths, folders (without their subfolders) and globs name.
-
-    Raises:
-        UserError: an input names no image.
-    """
+    """Return the image files that paths, folders (without their subfolders) and globs name."""
     found: dict[Path, None] = {}
     for entry in inputs:
         path = Path(entry).expanduser()

@@ -19,13 +19,8 @@ def track(items: Sequence[Any], what: str, unit: str) -> Iterable[Any]:
 class Progress(AbstractContextManager):
     """Progress of long work, with the time left.
 
-    Args:
-        start: number of steps done before.
-        total: number of all steps.
-        unit: name of a step.
-        what: name of the work.
-        transient: whether the work is only a part of a command. The bar then disappears at the
-            end, lines of a log go to stderr, and the last step prints no line.
+    ``start`` of ``total`` steps are done before. ``transient`` work is only a part of a command:
+    its bar disappears at the end, its lines of a log go to stderr, and its last step prints none.
     """
 
     def __init__(

@@ -9,17 +9,13 @@ def columns(
 ) -> list[str]:
     """Return the lines of a table, indented by two spaces.
 
-    Args:
-        head: names of the columns.
-        rows: cells of each row.
-        align: ``"<"`` or ``">"`` for each column.
-        widest: largest number of characters in a cell; longer texts are cut.
+    ``align`` has ``"<"`` or ``">"`` for each column; cells are cut to ``widest`` characters.
     """
-    lines = [[_shorten(str(cell), widest) for cell in line] for line in (head, *rows)]
+
+    def shorten(text: str) -> str:
+        return text if len(text) <= widest else f"{text[: widest - 1]}…"
+
+    lines = [[shorten(str(cell)) for cell in line] for line in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     layout = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
     return [f"  {layout.format(*line)}".rstrip() for line in lines]
-
-
-def _shorten(text: str, widest: int) -> str:
-    return text if len(text) <= widest else f"{text[: widest - 1]}…"

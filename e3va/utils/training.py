@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,29 +14,19 @@ from .measure import MIB, SavedBytes, track_saved_bytes
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@dataclass(eq=False)
 class OptimizerStep:
-    """Backward pass, gradient clipping and update, with a scaled loss in float16.
+    """Backward pass, gradient clipping and update, with a scaled loss in float16."""
 
-    Args:
-        optimizer: optimizer of the trained parameters.
-        device: device of the model.
-        precision: a key of ``PRECISIONS``; all but ``"fp32"`` use autocast.
-        clip_norm: largest 2-norm of the gradient; None or 0 for no limit.
-    """
+    optimizer: torch.optim.Optimizer
+    device: torch.device  # of the model
+    precision: str = "fp32"  # a key of PRECISIONS; all others use autocast
+    clip_norm: float | None = None  # largest 2-norm of the gradient; None or 0 for no limit
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        device: torch.device,
-        precision: str = "fp32",
-        clip_norm: float | None = None,
-    ):
-        check_choice("precision", precision, PRECISIONS)
-        self.optimizer = optimizer
-        self.device = device
-        self.dtype = PRECISIONS[precision]
-        self.clip_norm = clip_norm
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    def __post_init__(self):
+        check_choice("precision", self.precision, PRECISIONS)
+        self.dtype = PRECISIONS[self.precision]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     @property
     def mixed(self) -> bool:

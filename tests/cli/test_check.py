@@ -124,7 +124,7 @@ def test_unreadable_data_are_one_line(capsys, drawn, tmp_path):
         ([tmp_path / "text.json", "--images", tmp_path], "text.json holds a list"),
         ([drawn.images / "1.png"], "1.png is not a .json file"),
         ([drawn.json, "--images", tmp_path / "gone"], tmp_path / "gone"),
-        ([drawn.json, "--output", drawn.json], f"{drawn.json} (File exists)"),
+        ([drawn.json, "--output", drawn.json], f"{drawn.json} cannot be created (File exists)"),
     ):
         _, err = run(capsys, *arguments, status=1)
         assert str(message) in err and err.count("\n") == 1

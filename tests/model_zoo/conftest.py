@@ -56,7 +56,7 @@ class WebServer:
     requests: list[Request] = field(default_factory=list)
     address: str = ""
 
-    def asked_for(self, path: str) -> list[Request]:
+    def requests_for(self, path: str) -> list[Request]:
         return [request for request in self.requests if request.path == path]
 
 

@@ -219,7 +219,7 @@ def test_threads_and_processes_download_once(web, small, make, cache):
         thread.join()
     assert errors == [] and len(set(paths)) == 1 and len(paths) == 8
     assert paths[0].read_bytes() == small
-    assert len(web.asked_for("trunks/small.pth")) == 1
+    assert len(web.requests_for("trunks/small.pth")) == 1
 
     paths[0].unlink()
     web.requests.clear()
@@ -228,4 +228,4 @@ def test_threads_and_processes_download_once(web, small, make, cache):
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate()[0].strip() for process in running]
     assert printed == [str(paths[0])] * 2 and paths[0].read_bytes() == small
-    assert len(web.asked_for("trunks/small.pth")) == 1
+    assert len(web.requests_for("trunks/small.pth")) == 1

@@ -114,7 +114,7 @@ def test_the_merged_checkpoint_is_rebuilt_when_its_parts_change(
     path = check_use(trained, trunk_file)
     first = path.stat().st_mtime_ns
     check_use(trained, trunk_file)
-    assert path.stat().st_mtime_ns == first  # not made anew for nothing
+    assert path.stat().st_mtime_ns == first  # not written again
     for damage in (b"", path.read_bytes()[:-1], bytes(path.stat().st_size)):
         path.write_bytes(damage)
         check_use(trained, trunk_file)
@@ -204,7 +204,7 @@ def test_publishing_into_an_unwritable_folder(output, tmp_path, trunk_file):
 
 def test_public_addresses_in_the_rows(output, tmp_path, trunk_file):
     zoo = tmp_path / "zoo"
-    row = publish(output, "things", zoo, url="https://a.org/zoo/", trunk=str(trunk_file)).row
+    row = publish(output, "things", zoo, url="https://a.org/zoo/", trunk=str(trunk_file))
     assert row["url"] == "https://a.org/zoo/adapters/things"
     data = json.loads((zoo / "zoo.json").read_text())
     assert data["trunks"]["nano_trunk"]["url"] == "https://a.org/zoo/trunks/nano_trunk.pth"

@@ -65,7 +65,7 @@ def test_a_cached_file_that_was_altered(web, small, capsys, change, values):
     path.write_bytes(change(small))
     capsys.readouterr()
     assert local_path(ADDRESS).read_bytes() == small
-    assert len(web.asked_for("trunks/small.pth")) == 2
+    assert len(web.requests_for("trunks/small.pth")) == 2
     text = capsys.readouterr().err
     assert str(path) in text and re.search(values, text)
 
@@ -118,7 +118,7 @@ def test_a_file_of_unknown_sha256_gives_a_warning(web, make, monkeypatch, capsys
     line = capsys.readouterr().err.splitlines()[-1]
     assert "could not be verified" in line and digest(data) in line
     assert local_path(ADDRESS) == path and capsys.readouterr().err == ""
-    assert len(web.asked_for("trunks/small.pth")) == 1
+    assert len(web.requests_for("trunks/small.pth")) == 1
 
 
 def test_a_row_of_the_library_is_downloaded_from_a_mirror(web, make, monkeypatch):
@@ -212,7 +212,7 @@ def test_a_replaced_file_is_found_after_refreshing(web, small, make, capsys):
     assert local_path(ADDRESS).read_bytes() == small  # the table is downloaded before a file is
     web.requests.clear()
     assert local_path(ADDRESS, force=True).read_bytes() == small
-    assert len(web.asked_for("trunks/small.pth")) == 1
+    assert len(web.requests_for("trunks/small.pth")) == 1
 
 
 def test_the_table_of_a_mirror_is_cached(web, small, cache, capsys):
@@ -351,7 +351,7 @@ def test_force_through_the_handler(web, small):
     manager.register_handler(E3VAPathHandler())
     manager.get_local_path(ADDRESS)
     manager.get_local_path(ADDRESS, force=True)
-    assert len(web.asked_for("trunks/small.pth")) == 2
+    assert len(web.requests_for("trunks/small.pth")) == 2
 
 
 def test_a_file_of_unknown_size_has_a_limit(web, make, monkeypatch):
