@@ -19,6 +19,7 @@ from ..adapter_files.files import (
 )
 from ..swin.presets import SwinPreset, preset_name
 from ..swin.trunk import SwinTrunk
+from ..utils.errors import UserError
 from ..utils.measure import MIB, count_parameters, parameter_table
 from ..weights.checkpoint import load_file, load_safetensors, model_state
 from ..weights.loading import find_trunk, load_trunk, missing_trunk, read_geometry, trunk_state
@@ -40,6 +41,8 @@ def describe_file(path: str | Path, trunk: str | None = None, any_trunk: bool = 
         data, metadata = load_safetensors(path)
     else:
         data = load_file(path)
+    if trunk:
+        raise UserError(f"--trunk {trunk}: {path} is no adapter; expected one, to compare trunks")
     lines = [f"{path}: {path.stat().st_size / MIB:.1f} MiB"]
     if isinstance(data.get("config"), dict):
         return lines + _model(data, str(path))

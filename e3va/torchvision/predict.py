@@ -17,6 +17,7 @@ from ..utils.progress import Progress
 from .data import read_image, to_tensor
 from .evaluate import to_coco
 from .models import ModelConfig
+from .trainer import make_folder
 
 READABLE = 480  # pixels of the shorter side; labels would cover smaller pictures
 
@@ -102,7 +103,7 @@ def _write_png(pixels: Tensor, path: Path) -> None:
 def predict_images(
     model: nn.Module, config: ModelConfig, images: list[Path], folder: Path, threshold: float
 ) -> list[str]:
-    """Predict, draw, and write the results into a folder.
+    """Predict, draw, and write the results into a folder; it is created for the first image.
 
     ``<name>.png`` are the pictures. For instances, ``predictions.json`` is a COCO-format file
     (images, categories, annotations with a ``score`` of at least ``threshold``). For label maps,
@@ -120,6 +121,7 @@ def predict_images(
             except UserError as error:
                 failed.append(error.line)
                 continue
+            make_folder(folder)
             found = {k: v.cpu() for k, v in model([image.to(device)])[0].items()}
             name = free_name(path, ".png", taken)
             if "boxes" in found:
@@ -138,7 +140,7 @@ def predict_images(
             _write_png(picture, folder / name)
             progress.say(f"{path}: {text} -> {folder / name}")
             progress.step(number, {})
-    if config.category_ids:
+    if listed:
         _write_coco(listed, annotations, config, folder / "predictions.json")
     return failed
 

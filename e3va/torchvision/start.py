@@ -35,7 +35,10 @@ from .models import (
 from .settings import TrainSettings
 from .trainer import STATE, Trainer, make_folder, read_state
 
-DATA_OF_MODEL = {True: "works on label maps: give --labels", False: "needs --annotations"}
+DATA_OF_MODEL = {
+    True: "works on label maps: give --labels",
+    False: "needs --annotations, not --labels",
+}
 DATA = ("images", "annotations", "labels", "val_images", "val_annotations", "val_labels")
 _NOT_OPTIONS = ("weight_decay", "clip_norm")
 _SETTINGS = {f.name: f.default for f in fields(TrainSettings) if f.name not in _NOT_OPTIONS}
@@ -161,6 +164,9 @@ def _new_options(given: dict[str, Any], start: Start | None) -> dict[str, Any]:
     if start and "recipe" not in changes:
         options["highway"] = {**own["highway"], **changes}
     highway_config(**(options["highway"] or {})).complete(LIGHT_TRUNK)  # before data are read
+    model, labels = options["model"], bool(options["labels"])
+    if model and labels != (model == "semantic_fpn"):
+        raise UserError(f"--model {model} {DATA_OF_MODEL[not labels]}")
     return options
 
 
@@ -233,15 +239,10 @@ def _model_config(options: dict[str, Any], dataset: Dataset, start: Start | None
         preset = start.about.backbone.preset
     else:
         preset = get_preset("swin_t") if trunk == RANDOM else read_trunk(trunk)[1]
-    semantic = dataset.coco is None
-    model = options["model"]
-    if not model:
-        detector = start.kind if start and start.kind != "semantic_fpn" else None
-        model = "semantic_fpn" if semantic else detector or "mask_rcnn"
-    elif (model == "semantic_fpn") != semantic:
-        raise UserError(f"--model {model} {DATA_OF_MODEL[not semantic]}")
+    detector = start.kind if start and start.kind != "semantic_fpn" else None
+    default = (detector or "mask_rcnn") if dataset.coco else "semantic_fpn"
     return ModelConfig(
-        model=model,
+        model=options["model"] or default,
         classes=dataset.classes,
         preset=preset,
         trunk=trunk,
