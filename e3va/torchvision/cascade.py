@@ -14,6 +14,7 @@ from torchvision.models.detection import _utils as det_utils
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 from torchvision.ops import boxes as box_ops
 from torchvision.ops import roi_align
+from torchvision.ops._utils import convert_boxes_to_roi_format
 from torchvision.ops.poolers import LevelMapper
 
 IOUS = (0.5, 0.6, 0.7)
@@ -30,9 +31,7 @@ Boxes = list[Tensor]  # one [N, 4] for each image, x1 y1 x2 y2 in pixels
 class AlignedPooler(nn.Module):
     """RoIAlign over p2..p5 without the half-pixel offset of torchvision's ``MultiScaleRoIAlign``.
 
-    Args:
-        levels: names of the levels, in the order of their strides 4, 8, 16, …
-        output_size: side of the output.
+    ``levels`` are the names of the levels, in the order of their strides 4, 8, 16, …
     """
 
     def __init__(self, levels: Sequence[str], output_size: int):
@@ -43,7 +42,7 @@ class AlignedPooler(nn.Module):
     def forward(self, features: dict[str, Tensor], boxes: Boxes, image_shapes: list) -> Tensor:
         """Map features [B, C, H_l, W_l] and boxes to [sum of N, C, side, side]."""
         del image_shapes  # torchvision's pooler infers the strides from them
-        rois = with_places(boxes)
+        rois = convert_boxes_to_roi_format(boxes)
         level_of = LevelMapper(2, 1 + len(self.levels))(boxes)
         first = features[self.levels[0]]
         pooled = first.new_zeros(len(rois), first.shape[1], *self.output_size)
@@ -54,12 +53,6 @@ class AlignedPooler(nn.Module):
             )
             pooled = pooled.to(out.dtype).index_copy(0, chosen, out)
         return pooled
-
-
-def with_places(boxes: Boxes) -> Tensor:
-    """Join the boxes of several images to [sum of N, 5], with the image's index in front."""
-    places = [torch.full_like(b[:, :1], place) for place, b in enumerate(boxes)]
-    return torch.cat([torch.cat(places), torch.cat(boxes)], dim=1)
 
 
 class CascadePredictor(nn.Module):
@@ -163,7 +156,7 @@ class CascadeRoIHeads(RoIHeads):
             losses[f"loss_box_reg_stage{stage}"] = box_loss / count
             if stage + 1 < len(IOUS):
                 refined = self._refine(stage, deltas, proposals, shapes)
-                proposals = [boxes[_has_area(boxes)] for boxes in refined]
+                proposals = [b[(b[:, 2:] > b[:, :2]).all(1)] for b in refined]  # with an area
                 labels, box_targets = self._assign(stage + 1, proposals, targets)
         return losses
 
@@ -217,7 +210,3 @@ class CascadeRoIHeads(RoIHeads):
         keep = box_ops.batched_nms(boxes, scores, labels, self.nms_thresh)
         keep = keep[: self.detections_per_img]
         return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
-
-
-def _has_area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])

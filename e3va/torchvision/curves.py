@@ -18,11 +18,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def plot(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Draw the losses of runs and, if there are any, their scores; draw nothing without matplotlib.
+    """Draw losses and scores of runs as PNG; draw nothing without matplotlib.
 
-    Args:
-        runs: results of :func:`read_metrics`, by the names for the legend.
-        path: the PNG file.
+    ``runs`` are results of :func:`read_metrics`, by the names for the legend.
     """
     try:
         matplotlib = require("matplotlib", "a plot")

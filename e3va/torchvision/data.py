@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,37 +143,31 @@ def coco_dataset(annotations: str, images: str, training: bool) -> Dataset:
     """Open COCO-format instances, see :func:`e3va.data.coco.read_coco`."""
     data = read_coco(Path(annotations).expanduser(), Path(images).expanduser(), training=training)
     names = tuple(data.class_names)
-    return Dataset(data.images, names, _InstanceTargets(data), data.summary(), data)
+    return Dataset(data.images, names, partial(_read_instances, data), data.summary(), data)
 
 
-@dataclass
-class _InstanceTargets:
-    """Function that reads a record's target; as a class it can be pickled for workers."""
-
-    data: CocoData
-
-    def __call__(self, record: Record) -> Target:
-        height, width = record["height"], record["width"]
-        found = [a for a in self.data.annotations[record["id"]] if not a["iscrowd"]]
-        boxes = torch.tensor([a["bbox"] for a in found], dtype=torch.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
-        boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
-        labels = [1 + self.data.class_index[a["category_id"]] for a in found]
-        masks = np.zeros((len(found), height, width), np.uint8)
-        for mask, annotation in zip(masks, found, strict=True):
-            try:
-                mask[:] = pycocotools.mask.decode(to_rle(annotation["segmentation"], height, width))
-            except ValueError as error:
-                raise UserError(
-                    f"{self.data.source}: annotation {annotation.get('id')} of {record['path']}: "
-                    f"{error}; correct or remove the annotation"
-                ) from None
-        return {
-            "boxes": boxes,
-            "labels": torch.tensor(labels, dtype=torch.int64),
-            "masks": torch.from_numpy(masks),
-        }
+def _read_instances(data: CocoData, record: Record) -> Target:
+    height, width = record["height"], record["width"]
+    found = [a for a in data.annotations[record["id"]] if not a["iscrowd"]]
+    boxes = torch.tensor([a["bbox"] for a in found], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
+    boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
+    labels = [1 + data.class_index[a["category_id"]] for a in found]
+    masks = np.zeros((len(found), height, width), np.uint8)
+    for mask, annotation in zip(masks, found, strict=True):
+        try:
+            mask[:] = pycocotools.mask.decode(to_rle(annotation["segmentation"], height, width))
+        except ValueError as error:
+            raise UserError(
+                f"{data.source}: annotation {annotation.get('id')} of {record['path']}: "
+                f"{error}; correct or remove the annotation"
+            ) from None
+    return {
+        "boxes": boxes,
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "masks": torch.from_numpy(masks),
+    }
 
 
 def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Dataset:

@@ -65,10 +65,7 @@ def why_no_adapter(config: ModelConfig) -> str | None:
 
 
 def checkpoint_entry(model: nn.Module, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry of a checkpoint that describes adapter and trunk; ``{}`` without an adapter.
-
-    ``fields`` is the result of :func:`adapter_fields`.
-    """
+    """Return a checkpoint's entry about adapter and trunk, ``{}`` if the model has no adapter."""
     backbone = model.backbone.bottom_up
     if not backbone.trunk.frozen or backbone.config.highway.adapter == OUTSIDE:
         return {}

@@ -25,17 +25,10 @@ READABLE = 480  # pixels of the shorter side; labels would cover smaller picture
 def draw_instances(
     image: Tensor, found: dict[str, Tensor], classes: tuple[str, ...], threshold: float = 0.0
 ) -> Tensor:
-    """Draw masks, boxes, class names and scores; small images are enlarged.
+    """Draw the objects of a detector's output, or of a target, over an image [3, H, W] in 0..1.
 
-    Args:
-        image: the image [3, H, W] in 0..1.
-        found: a detector's output for the image; or a target, which has ``masks`` [N, H, W] and no
-            ``scores``.
-        classes: class names, in the order of the labels from 1.
-        threshold: smallest score of the objects to draw.
-
-    Returns:
-        the picture [3, H', W'] uint8.
+    Masks, boxes, class names and scores of at least ``threshold`` are drawn. Small images are
+    enlarged: the result is [3, H', W'] uint8. ``classes`` has the names of the labels from 1.
     """
     scale = max(1, -(-READABLE // min(image.shape[-2:])))
     canvas = _enlarge((image * 255).round().to(torch.uint8), scale)

@@ -78,14 +78,8 @@ def start_training(
 ) -> Trainer:
     """Open the data, build the model, load its weights, and return the trainer.
 
-    Args:
-        given: options from the user, some of :data:`DEFAULTS`.
-        folder: the output folder.
-        device: the model's device.
-        resume: whether to continue the run in ``folder``.
-        any_trunk: whether to accept another trunk than that of the adapter's training.
-        workers: number of processes that read images; None for 4 on a GPU, else 0.
-        tensorboard: whether to write TensorBoard's files.
+    ``given`` are the user's options, some of :data:`DEFAULTS`; ``workers`` is the number of
+    processes that read images, None for 4 on a GPU and else 0.
     """
     given = {name: _anywhere(name, value) for name, value in given.items()}
     state = start = None
