@@ -22,6 +22,7 @@ IOUS = (0.5, 0.6, 0.7)
 ROI_SETTINGS: dict[str, Any] = {
     **{"fg_iou_thresh": 0.5, "bg_iou_thresh": 0.5, "positive_fraction": 0.25},
     **{"score_thresh": 0.05, "nms_thresh": 0.5, "detections_per_img": 100},
+    **{"batch_size_per_image": 512, "bbox_reg_weights": None},
 }
 BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 
@@ -83,8 +84,8 @@ class CascadeRoIHeads(RoIHeads):
         box_roi_pool: pooler of all stages.
         box_heads: one head for each stage.
         box_predictors: one predictor for each stage.
-        mask_roi_pool, mask_head, mask_predictor: modules of torchvision's ``RoIHeads``.
-        batch_size_per_image: number of sampled RoIs in training, a quarter of them on objects.
+        others: ``mask_roi_pool``, ``mask_head``, ``mask_predictor`` and, if it is not 512,
+            ``batch_size_per_image`` of torchvision's ``RoIHeads``.
     """
 
     def __init__(
@@ -92,21 +93,11 @@ class CascadeRoIHeads(RoIHeads):
         box_roi_pool: nn.Module,
         box_heads: Sequence[nn.Module],
         box_predictors: Sequence[CascadePredictor],
-        mask_roi_pool: nn.Module,
-        mask_head: nn.Module,
-        mask_predictor: nn.Module,
-        *,
-        batch_size_per_image: int = 512,
+        **others: Any,
     ):
-        super().__init__(
-            *(box_roi_pool, nn.ModuleList(box_heads), nn.ModuleList(box_predictors)),
-            **ROI_SETTINGS,
-            batch_size_per_image=batch_size_per_image,
-            bbox_reg_weights=BOX_WEIGHTS[0],
-            mask_roi_pool=mask_roi_pool,
-            mask_head=mask_head,
-            mask_predictor=mask_predictor,
-        )
+        modules = (box_roi_pool, nn.ModuleList(box_heads), nn.ModuleList(box_predictors))
+        settings = {**ROI_SETTINGS, **others, "bbox_reg_weights": BOX_WEIGHTS[0]}
+        super().__init__(*modules, **settings)
         self.matchers = [det_utils.Matcher(iou, iou) for iou in IOUS]
         self.box_coders = [det_utils.BoxCoder(weights) for weights in BOX_WEIGHTS]
 

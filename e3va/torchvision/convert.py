@@ -43,10 +43,9 @@ def to_checkpoint(
 def to_adapter(
     data: Mapping[str, Any], source: str, trunk: str | None = None
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
-    """Return the tensors and the description of the adapter in a whole model.
+    """Return the tensors and the description of the adapter in a whole model's checkpoint.
 
-    ``data`` is the content of ``model.pth``, ``training.pth`` or a checkpoint of Detectron2.
-    ``trunk`` is the trunk of the training; None if the file records it.
+    ``trunk`` is the trunk of the training; None if the checkpoint records it.
     """
     state = model_state(data, source)
     adapter, config = split(data, state, source)

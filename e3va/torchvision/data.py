@@ -76,15 +76,11 @@ def read_example(record: Record, dataset: Dataset) -> tuple[Tensor, Target]:
     return to_tensor(image), dataset.read_target(record)
 
 
+@dataclass
 class TrainMapper:
-    """Function that reads the example of a record; a random half is flipped left to right.
+    """Function that reads the example of a record; a random half is flipped left to right."""
 
-    The model resizes the images, as torchvision's detectors do.
-    """
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-        self.flip = v2.RandomHorizontalFlip(0.5)
+    dataset: Dataset
 
     def __call__(self, record: Record) -> tuple[Tensor, Target]:
         """Return the image and the target."""
@@ -96,7 +92,7 @@ class TrainMapper:
             wrapped["boxes"] = tv_tensors.BoundingBoxes(
                 target["boxes"], format="XYXY", canvas_size=image.shape[-2:]
             )
-        flipped = {k: v.as_subclass(Tensor) for k, v in self.flip(wrapped).items()}
+        flipped = {k: v.as_subclass(Tensor) for k, v in v2.RandomHorizontalFlip()(wrapped).items()}
         return flipped.pop("image"), flipped
 
 

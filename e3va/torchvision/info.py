@@ -31,7 +31,7 @@ from .models import ModelConfig, build_model, model_parts
 def describe_file(path: str | Path, trunk: str | None = None, any_trunk: bool = False) -> list[str]:
     """Describe a trained model, an adapter or pretrained weights in lines of text.
 
-    ``trunk`` is compared with the trunk of the adapter's training; ``any_trunk`` accepts another.
+    ``trunk`` is compared with the trunk of an adapter's training.
     """
     path = find_saved(path)
     if path.is_dir() or is_adapter(path):

@@ -279,17 +279,18 @@ def _mask_rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCN
     # Random numbers are drawn in this order.
     box_heads = [TwoMLPHead(channels * 49, sizes.box) for _ in range(stages)]
     predictors = [predictor(sizes.box, count) for _ in range(stages)]
-    shared = {
+    settings = {
+        **ROI_SETTINGS,
         "batch_size_per_image": sizes.rois,
         "mask_roi_pool": _pooler(aligned, 14),
         "mask_head": MaskRCNNHeads(channels, sizes.mask, 1),
         "mask_predictor": MaskRCNNPredictor(sizes.mask[-1], sizes.mask[-1], count),
     }
+    pooler = _pooler(aligned, 7)
     if cascade:
-        roi_heads = CascadeRoIHeads(_pooler(aligned, 7), box_heads, predictors, **shared)
+        roi_heads = CascadeRoIHeads(pooler, box_heads, predictors, **settings)
     else:
-        modules = (_pooler(aligned, 7), *box_heads, *predictors)
-        roi_heads = RoIHeads(*modules, bbox_reg_weights=None, **ROI_SETTINGS, **shared)
+        roi_heads = RoIHeads(pooler, *box_heads, *predictors, **settings)
     return GeneralizedRCNN(backbone, _rpn(config, channels), roi_heads, _transform(config))
 
 

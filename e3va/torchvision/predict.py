@@ -41,23 +41,18 @@ def draw_instances(
     colors, texts = _colors(labels), [classes[label - 1] for label in labels]
     if scores is not None:
         texts = [f"{t} {s:.0%}" for t, s in zip(texts, scores[shown].tolist(), strict=True)]
-    enlarged = _enlarge(_disjoint(masks[shown]), scale)
-    canvas = draw_segmentation_masks(canvas, enlarged, alpha=0.45, colors=colors)
+    # torchvision paints pixels of several masks black: each goes to the first mask that has it.
+    disjoint, taken = masks[shown], torch.zeros_like(masks[0])
+    for mask in disjoint:
+        mask &= ~taken
+        taken |= mask
+    canvas = draw_segmentation_masks(canvas, _enlarge(disjoint, scale), alpha=0.45, colors=colors)
     boxes = (found["boxes"][shown] * scale).round()
     return _write_texts(draw_bounding_boxes(canvas, boxes, colors=colors, width=2), boxes, texts)
 
 
 def _colors(labels: list[int]) -> list:
     return [COLORS[(label - 1) % len(COLORS)] for label in labels]
-
-
-def _disjoint(masks: Tensor) -> Tensor:
-    """Assign each pixel to the first mask that has it: torchvision paints shared pixels black."""
-    disjoint, taken = masks.clone(), torch.zeros_like(masks[0])
-    for mask in disjoint:
-        mask &= ~taken
-        taken |= mask
-    return disjoint
 
 
 def _write_texts(canvas: Tensor, boxes: Tensor, texts: list[str]) -> Tensor:
@@ -96,14 +91,11 @@ def _write_png(pixels: Tensor, path: Path) -> None:
 def predict_images(
     model: nn.Module, config: ModelConfig, images: list[Path], folder: Path, threshold: float
 ) -> list[str]:
-    """Predict, draw, and write the results into a folder; it is created for the first image.
+    """Predict, draw, and write the results; return one line for each image that is unreadable.
 
     ``<name>.png`` are the pictures. For instances, ``predictions.json`` is a COCO-format file
     (images, categories, annotations with a ``score`` of at least ``threshold``). For label maps,
     ``labels/<name>.png`` has the class number in every pixel.
-
-    Returns:
-        one line for each image that could not be read; all others are predicted.
     """
     device = next(model.parameters()).device
     listed, annotations, failed, taken = [], [], [], set()
@@ -126,8 +118,7 @@ def predict_images(
                 text = f"{len(kept['scores'])} objects"
             else:
                 labels = found["labels"]
-                (folder / "labels").mkdir(exist_ok=True)
-                _write_png(labels.to(torch.uint8), folder / "labels" / name)
+                _write_png(labels.to(torch.uint8), make_folder(folder / "labels") / name)
                 picture = draw_labels(image, labels)
                 text = f"{len(labels.unique())} classes"
             _write_png(picture, folder / name)
