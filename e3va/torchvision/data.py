@@ -1,6 +1,6 @@
 """Data sets of this framework: COCO-format instances, or images with label maps."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,7 @@ from torchvision.transforms import v2
 
 from ..data.coco import CocoData, read_coco
 from ..data.images import BROKEN
-from ..data.label_maps import (
-    LabelledImage,
-    check_labels,
-    numbered_classes,
-    pair_label_maps,
-    read_label_map,
-)
+from ..data.label_maps import check_labels, numbered_classes, pair_label_maps, read_label_map
 from ..data.masks import to_rle
 from ..utils.errors import UserError, unreadable_image
 from ..utils.progress import track
@@ -172,10 +166,7 @@ def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Data
     The default class names are ``class 0`` … up to the largest label.
     """
     pairs = pair_label_maps(images, labels)
-
-    def tracked() -> Iterable[LabelledImage]:
-        return track(pairs, "reading label maps", "image")
-
+    tracked = partial(track, pairs, "reading label maps", "image")
     names = tuple(names) or tuple(numbered_classes(tracked()))
     check_labels(tracked(), names)
     records = [

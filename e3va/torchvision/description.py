@@ -36,10 +36,7 @@ def _trunk_name(trunk: str) -> str:
 def adapter_fields(
     config: ModelConfig, summary: str, steps: int | None, scores: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """Return the fields of :class:`e3va.adapter_files.description.AdapterConfig` of a training.
-
-    ``summary`` is the line about the training data; its path is shortened to the last name.
-    """
+    """Return the fields of an ``AdapterConfig``; ``summary`` is the line about the data."""
     path, colon, rest = summary.partition(": ")
     return {
         "framework": FRAMEWORK,

@@ -36,11 +36,8 @@ def describe_file(path: str | Path, trunk: str | None = None, any_trunk: bool = 
     path = find_saved(path)
     if path.is_dir() or is_adapter(path):
         return _adapter(path, trunk, any_trunk)
-    metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors" and path.is_file():
-        data, metadata = load_safetensors(path)
-    else:
-        data = load_file(path)
+    tensors_only = path.suffix == ".safetensors" and path.is_file()
+    data, metadata = load_safetensors(path) if tensors_only else (load_file(path), {})
     if trunk:
         raise UserError(f"--trunk {trunk}: {path} is no adapter; expected one, to compare trunks")
     lines = [f"{path}: {path.stat().st_size / MIB:.1f} MiB"]

@@ -112,12 +112,18 @@ def start_training(
             "drawn pictures; for real use give a pretrained Swin with --trunk FILE"
         )
     model.to(device)
+    writer = None
+    if tensorboard:
+        require("tensorboard", "--tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(make_folder(folder)))
     trainer = Trainer(
         *(model, config, settings, dataset, folder),
         evaluate=(lambda: evaluate(model, validation, device)) if validation else None,
         workers=4 * (device.type == "cuda") if workers is None else workers,
         data={"options": options, "summary": dataset.summary},
-        tensorboard=_summary_writer(make_folder(folder)) if tensorboard else None,
+        tensorboard=writer,
     )
     if state:
         trainer.load(state)
@@ -209,13 +215,6 @@ def _stored_settings(
     if dataset.summary != state["data"].get("summary"):
         print("the training data have changed since the run began: it continues with the new data")
     return config, settings
-
-
-def _summary_writer(folder: Path) -> Any:
-    require("tensorboard", "--tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))
 
 
 def _default_precision(device: torch.device) -> str:
