@@ -3,7 +3,8 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from ..utils.command import run_command
 
@@ -23,14 +24,36 @@ COMMANDS = {
 }
 
 
-def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Parser that prints one line and the way to the help after wrong usage.
+
+    ``replaced`` has advice for options that the parser lacks, such as those of earlier versions.
+    """
+
+    replaced: Mapping[str, str] = {}
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Refuse unknown arguments here, so that the error is that of the subcommand."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            advice = self.replaced.get(unknown[0].partition("=")[0])
+            hint = f"; use {advice}" if advice else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with status 2."""
+        self.exit(2, f"error: {message}\nsee {self.prog} --help\n")
+
+
+def build_parser(only: str | None = None) -> Parser:
     """Build the parser of the command line.
 
     Args:
         only: the subcommand to import; the others then have no arguments. None for all.
     """
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "e3va",
         description=DESCRIPTION,
         epilog="e3va COMMAND --help describes a command.",

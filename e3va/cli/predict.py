@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ..torchvision.loading import load_model
 from ..torchvision.predict import predict_images
-from ..torchvision.trainer import make_folder
 from ..utils.errors import UserError
 from ..utils.paths import find_images
 from .arguments import add_device, add_model, add_output, pick_device, share
@@ -32,7 +31,7 @@ def run(args: Namespace) -> None:
     images = find_images(args.input)
     device = pick_device(args.device)
     model, config = load_model(args.model, device, args.trunk, args.any_trunk)
-    folder = make_folder(Path(args.output).expanduser())
+    folder = Path(args.output).expanduser()
     failed = predict_images(model, config, images, folder, args.threshold)
     print(f"{len(images) - len(failed)} of {len(images)} images drawn into {folder}")
     if failed:

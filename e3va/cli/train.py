@@ -8,6 +8,7 @@ from typing import Any
 
 from ..backbone import MEMORY
 from ..highway.config import DEFAULT_RECIPE, RECIPES
+from ..highway.registry import SETTINGS, adapter_kinds
 from ..swin.precision import PRECISIONS as TRUNK_PRECISIONS
 from ..torchvision import curves
 from ..torchvision.models import DEMO_TRUNK, HEADS, MODELS, RANDOM
@@ -77,6 +78,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the subcommand, which sets ``run`` and ``interrupted``."""
     parser.set_defaults(run=run, interrupted=_interrupted)
+    names = {*SETTINGS, *(name for kind in adapter_kinds().values() for name in kind.defaults)}
+    parser.replaced = {f"--{name.replace('_', '-')}": f"--highway {name}=VALUE" for name in names}
+    parser.replaced["--method"] = "--recipe NAME"
     # An option that is not given is absent, so that --resume compares only those that are given.
     absent = {"default": SUPPRESS}
 

@@ -14,6 +14,7 @@ from torchvision.models.detection import _utils as det_utils
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 from torchvision.ops import boxes as box_ops
 from torchvision.ops import roi_align
+from torchvision.ops._utils import convert_boxes_to_roi_format
 from torchvision.ops.poolers import LevelMapper
 
 IOUS = (0.5, 0.6, 0.7)
@@ -21,6 +22,7 @@ IOUS = (0.5, 0.6, 0.7)
 ROI_SETTINGS: dict[str, Any] = {
     **{"fg_iou_thresh": 0.5, "bg_iou_thresh": 0.5, "positive_fraction": 0.25},
     **{"score_thresh": 0.05, "nms_thresh": 0.5, "detections_per_img": 100},
+    **{"batch_size_per_image": 512, "bbox_reg_weights": None},
 }
 BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 
@@ -30,9 +32,7 @@ Boxes = list[Tensor]  # one [N, 4] for each image, x1 y1 x2 y2 in pixels
 class AlignedPooler(nn.Module):
     """RoIAlign over p2..p5 without the half-pixel offset of torchvision's ``MultiScaleRoIAlign``.
 
-    Args:
-        levels: names of the levels, in the order of their strides 4, 8, 16, …
-        output_size: side of the output.
+    ``levels`` are the names of the levels, in the order of their strides 4, 8, 16, …
     """
 
     def __init__(self, levels: Sequence[str], output_size: int):
@@ -43,7 +43,7 @@ class AlignedPooler(nn.Module):
     def forward(self, features: dict[str, Tensor], boxes: Boxes, image_shapes: list) -> Tensor:
         """Map features [B, C, H_l, W_l] and boxes to [sum of N, C, side, side]."""
         del image_shapes  # torchvision's pooler infers the strides from them
-        rois = with_places(boxes)
+        rois = convert_boxes_to_roi_format(boxes)
         level_of = LevelMapper(2, 1 + len(self.levels))(boxes)
         first = features[self.levels[0]]
         pooled = first.new_zeros(len(rois), first.shape[1], *self.output_size)
@@ -54,12 +54,6 @@ class AlignedPooler(nn.Module):
             )
             pooled = pooled.to(out.dtype).index_copy(0, chosen, out)
         return pooled
-
-
-def with_places(boxes: Boxes) -> Tensor:
-    """Join the boxes of several images to [sum of N, 5], with the image's index in front."""
-    places = [torch.full_like(b[:, :1], place) for place, b in enumerate(boxes)]
-    return torch.cat([torch.cat(places), torch.cat(boxes)], dim=1)
 
 
 class CascadePredictor(nn.Module):
@@ -90,8 +84,8 @@ class CascadeRoIHeads(RoIHeads):
         box_roi_pool: pooler of all stages.
         box_heads: one head for each stage.
         box_predictors: one predictor for each stage.
-        mask_roi_pool, mask_head, mask_predictor: modules of torchvision's ``RoIHeads``.
-        batch_size_per_image: number of sampled RoIs in training, a quarter of them on objects.
+        others: ``mask_roi_pool``, ``mask_head``, ``mask_predictor`` and, if it is not 512,
+            ``batch_size_per_image`` of torchvision's ``RoIHeads``.
     """
 
     def __init__(
@@ -99,21 +93,11 @@ class CascadeRoIHeads(RoIHeads):
         box_roi_pool: nn.Module,
         box_heads: Sequence[nn.Module],
         box_predictors: Sequence[CascadePredictor],
-        mask_roi_pool: nn.Module,
-        mask_head: nn.Module,
-        mask_predictor: nn.Module,
-        *,
-        batch_size_per_image: int = 512,
+        **others: Any,
     ):
-        super().__init__(
-            *(box_roi_pool, nn.ModuleList(box_heads), nn.ModuleList(box_predictors)),
-            **ROI_SETTINGS,
-            batch_size_per_image=batch_size_per_image,
-            bbox_reg_weights=BOX_WEIGHTS[0],
-            mask_roi_pool=mask_roi_pool,
-            mask_head=mask_head,
-            mask_predictor=mask_predictor,
-        )
+        modules = (box_roi_pool, nn.ModuleList(box_heads), nn.ModuleList(box_predictors))
+        settings = {**ROI_SETTINGS, **others, "bbox_reg_weights": BOX_WEIGHTS[0]}
+        super().__init__(*modules, **settings)
         self.matchers = [det_utils.Matcher(iou, iou) for iou in IOUS]
         self.box_coders = [det_utils.BoxCoder(weights) for weights in BOX_WEIGHTS]
 
@@ -163,7 +147,7 @@ class CascadeRoIHeads(RoIHeads):
             losses[f"loss_box_reg_stage{stage}"] = box_loss / count
             if stage + 1 < len(IOUS):
                 refined = self._refine(stage, deltas, proposals, shapes)
-                proposals = [boxes[_has_area(boxes)] for boxes in refined]
+                proposals = [b[(b[:, 2:] > b[:, :2]).all(1)] for b in refined]  # with an area
                 labels, box_targets = self._assign(stage + 1, proposals, targets)
         return losses
 
@@ -217,7 +201,3 @@ class CascadeRoIHeads(RoIHeads):
         keep = box_ops.batched_nms(boxes, scores, labels, self.nms_thresh)
         keep = keep[: self.detections_per_img]
         return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
-
-
-def _has_area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])

@@ -29,10 +29,7 @@ _HALF = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 def to_checkpoint(
     path: Path, trunk: str | None = None, any_trunk: bool = False
 ) -> tuple[dict[str, Any], AdapterConfig]:
-    """Return the checkpoint of the whole model of an adapter, and the adapter's description.
-
-    See :func:`e3va.torchvision.load_model` for the arguments.
-    """
+    """Return the checkpoint of the whole model of an adapter, and the adapter's description."""
     adapter, config = read_adapter(path)
     state, _ = whole_state(adapter, config, path, trunk, any_trunk)
     data: dict[str, Any] = {"model": state, FULL_KEY: config.to_dict()}
@@ -46,10 +43,9 @@ def to_checkpoint(
 def to_adapter(
     data: Mapping[str, Any], source: str, trunk: str | None = None
 ) -> tuple[dict[str, Tensor], AdapterConfig]:
-    """Return the tensors and the description of the adapter in a whole model.
+    """Return the tensors and the description of the adapter in a whole model's checkpoint.
 
-    ``data`` is the content of ``model.pth``, ``training.pth`` or a checkpoint of Detectron2.
-    ``trunk`` is the trunk of the training; None if the file records it.
+    ``trunk`` is the trunk of the training; None if the checkpoint records it.
     """
     state = model_state(data, source)
     adapter, config = split(data, state, source)
@@ -89,17 +85,15 @@ def _compare_trunk(
     for stored in (config.trunk.stored,) if recorded else (rest, f"int8 {rest}"):
         trunk = build_trunk(config, weights, name, any_trunk=True, stored=stored)
         own = {config.trunk_prefix + key: value for key, value in trunk.state_dict().items()}
-        if own.keys() == inside.keys() and all(_same(own[k], inside[k]) for k in own):
+        if own.keys() == inside.keys() and all(
+            own[k].dtype == inside[k].dtype and torch.equal(own[k], inside[k]) for k in own
+        ):
             return trunk.origin
     trained = f"the trunk {_name(config.trunk)}" if recorded else "another trunk"
     raise UserError(
         f"{source} was trained on {trained}, not on {_name(trunk.origin)}: give the trunk of its "
         "training with --trunk FILE"
     )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _name(origin: TrunkOrigin) -> str:

@@ -1,6 +1,7 @@
 """The learning curve of a run, as a picture."""
 
 import json
+from itertools import accumulate
 from pathlib import Path
 
 from ..utils.atomic import atomic_open
@@ -18,11 +19,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def plot(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Draw the losses of runs and, if there are any, their scores; draw nothing without matplotlib.
+    """Draw losses and scores of runs as PNG; draw nothing without matplotlib.
 
-    Args:
-        runs: results of :func:`read_metrics`, by the names for the legend.
-        path: the PNG file.
+    ``runs`` are results of :func:`read_metrics`, by the names for the legend.
     """
     try:
         matplotlib = require("matplotlib", "a plot")
@@ -36,7 +35,8 @@ def plot(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
     for name, metrics in runs.items():
         for axis, key in zip(figure.axes, ("loss", score), strict=False):
             values = [m[key] for m in metrics if key in m]
-            values = _smooth(values) if key == "loss" else values
+            if key == "loss":
+                values = list(accumulate(values, lambda mean, new: 0.7 * mean + 0.3 * new))
             axis.plot([m["step"] for m in metrics if key in m], values, label=name)
             axis.set_xlabel("step")
             axis.set_title("training loss" if key == "loss" else f"{key}, validation")
@@ -47,10 +47,3 @@ def plot(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
     with atomic_open(path) as file:
         figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)
-
-
-def _smooth(values: list[float]) -> list[float]:
-    smoothed = values[:1]
-    for value in values[1:]:
-        smoothed.append(0.7 * smoothed[-1] + 0.3 * value)
-    return smoothed

@@ -1,7 +1,8 @@
 """Data sets of this framework: COCO-format instances, or images with label maps."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,7 @@ from torchvision.transforms import v2
 
 from ..data.coco import CocoData, read_coco
 from ..data.images import BROKEN
-from ..data.label_maps import (
-    LabelledImage,
-    check_labels,
-    numbered_classes,
-    pair_label_maps,
-    read_label_map,
-)
+from ..data.label_maps import check_labels, numbered_classes, pair_label_maps, read_label_map
 from ..data.masks import to_rle
 from ..utils.errors import UserError, unreadable_image
 from ..utils.progress import track
@@ -75,15 +70,11 @@ def read_example(record: Record, dataset: Dataset) -> tuple[Tensor, Target]:
     return to_tensor(image), dataset.read_target(record)
 
 
+@dataclass
 class TrainMapper:
-    """Function that reads the example of a record; a random half is flipped left to right.
+    """Function that reads the example of a record; a random half is flipped left to right."""
 
-    The model resizes the images, as torchvision's detectors do.
-    """
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-        self.flip = v2.RandomHorizontalFlip(0.5)
+    dataset: Dataset
 
     def __call__(self, record: Record) -> tuple[Tensor, Target]:
         """Return the image and the target."""
@@ -95,7 +86,7 @@ class TrainMapper:
             wrapped["boxes"] = tv_tensors.BoundingBoxes(
                 target["boxes"], format="XYXY", canvas_size=image.shape[-2:]
             )
-        flipped = {k: v.as_subclass(Tensor) for k, v in self.flip(wrapped).items()}
+        flipped = {k: v.as_subclass(Tensor) for k, v in v2.RandomHorizontalFlip()(wrapped).items()}
         return flipped.pop("image"), flipped
 
 
@@ -142,37 +133,31 @@ def coco_dataset(annotations: str, images: str, training: bool) -> Dataset:
     """Open COCO-format instances, see :func:`e3va.data.coco.read_coco`."""
     data = read_coco(Path(annotations).expanduser(), Path(images).expanduser(), training=training)
     names = tuple(data.class_names)
-    return Dataset(data.images, names, _InstanceTargets(data), data.summary(), data)
+    return Dataset(data.images, names, partial(_read_instances, data), data.summary(), data)
 
 
-@dataclass
-class _InstanceTargets:
-    """Function that reads a record's target; as a class it can be pickled for workers."""
-
-    data: CocoData
-
-    def __call__(self, record: Record) -> Target:
-        height, width = record["height"], record["width"]
-        found = [a for a in self.data.annotations[record["id"]] if not a["iscrowd"]]
-        boxes = torch.tensor([a["bbox"] for a in found], dtype=torch.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
-        boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
-        labels = [1 + self.data.class_index[a["category_id"]] for a in found]
-        masks = np.zeros((len(found), height, width), np.uint8)
-        for mask, annotation in zip(masks, found, strict=True):
-            try:
-                mask[:] = pycocotools.mask.decode(to_rle(annotation["segmentation"], height, width))
-            except ValueError as error:
-                raise UserError(
-                    f"{self.data.source}: annotation {annotation.get('id')} of {record['path']}: "
-                    f"{error}; correct or remove the annotation"
-                ) from None
-        return {
-            "boxes": boxes,
-            "labels": torch.tensor(labels, dtype=torch.int64),
-            "masks": torch.from_numpy(masks),
-        }
+def _read_instances(data: CocoData, record: Record) -> Target:
+    height, width = record["height"], record["width"]
+    found = [a for a in data.annotations[record["id"]] if not a["iscrowd"]]
+    boxes = torch.tensor([a["bbox"] for a in found], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
+    boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
+    labels = [1 + data.class_index[a["category_id"]] for a in found]
+    masks = np.zeros((len(found), height, width), np.uint8)
+    for mask, annotation in zip(masks, found, strict=True):
+        try:
+            mask[:] = pycocotools.mask.decode(to_rle(annotation["segmentation"], height, width))
+        except ValueError as error:
+            raise UserError(
+                f"{data.source}: annotation {annotation.get('id')} of {record['path']}: "
+                f"{error}; correct or remove the annotation"
+            ) from None
+    return {
+        "boxes": boxes,
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "masks": torch.from_numpy(masks),
+    }
 
 
 def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Dataset:
@@ -181,10 +166,7 @@ def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Data
     The default class names are ``class 0`` … up to the largest label.
     """
     pairs = pair_label_maps(images, labels)
-
-    def tracked() -> Iterable[LabelledImage]:
-        return track(pairs, "reading label maps", "image")
-
+    tracked = partial(track, pairs, "reading label maps", "image")
     names = tuple(names) or tuple(numbered_classes(tracked()))
     check_labels(tracked(), names)
     records = [

@@ -36,10 +36,7 @@ def _trunk_name(trunk: str) -> str:
 def adapter_fields(
     config: ModelConfig, summary: str, steps: int | None, scores: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """Return the fields of :class:`e3va.adapter_files.description.AdapterConfig` of a training.
-
-    ``summary`` is the line about the training data; its path is shortened to the last name.
-    """
+    """Return the fields of an ``AdapterConfig``; ``summary`` is the line about the data."""
     path, colon, rest = summary.partition(": ")
     return {
         "framework": FRAMEWORK,
@@ -65,10 +62,7 @@ def why_no_adapter(config: ModelConfig) -> str | None:
 
 
 def checkpoint_entry(model: nn.Module, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry of a checkpoint that describes adapter and trunk; ``{}`` without an adapter.
-
-    ``fields`` is the result of :func:`adapter_fields`.
-    """
+    """Return a checkpoint's entry about adapter and trunk, ``{}`` if the model has no adapter."""
     backbone = model.backbone.bottom_up
     if not backbone.trunk.frozen or backbone.config.highway.adapter == OUTSIDE:
         return {}

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,37 +38,26 @@ class Scores:
 @torch.no_grad()
 def evaluate(model: nn.Module, dataset: Dataset, device: torch.device) -> Scores:
     """Evaluate a model on a data set; the model's mode is restored afterwards."""
-    was_training = model.training
+    was_training, results, count = model.training, [], len(dataset.classes)
+    confusion = torch.zeros(count, count, dtype=torch.int64)
     model.eval()
     try:
-        predictions = _predict(model, dataset, device)
-        if dataset.coco is not None:
-            ids = dataset.category_ids
-            found = (to_coco(output, record["id"], ids) for record, _, output in predictions)
-            return coco_scores([result for results in found for result in results], dataset)
-        count = len(dataset.classes)
-        confusion = torch.zeros(count, count, dtype=torch.int64)
-        for _, target, output in predictions:
-            confusion += confusion_matrix(target["labels"], output["labels"].cpu(), count)
-        return label_scores(confusion, dataset.classes)
+        for record in track(dataset.records, "evaluating", "image"):
+            image, target = read_example(record, dataset)
+            output = model([image.to(device)])[0]
+            if dataset.coco:
+                results += to_coco(output, record["id"], dataset.category_ids)
+            else:
+                confusion += confusion_matrix(target["labels"], output["labels"].cpu(), count)
     finally:
         model.train(was_training)
-
-
-def _predict(
-    model: nn.Module, dataset: Dataset, device: torch.device
-) -> Iterator[tuple[dict, dict[str, Tensor], dict[str, Tensor]]]:
-    """Yield record, target and prediction of each image."""
-    for record in track(dataset.records, "evaluating", "image"):
-        image, target = read_example(record, dataset)
-        yield record, target, model([image.to(device)])[0]
+    if dataset.coco:
+        return coco_scores(results, dataset)
+    return label_scores(confusion, dataset.classes)
 
 
 def to_coco(found: dict[str, Tensor], image_id: int, category_ids: tuple[int, ...]) -> list[dict]:
-    """Convert a detector's output for one image to records of COCO's results format.
-
-    Masks are cut at probability 0.5 and written as compressed RLE.
-    """
+    """Convert a detector's output for one image to COCO results; masks become compressed RLE."""
     boxes, records = found["boxes"].cpu().tolist(), []
     masks = (found["masks"][:, 0] >= 0.5).to(torch.uint8).cpu().numpy()
     for number, (x1, y1, x2, y2) in enumerate(boxes):

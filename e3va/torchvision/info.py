@@ -19,6 +19,7 @@ from ..adapter_files.files import (
 )
 from ..swin.presets import SwinPreset, preset_name
 from ..swin.trunk import SwinTrunk
+from ..utils.errors import UserError
 from ..utils.measure import MIB, count_parameters, parameter_table
 from ..weights.checkpoint import load_file, load_safetensors, model_state
 from ..weights.loading import find_trunk, load_trunk, missing_trunk, read_geometry, trunk_state
@@ -30,16 +31,15 @@ from .models import ModelConfig, build_model, model_parts
 def describe_file(path: str | Path, trunk: str | None = None, any_trunk: bool = False) -> list[str]:
     """Describe a trained model, an adapter or pretrained weights in lines of text.
 
-    ``trunk`` is compared with the trunk of the adapter's training; ``any_trunk`` accepts another.
+    ``trunk`` is compared with the trunk of an adapter's training.
     """
     path = find_saved(path)
     if path.is_dir() or is_adapter(path):
         return _adapter(path, trunk, any_trunk)
-    metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors" and path.is_file():
-        data, metadata = load_safetensors(path)
-    else:
-        data = load_file(path)
+    tensors_only = path.suffix == ".safetensors" and path.is_file()
+    data, metadata = load_safetensors(path) if tensors_only else (load_file(path), {})
+    if trunk:
+        raise UserError(f"--trunk {trunk}: {path} is no adapter; expected one, to compare trunks")
     lines = [f"{path}: {path.stat().st_size / MIB:.1f} MiB"]
     if isinstance(data.get("config"), dict):
         return lines + _model(data, str(path))

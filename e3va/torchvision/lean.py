@@ -16,12 +16,8 @@ from .semantic import SemanticFPN
 def prepare_model(model: nn.Module, mixed: bool) -> None:
     """Prepare a model for training in the ``memory`` mode of its backbone.
 
-    Call it after the weights are loaded and before the first step: a trunk that is stored in fewer
-    bits is rounded here. A second call changes nothing; evaluation needs no call.
-
-    Args:
-        model: a model of :func:`e3va.torchvision.build_model`, on its device.
-        mixed: whether the model trains in mixed precision.
+    Call it after the weights are loaded and before the first step, with ``mixed`` for mixed
+    precision: a trunk that is stored in fewer bits is rounded here. A second call changes nothing.
     """
     backbone = model.backbone.bottom_up
     backbone.prepare(mixed)

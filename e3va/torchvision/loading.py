@@ -88,15 +88,10 @@ def open_trunk(
     any_trunk: bool = False,
     stored: str | None = None,
 ) -> SwinTrunk:
-    """Find and build the trunk of the adapter in ``path``.
-
-    See :func:`load_model` for ``given`` (its ``trunk``) and ``any_trunk``, and
-    :func:`e3va.adapter_files.trunk.build_trunk` for ``stored``.
-    """
+    """Find and build the trunk of the adapter in ``path``, see :func:`load_model`."""
     state, source = find_trunk_of(about, given, path if path.is_dir() else path.parent)
-    return build_trunk(
-        *(about, state, source), adapter=str(path), any_trunk=any_trunk, stored=stored
-    )
+    options = {"adapter": str(path), "any_trunk": any_trunk, "stored": stored}
+    return build_trunk(about, state, source, **options)
 
 
 def whole_state(

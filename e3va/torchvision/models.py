@@ -39,7 +39,7 @@ from ..weights.loading import (
     read_geometry,
     trunk_state,
 )
-from .cascade import ROI_SETTINGS, AlignedPooler, CascadePredictor, CascadeRoIHeads
+from .cascade import IOUS, ROI_SETTINGS, AlignedPooler, CascadePredictor, CascadeRoIHeads
 from .pyramid import LEVEL_NAMES, PyramidBackbone
 from .semantic import SemanticFPN
 
@@ -166,11 +166,10 @@ def _tuple(value: Any) -> Any:
 
 
 def read_trunk(trunk: str) -> tuple[dict[str, Tensor], SwinPreset, str]:
-    """Return the tensors, the geometry and the file's name of a pretrained Swin.
+    """Return tensors, geometry and file name of a pretrained Swin.
 
-    Args:
-        trunk: ``"demo"`` for the trunk that comes with the library, a weights file in any layout of
-            :data:`e3va.weights.layouts.LAYOUTS`, or a trunk of the zoo (its name or ``e3va://…``).
+    ``trunk`` is ``"demo"``, which comes with the library, a weights file in any layout of
+    :data:`e3va.weights.layouts.LAYOUTS`, or a trunk of the zoo (its name or ``e3va://…``).
     """
     state, source = read_trunk_file(trunk)
     prefix = find_trunk(state, source)
@@ -260,8 +259,8 @@ def _rpn(config: ModelConfig, channels: int) -> RegionProposalNetwork:
     )
 
 
-def _pooler(config: ModelConfig, side: int) -> nn.Module:
-    if config.pooling == "aligned":
+def _pooler(aligned: bool, side: int) -> nn.Module:
+    if aligned:
         return AlignedPooler(LEVEL_NAMES, side)
     pooler = MultiScaleRoIAlign(LEVEL_NAMES, side, 2)
     # By itself the pooler infers the strides from its first images, which is wrong if those have
@@ -271,39 +270,27 @@ def _pooler(config: ModelConfig, side: int) -> nn.Module:
     return pooler
 
 
-def _mask_head(config: ModelConfig, channels: int) -> dict[str, nn.Module]:
-    widths = HEADS[config.heads].mask
-    return {
-        "mask_head": MaskRCNNHeads(channels, widths, 1),
-        "mask_predictor": MaskRCNNPredictor(widths[-1], widths[-1], 1 + len(config.classes)),
-    }
-
-
 def _mask_rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCNN:
-    sizes, channels = HEADS[config.heads], backbone.out_channels
-    roi_heads = RoIHeads(
-        _pooler(config, 7),
-        TwoMLPHead(channels * 49, sizes.box),
-        FastRCNNPredictor(sizes.box, 1 + len(config.classes)),
+    """Build a Mask R-CNN, with one box stage or those of a cascade."""
+    sizes, channels, count = HEADS[config.heads], backbone.out_channels, 1 + len(config.classes)
+    cascade = config.model == "cascade_mask_rcnn"
+    stages, predictor = (len(IOUS), CascadePredictor) if cascade else (1, FastRCNNPredictor)
+    aligned = cascade or config.pooling == "aligned"
+    # Random numbers are drawn in this order.
+    box_heads = [TwoMLPHead(channels * 49, sizes.box) for _ in range(stages)]
+    predictors = [predictor(sizes.box, count) for _ in range(stages)]
+    settings = {
         **ROI_SETTINGS,
-        batch_size_per_image=sizes.rois,
-        bbox_reg_weights=None,
-        mask_roi_pool=_pooler(config, 14),
-        **_mask_head(config, channels),
-    )
-    return GeneralizedRCNN(backbone, _rpn(config, channels), roi_heads, _transform(config))
-
-
-def _cascade_mask_rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCNN:
-    sizes, channels = HEADS[config.heads], backbone.out_channels
-    roi_heads = CascadeRoIHeads(
-        AlignedPooler(LEVEL_NAMES, 7),
-        [TwoMLPHead(channels * 49, sizes.box) for _ in range(3)],
-        [CascadePredictor(sizes.box, 1 + len(config.classes)) for _ in range(3)],
-        AlignedPooler(LEVEL_NAMES, 14),
-        batch_size_per_image=sizes.rois,
-        **_mask_head(config, channels),
-    )
+        "batch_size_per_image": sizes.rois,
+        "mask_roi_pool": _pooler(aligned, 14),
+        "mask_head": MaskRCNNHeads(channels, sizes.mask, 1),
+        "mask_predictor": MaskRCNNPredictor(sizes.mask[-1], sizes.mask[-1], count),
+    }
+    pooler = _pooler(aligned, 7)
+    if cascade:
+        roi_heads = CascadeRoIHeads(pooler, box_heads, predictors, **settings)
+    else:
+        roi_heads = RoIHeads(pooler, *box_heads, *predictors, **settings)
     return GeneralizedRCNN(backbone, _rpn(config, channels), roi_heads, _transform(config))
 
 
@@ -314,7 +301,7 @@ def _semantic_fpn(config: ModelConfig, backbone: PyramidBackbone) -> SemanticFPN
 
 MODELS = {
     "mask_rcnn": _mask_rcnn,
-    "cascade_mask_rcnn": _cascade_mask_rcnn,
+    "cascade_mask_rcnn": _mask_rcnn,
     "semantic_fpn": _semantic_fpn,
 }
 

@@ -17,6 +17,7 @@ from ..utils.progress import Progress
 from .data import read_image, to_tensor
 from .evaluate import to_coco
 from .models import ModelConfig
+from .trainer import make_folder
 
 READABLE = 480  # pixels of the shorter side; labels would cover smaller pictures
 
@@ -24,17 +25,10 @@ READABLE = 480  # pixels of the shorter side; labels would cover smaller picture
 def draw_instances(
     image: Tensor, found: dict[str, Tensor], classes: tuple[str, ...], threshold: float = 0.0
 ) -> Tensor:
-    """Draw masks, boxes, class names and scores; small images are enlarged.
+    """Draw the objects of a detector's output, or of a target, over an image [3, H, W] in 0..1.
 
-    Args:
-        image: the image [3, H, W] in 0..1.
-        found: a detector's output for the image; or a target, which has ``masks`` [N, H, W] and no
-            ``scores``.
-        classes: class names, in the order of the labels from 1.
-        threshold: smallest score of the objects to draw.
-
-    Returns:
-        the picture [3, H', W'] uint8.
+    Masks, boxes, class names and scores of at least ``threshold`` are drawn. Small images are
+    enlarged: the result is [3, H', W'] uint8. ``classes`` has the names of the labels from 1.
     """
     scale = max(1, -(-READABLE // min(image.shape[-2:])))
     canvas = _enlarge((image * 255).round().to(torch.uint8), scale)
@@ -47,23 +41,18 @@ def draw_instances(
     colors, texts = _colors(labels), [classes[label - 1] for label in labels]
     if scores is not None:
         texts = [f"{t} {s:.0%}" for t, s in zip(texts, scores[shown].tolist(), strict=True)]
-    enlarged = _enlarge(_disjoint(masks[shown]), scale)
-    canvas = draw_segmentation_masks(canvas, enlarged, alpha=0.45, colors=colors)
+    # torchvision paints pixels of several masks black: each goes to the first mask that has it.
+    disjoint, taken = masks[shown], torch.zeros_like(masks[0])
+    for mask in disjoint:
+        mask &= ~taken
+        taken |= mask
+    canvas = draw_segmentation_masks(canvas, _enlarge(disjoint, scale), alpha=0.45, colors=colors)
     boxes = (found["boxes"][shown] * scale).round()
     return _write_texts(draw_bounding_boxes(canvas, boxes, colors=colors, width=2), boxes, texts)
 
 
 def _colors(labels: list[int]) -> list:
     return [COLORS[(label - 1) % len(COLORS)] for label in labels]
-
-
-def _disjoint(masks: Tensor) -> Tensor:
-    """Assign each pixel to the first mask that has it: torchvision paints shared pixels black."""
-    disjoint, taken = masks.clone(), torch.zeros_like(masks[0])
-    for mask in disjoint:
-        mask &= ~taken
-        taken |= mask
-    return disjoint
 
 
 def _write_texts(canvas: Tensor, boxes: Tensor, texts: list[str]) -> Tensor:
@@ -102,14 +91,11 @@ def _write_png(pixels: Tensor, path: Path) -> None:
 def predict_images(
     model: nn.Module, config: ModelConfig, images: list[Path], folder: Path, threshold: float
 ) -> list[str]:
-    """Predict, draw, and write the results into a folder.
+    """Predict, draw, and write the results; return one line for each image that is unreadable.
 
     ``<name>.png`` are the pictures. For instances, ``predictions.json`` is a COCO-format file
     (images, categories, annotations with a ``score`` of at least ``threshold``). For label maps,
     ``labels/<name>.png`` has the class number in every pixel.
-
-    Returns:
-        one line for each image that could not be read; all others are predicted.
     """
     device = next(model.parameters()).device
     listed, annotations, failed, taken = [], [], [], set()
@@ -120,6 +106,7 @@ def predict_images(
             except UserError as error:
                 failed.append(error.line)
                 continue
+            make_folder(folder)
             found = {k: v.cpu() for k, v in model([image.to(device)])[0].items()}
             name = free_name(path, ".png", taken)
             if "boxes" in found:
@@ -131,14 +118,13 @@ def predict_images(
                 text = f"{len(kept['scores'])} objects"
             else:
                 labels = found["labels"]
-                (folder / "labels").mkdir(exist_ok=True)
-                _write_png(labels.to(torch.uint8), folder / "labels" / name)
+                _write_png(labels.to(torch.uint8), make_folder(folder / "labels") / name)
                 picture = draw_labels(image, labels)
                 text = f"{len(labels.unique())} classes"
             _write_png(picture, folder / name)
             progress.say(f"{path}: {text} -> {folder / name}")
             progress.step(number, {})
-    if config.category_ids:
+    if listed:
         _write_coco(listed, annotations, config, folder / "predictions.json")
     return failed
 

@@ -35,7 +35,10 @@ from .models import (
 from .settings import TrainSettings
 from .trainer import STATE, Trainer, make_folder, read_state
 
-DATA_OF_MODEL = {True: "works on label maps: give --labels", False: "needs --annotations"}
+DATA_OF_MODEL = {
+    True: "works on label maps: give --labels",
+    False: "needs --annotations, not --labels",
+}
 DATA = ("images", "annotations", "labels", "val_images", "val_annotations", "val_labels")
 _NOT_OPTIONS = ("weight_decay", "clip_norm")
 _SETTINGS = {f.name: f.default for f in fields(TrainSettings) if f.name not in _NOT_OPTIONS}
@@ -75,14 +78,8 @@ def start_training(
 ) -> Trainer:
     """Open the data, build the model, load its weights, and return the trainer.
 
-    Args:
-        given: options from the user, some of :data:`DEFAULTS`.
-        folder: the output folder.
-        device: the model's device.
-        resume: whether to continue the run in ``folder``.
-        any_trunk: whether to accept another trunk than that of the adapter's training.
-        workers: number of processes that read images; None for 4 on a GPU, else 0.
-        tensorboard: whether to write TensorBoard's files.
+    ``given`` are the user's options, some of :data:`DEFAULTS`; ``workers`` is the number of
+    processes that read images, None for 4 on a GPU and else 0.
     """
     given = {name: _anywhere(name, value) for name, value in given.items()}
     state = start = None
@@ -115,12 +112,18 @@ def start_training(
             "drawn pictures; for real use give a pretrained Swin with --trunk FILE"
         )
     model.to(device)
+    writer = None
+    if tensorboard:
+        require("tensorboard", "--tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(make_folder(folder)))
     trainer = Trainer(
         *(model, config, settings, dataset, folder),
         evaluate=(lambda: evaluate(model, validation, device)) if validation else None,
         workers=4 * (device.type == "cuda") if workers is None else workers,
         data={"options": options, "summary": dataset.summary},
-        tensorboard=_summary_writer(make_folder(folder)) if tensorboard else None,
+        tensorboard=writer,
     )
     if state:
         trainer.load(state)
@@ -161,6 +164,9 @@ def _new_options(given: dict[str, Any], start: Start | None) -> dict[str, Any]:
     if start and "recipe" not in changes:
         options["highway"] = {**own["highway"], **changes}
     highway_config(**(options["highway"] or {})).complete(LIGHT_TRUNK)  # before data are read
+    model, labels = options["model"], bool(options["labels"])
+    if model and labels != (model == "semantic_fpn"):
+        raise UserError(f"--model {model} {DATA_OF_MODEL[not labels]}")
     return options
 
 
@@ -211,13 +217,6 @@ def _stored_settings(
     return config, settings
 
 
-def _summary_writer(folder: Path) -> Any:
-    require("tensorboard", "--tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))
-
-
 def _default_precision(device: torch.device) -> str:
     """Return bf16 for CUDA devices that compute it, fp16 for older ones, fp32 for others."""
     if device.type != "cuda":
@@ -233,15 +232,10 @@ def _model_config(options: dict[str, Any], dataset: Dataset, start: Start | None
         preset = start.about.backbone.preset
     else:
         preset = get_preset("swin_t") if trunk == RANDOM else read_trunk(trunk)[1]
-    semantic = dataset.coco is None
-    model = options["model"]
-    if not model:
-        detector = start.kind if start and start.kind != "semantic_fpn" else None
-        model = "semantic_fpn" if semantic else detector or "mask_rcnn"
-    elif (model == "semantic_fpn") != semantic:
-        raise UserError(f"--model {model} {DATA_OF_MODEL[not semantic]}")
+    detector = start.kind if start and start.kind != "semantic_fpn" else None
+    default = (detector or "mask_rcnn") if dataset.coco else "semantic_fpn"
     return ModelConfig(
-        model=model,
+        model=options["model"] or default,
         classes=dataset.classes,
         preset=preset,
         trunk=trunk,

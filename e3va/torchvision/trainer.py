@@ -42,9 +42,6 @@ class Trainer:
     are the same without its trunk; ``training.pth`` is the checkpoint from which a run is resumed;
     ``metrics.jsonl`` has a line of losses or scores every few steps; ``summary.json`` has the cost
     of the training.
-
-    Raises:
-        UserError: the precision is unknown, or the folder cannot be created.
     """
 
     model: nn.Module  # a model of build_model, on its device
@@ -76,12 +73,8 @@ class Trainer:
     def train(self) -> None:
         """Prepare the model for its ``memory`` mode, train to the last step and save the model.
 
-        Raises:
-            UserError: the loss is no longer finite; or an image cannot be read, and a checkpoint of
-                the steps before is written.
-            TrunkNotFrozenError: a frozen trunk could change.
-            KeyboardInterrupt: the process received SIGINT (Ctrl-C) or SIGTERM; the step is done,
-                and a checkpoint is written.
+        A checkpoint is written before the ``UserError`` about an unreadable image, and before the
+        ``KeyboardInterrupt`` with which a step after SIGINT (Ctrl-C) or SIGTERM ends.
         """
         last = self.settings.steps
         prepare_model(self.model, mixed=self.optimizer_step.mixed)
@@ -91,7 +84,7 @@ class Trainer:
         with Progress(self.step, last) as self._progress, _stop_signals() as received:
             while self.step < last:
                 began = time.monotonic()
-                self._train_step(self._next(batches))
+                self._train_step(next(batches))
                 self.step_seconds.append(time.monotonic() - began)
                 self._after_step()
                 if received:
@@ -109,11 +102,8 @@ class Trainer:
         settings = self.settings
         stream = BatchStream(wide, settings.batch_size, settings.seed, start=self.step)
         mapped = SeededDataset(self.dataset.records, TrainMapper(self.dataset), settings.seed)
-        return stream_batches(mapped, stream, self.workers)
-
-    def _next(self, batches: Iterator[list]) -> list:
         try:
-            return next(batches)
+            yield from stream_batches(mapped, stream, self.workers)
         except UserError:  # an unreadable image; once it is replaced, the run can be resumed
             if self.step:
                 self.save()

@@ -136,7 +136,7 @@ def check_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> N
         raise UserError(
             f"{source} holds the Swin {f'{name} ({found})' if name else found}, but the model's "
             f"trunk is {f'{own} ({trunk.preset})' if own else trunk.preset}: "
-            + (f'use preset="{name}" or ' if name else "")
+            + (f"set the preset to {name}, or " if name else "")
             + "give weights of the model's own size"
         )
     check_same_tensors(trunk.state_dict(), state, source, "expected a whole Swin")

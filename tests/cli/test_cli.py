@@ -154,6 +154,8 @@ def test_mistakes_of_training_give_one_line(train_arguments, drawn, drawn_labels
     fails(capsys, [*train_arguments, "--classes", "a,b"], "--classes is for label maps")
     maps = ["train", "--images", drawn.images, "--labels", drawn_labels, "--output", tmp_path / "o"]
     fails(capsys, [*maps, "--classes", "a, b,a"], "--classes .*a")
+    (drawn_labels / "1.png").write_text("no image")  # the model is compared before data are read
+    fails(capsys, [*maps, "--model", "mask_rcnn"], "--model mask_rcnn needs --annotations")
     fails(
         capsys, [*train_arguments, "--model", "semantic_fpn"], "works on label maps: give --labels"
     )
@@ -216,6 +218,10 @@ def test_mistakes_of_the_other_commands_give_one_line(train_arguments, drawn, tm
     ]
     fails(capsys, arguments, "image .*broken.jpg cannot be read")
     assert (tmp_path / "p" / "1.png").exists()  # the others are drawn
+    arguments = ["predict", model, "--input", broken, "--output", tmp_path / "nothing"]
+    fails(capsys, arguments, "image .*broken.jpg cannot be read")
+    assert not (tmp_path / "nothing").exists()
+    fails(capsys, ["info", model, "--trunk", text], "--trunk .*text.pth: .*model.pth is no adapter")
     os.truncate(model, 3000)
     fails(capsys, ["eval", model], "cannot be read as a checkpoint")
 
@@ -257,7 +263,26 @@ def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert "usage: e3va" in capsys.readouterr().err
+    error, advice = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert re.fullmatch(f"see e3va {' '.join(arguments[:1])} ?--help", advice) or "fly" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values"),
+    [
+        (["train", "--rank", "24"], "--rank 24; .*--highway rank=VALUE\nsee e3va train --help"),
+        (["train", "--train-trunk"], "--highway train_trunk=VALUE\n"),
+        (["train", "--method=e3va"], "--method=e3va; .*--recipe NAME\n"),
+        (["predict", "m.pth", "--input", "a", "--rank", "4"], "--rank 4\nsee e3va predict --help"),
+        (["zoo", "list", "--all"], "--all\nsee e3va zoo list --help"),
+    ],
+)
+def test_unknown_options_name_the_command_and_what_replaces_them(arguments, values, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert re.search(values, capsys.readouterr().err)
 
 
 def test_help_shows_defaults(capsys):

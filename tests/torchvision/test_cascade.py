@@ -28,9 +28,9 @@ def make_heads(batch_size_per_image=4096):
         AlignedPooler(LEVELS, 7),
         [TwoMLPHead(CHANNELS * 49, 16) for _ in range(3)],
         [CascadePredictor(16, 1 + CLASSES) for _ in range(3)],
-        AlignedPooler(LEVELS, 14),
-        MaskRCNNHeads(CHANNELS, (8, 8, 8, 8), 1),
-        MaskRCNNPredictor(8, 8, 1 + CLASSES),
+        mask_roi_pool=AlignedPooler(LEVELS, 14),
+        mask_head=MaskRCNNHeads(CHANNELS, (8, 8, 8, 8), 1),
+        mask_predictor=MaskRCNNPredictor(8, 8, 1 + CLASSES),
         batch_size_per_image=batch_size_per_image,
     )
     for module in heads.modules():  # large enough that classes and boxes differ

@@ -158,7 +158,7 @@ def test_wrong_values_are_refused(make_small, tmp_path, capsys):
     for option, value in (("--memory", "tiny"), ("--trunk-precision", "int4")):
         with pytest.raises(SystemExit):
             main(["train", "--output", str(tmp_path), option, value])
-        error = capsys.readouterr().err.strip().splitlines()[-1]
+        error = capsys.readouterr().err.strip().splitlines()[0]
         assert f"argument {option}: invalid choice: '{value}'" in error
 
 

@@ -77,7 +77,7 @@ def refuse(trunk, state, match):
 def test_another_size_names_both_and_the_preset_to_use():
     with torch.device("meta"):
         state = SwinTrunk("swin_b_384").state_dict()
-    refuse(SwinTrunk("swin_nano"), state, 'swin_b_384 .*swin_nano .*use preset="swin_b_384"')
+    refuse(SwinTrunk("swin_nano"), state, "swin_b_384 .*swin_nano .*preset to swin_b_384")
 
 
 def test_depth_heads_mlp_and_position_embedding_must_agree_too():
