@@ -13,8 +13,7 @@ from ..adapter_files.files import (
 )
 from ..torchvision.convert import to_adapter, to_checkpoint
 from ..torchvision.loading import find_saved
-from ..torchvision.trainer import make_folder
-from ..utils.atomic import save_atomically
+from ..utils.atomic import make_folder, save_atomically
 from ..utils.errors import UserError
 from ..utils.measure import MIB
 from ..weights.checkpoint import load_file

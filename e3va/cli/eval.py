@@ -8,8 +8,7 @@ from ..torchvision.data import check_classes, open_dataset
 from ..torchvision.evaluate import evaluate
 from ..torchvision.loading import load_model
 from ..torchvision.start import DATA_OF_MODEL
-from ..torchvision.trainer import make_folder
-from ..utils.atomic import atomic_open
+from ..utils.atomic import atomic_open, make_folder
 from ..utils.errors import UserError
 from .arguments import add_data, add_device, add_model, pick_device
 
