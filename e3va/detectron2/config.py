@@ -119,11 +119,15 @@ def apply_overrides(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     previous adapter kind, in whatever order the overrides come.
 
     Raises:
-        UserError: an override has no ``=``, its key does not exist (the message names the nearest
+        UserError: an override is a flag or has no ``=``, its key does not exist (the message names the nearest
             key), or a value has the wrong type or is out of range.
     """
     overrides = list(overrides)
     for override in sorted(overrides, key=_rank):
+        if override.startswith("-"):
+            raise UserError(
+                f"{override} after key=value: expected flags before the overrides; move it there"
+            )
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise UserError(f"override {override!r}: expected key=value, e.g. train.max_iter=500")

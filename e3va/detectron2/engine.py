@@ -196,10 +196,6 @@ def train(cfg: DictConfig, resume: bool = False) -> HighwayTrainer:
         logger.warning("--resume: no checkpoint in %s; starting anew", cfg.train.output_dir)
         resume = False
     weights = cfg.train.init_checkpoint or cfg.train.get("trunk", "") or ""
-    if not resume and not weights and trainer.trunk.frozen:
-        logger.warning(
-            "No pretrained weights (train.init_checkpoint is empty): the frozen trunk is random"
-        )
     checkpointer.resume_or_load(weights, resume=resume)
     trainer.train(trainer.iter + 1 if resume else 0, cfg.train.max_iter)
     return trainer

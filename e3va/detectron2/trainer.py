@@ -68,6 +68,12 @@ class HighwayTrainer(SimpleTrainer):
     ):
         if not isinstance(accumulate, int) or accumulate < 1:
             raise UserError(f"train.accumulate={accumulate}: expected a whole number ≥ 1")
+        images = getattr(data_loader, "batch_size", None) or accumulate
+        if accumulate > images:
+            raise UserError(
+                f"train.accumulate={accumulate} with {images} images per process: expected at most "
+                f"{images}; lower it, or raise dataloader.train.total_batch_size"
+            )
         super().__init__(model, data_loader, optimizer)
         device = next(model.parameters()).device
         self.optimizer_step = OptimizerStep(optimizer, device, precision, clip_norm)
