@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ..backbone import LEVELS, E3VABackbone, find_backbone
 from ..swin.modules import PATCH
 from ..swin.presets import SwinPreset, get_preset, preset_name
-from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
 from .lean import LeanPyramid
 
@@ -73,11 +72,6 @@ def model_parts(model: nn.Module) -> dict[str, nn.Module | None]:
     }
 
 
-def find_trunk_module(model: nn.Module) -> SwinTrunk:
-    """Return the trunk inside a model, see :func:`e3va.backbone.find_backbone`."""
-    return find_backbone(model)[1].trunk
-
-
 @BACKBONE_REGISTRY.register()
 def build_e3va_swin_backbone(cfg, input_shape: ShapeSpec) -> E3VASwin:
     """Build the backbone without an FPN from ``cfg.MODEL.E3VA``, see :func:`add_e3va_config`."""
@@ -117,11 +111,7 @@ def build_e3va_swin_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 
 
 def p6_and_p7(preset: str | SwinPreset, out_channels: int) -> LastLevelP6P7:
-    """Build RetinaNet's top block for an FPN, which reads the backbone's p3 of stride 32.
-
-    Raises:
-        UserError: no preset has that name.
-    """
+    """Build RetinaNet's top block for an FPN, which reads the backbone's p3 of stride 32."""
     return LastLevelP6P7(get_preset(preset).dims[-1], out_channels, in_feature="p3")
 
 

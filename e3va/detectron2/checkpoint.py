@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from ..utils.errors import UserError, check_choice
 from ..weights.checkpoint import load_file, model_state
 from ..weights.loading import check_trunk, find_trunk, load_trunk, missing_trunk, trunk_state
 from ..weights.origin import TrunkOrigin, fingerprint
-from .backbone import find_trunk_module
 from .describe import FRAMEWORK
 
 logger = logging.getLogger(__name__)
@@ -85,10 +84,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         self._any_trunk = any_trunk
         self._source = ""
         self._prefix = trunk_prefix(self.model)
-
-    @property
-    def _trunk(self) -> SwinTrunk:
-        return find_trunk_module(self.model)
+        self._trunk = find_backbone(self.model)[1].trunk
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``save_dir/name.pth``, then name it in ``last_checkpoint``, both atomically."""
@@ -114,10 +110,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """Load a whole model, a pretrained Swin into the trunk, or an adapter with its trunk.
 
-        Args:
-            path: a file, an adapter's folder, an ``e3va://`` address, or another path that
-                Detectron2's path manager reads.
-            checkpointables: names of further objects to load, see Detectron2's class.
+        ``path`` is a file, an adapter's folder, an ``e3va://`` address, or another path that
+        Detectron2's path manager reads.
 
         Raises:
             UserError: the file is missing or damaged, has no trunk or one of another size, or is
@@ -138,8 +132,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
     def _load_adapter(self, path: Path) -> None:
         state, description = read_adapter(path)
         description.check_backbone(find_backbone(self.model)[1], self._source)
-        if not self._backbone_only:
-            self._check_anchors_and_pooling(description)
+        if description.framework == "torchvision" and not self._backbone_only:
+            _check_anchors_and_pooling(self.model, description, self._source)
         trunk = self._trunk_of(description, path if path.is_dir() else path.parent)
         try:
             apply_adapter(
@@ -157,16 +151,6 @@ class HighwayCheckpointer(DetectionCheckpointer):
             self._trunk.origin = trunk.origin
         self.adapter = description
         self._report(description)
-
-    def _check_anchors_and_pooling(self, description: AdapterConfig) -> None:
-        """Check that the model has those of an adapter of torchvision; its tensors fit others."""
-        foreign = description.framework == "torchvision"
-        overrides = list(_torchvision_overrides(self.model, description)) if foreign else []
-        if overrides:
-            raise UserError(
-                f"{self._source} was trained by the e3va command, with other anchors or pooling "
-                f"than this model: add {' '.join(overrides)}"
-            )
 
     def _trunk_of(self, description: AdapterConfig, folder: Path) -> SwinTrunk:
         """Return the trunk of an adapter: the model's own, or a new one if weights differ."""
@@ -194,10 +178,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
 
     def _report(self, description: AdapterConfig) -> None:
         what = "the highway" if self._backbone_only else "highway, neck and heads"
-        self.logger.info(
-            "Loaded %s of the adapter %s, on the trunk %s",
-            *(what, self._source, description.trunk.source),
-        )
+        text = "Loaded %s of the adapter %s, on the trunk %s"
+        self.logger.info(text, what, self._source, description.trunk.source)
         ours, theirs = self._about.get("classes"), description.classes
         if ours and theirs and not self._backbone_only and (*ours,) != theirs:
             self.logger.warning(
@@ -250,10 +232,10 @@ class HighwayCheckpointer(DetectionCheckpointer):
     def _load_by_heuristics(self, checkpoint: dict) -> Any:
         origin = recorded_origin(checkpoint)
         incompatible = super()._load_model(checkpoint)
-        trunk = self._trunk
         if not any(key.startswith(self._prefix) for key in incompatible.missing_keys):
             name = Path(self._source.partition("?")[0]).name
-            trunk.origin = origin or TrunkOrigin(name, fingerprint(trunk.state_dict()))
+            own = TrunkOrigin(name, fingerprint(self._trunk.state_dict()))
+            self._trunk.origin = origin or own
         return incompatible
 
     def _load_rest(self, state: Mapping[str, Any], prefix: str) -> None:
@@ -277,21 +259,26 @@ def warn_of_rounding(trunk: SwinTrunk, description: AdapterConfig, source: str) 
         )
 
 
-def _torchvision_overrides(model: nn.Module, description: AdapterConfig) -> Iterator[str]:
-    """Yield the overrides that give a model the anchors and pooling of torchvision's adapter."""
-    size = description.model.get("size")
+def _check_anchors_and_pooling(model: nn.Module, description: AdapterConfig, source: str) -> None:
+    """Check that a model has those of a torchvision adapter, whose tensors would fit others too."""
+    overrides, size = [], description.model.get("size")
     rpn = getattr(model, "proposal_generator", None)
     if isinstance(rpn, RPN) and isinstance(size, int):
         least = smallest_anchor(size)
         x1, y1, x2, y2 = next(iter(rpn.anchor_generator.cell_anchors))[0].tolist()
         if round(math.sqrt((x2 - x1) * (y2 - y1))) != least:
             sizes = ",".join(f"[{least * 2**level}]" for level in range(5))
-            yield f"model.proposal_generator.anchor_generator.sizes=[{sizes}]"
+            overrides.append(f"model.proposal_generator.anchor_generator.sizes=[{sizes}]")
     heads = getattr(model, "roi_heads", None)
     plain = isinstance(heads, StandardROIHeads) and not isinstance(heads, CascadeROIHeads)
     if plain and description.model.get("pooling", "torchvision") == "torchvision":
         for name in ("box_pooler", "mask_pooler"):
             pooler = getattr(heads, name, None)
             if pooler is not None and pooler.level_poolers[0].aligned:
-                yield f"model.roi_heads.{name}.pooler_type=ROIAlign"
-                yield f"model.roi_heads.{name}.sampling_ratio=2"
+                aligned = ("pooler_type=ROIAlign", "sampling_ratio=2")
+                overrides += [f"model.roi_heads.{name}.{setting}" for setting in aligned]
+    if overrides:
+        raise UserError(
+            f"{source} was trained by the e3va command, with other anchors or pooling than this "
+            f"model: add {' '.join(overrides)}"
+        )

@@ -62,8 +62,7 @@ def load_config(
         overrides: see :func:`apply_overrides`.
 
     Raises:
-        UserError: there is no such file, it cannot be read as a config, an override is wrong, or a
-            value has the wrong type or is out of range.
+        UserError: the file is missing or is no LazyConfig, or an override or a value is wrong.
     """
     if isinstance(config, DictConfig):
         cfg = config.copy()
@@ -79,16 +78,11 @@ def load_config(
                 f"{path} is a yacs config: use it with get_cfg(), add_e3va_config() and "
                 "DefaultPredictor; here a LazyConfig file is expected"
             )
-        _set_name(cfg, path)
+        path, root = path.resolve(), CONFIG_ROOT.resolve()
+        if path.is_relative_to(root) and isinstance(cfg.get("train"), DictConfig):
+            cfg.train.config_name = path.relative_to(root).as_posix()  # adapter files repeat it
         _convert_version_1(cfg)
     return apply_overrides(cfg, overrides)
-
-
-def _set_name(cfg: DictConfig, path: Path) -> None:
-    """Set ``train.config_name``, which adapter files repeat, for a config of the project."""
-    path, root = path.resolve(), CONFIG_ROOT.resolve()
-    if path.is_relative_to(root) and isinstance(cfg.get("train"), DictConfig):
-        cfg.train.config_name = path.relative_to(root).as_posix()
 
 
 def bottom_up_node(cfg: DictConfig) -> DictConfig:
@@ -119,10 +113,9 @@ def apply_overrides(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     previous adapter kind, in whatever order the overrides come.
 
     Raises:
-        UserError: an override is a flag or has no ``=``, its key does not exist (the message names the nearest
-            key), or a value has the wrong type or is out of range.
+        UserError: an override is a flag or has no ``=``, its key does not exist (the message names
+            the nearest key), or a value has the wrong type or is out of range.
     """
-    overrides = list(overrides)
     for override in sorted(overrides, key=_rank):
         if override.startswith("-"):
             raise UserError(
@@ -174,10 +167,8 @@ def _check_type(cfg: DictConfig, key: str, value: Any) -> None:
 def _drop_replaced(cfg: DictConfig, key: str) -> None:
     """Drop what a new recipe or a new adapter kind replaces in the node of a highway."""
     parent, _, name = key.rpartition(".")
-    if name not in ("recipe", "adapter"):
-        return
     node = OmegaConf.select(cfg, parent)
-    if callable_of(node) is highway_config:
+    if name in ("recipe", "adapter") and callable_of(node) is highway_config:
         kept = ("_target_",) if name == "recipe" else ("_target_", *_SETTINGS)
         for other in [other for other in node if other not in kept]:
             del node[other]

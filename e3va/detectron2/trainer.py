@@ -13,10 +13,11 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..backbone import find_backbone
 from ..utils.errors import UserError
 from ..utils.seeding import seed_everything
 from ..utils.training import OptimizerStep, report_step
-from .backbone import find_trunk_module, model_parts
+from .backbone import model_parts
 from .distributed import check_same_start
 from .lean import prepare_model
 from .sampling import sample_by_image
@@ -80,7 +81,7 @@ class HighwayTrainer(SimpleTrainer):
         self.accumulate = accumulate
         self.seed = seed
         self.sample_by_image = sample_by_image
-        self.trunk = find_trunk_module(model)
+        self.trunk = find_backbone(model)[1].trunk
         self._reported = False
 
     def train(self, start_iter: int, max_iter: int) -> None:
