@@ -61,7 +61,7 @@ def coco_dicts(
 def registered_dicts(names: str | Sequence[str], filter_empty: bool = True) -> list[dict]:
     """Return the dataset dicts of one or several data sets in Detectron2's catalog.
 
-    Names are such as ``coco_2017_train``. With ``filter_empty``, images without objects are left out.
+    ``names`` are such as ``coco_2017_train``; ``filter_empty`` leaves out images without objects.
 
     Raises:
         UserError: an annotation file does not exist.

@@ -62,7 +62,7 @@ def hide_trunk_from_ddp(model: nn.Module) -> None:
 
 
 def check_same_start(model: nn.Module, trunk: nn.Module, iteration: int) -> None:
-    """Check that all processes, which read their own files, start with equal iterations and weights."""
+    """Check that all processes, each with its own files, start with equal iteration and weights."""
     if comm.get_world_size() == 1:
         return
     in_trunk = {id(tensor) for tensor in _tensors(trunk).values()}

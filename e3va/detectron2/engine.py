@@ -115,7 +115,7 @@ def _work(cfg: DictConfig, args: Namespace) -> None:
         return
     if not cfg.train.init_checkpoint:
         raise UserError(
-            "--eval-only without weights: add train.init_checkpoint=PATH of a checkpoint or an adapter"
+            "--eval-only without weights: add train.init_checkpoint=PATH of a checkpoint or adapter"
         )
     model = instantiate(cfg.model).to(cfg.train.device)
     about = {"classes": output_classes(cfg)}

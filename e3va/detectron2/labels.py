@@ -118,8 +118,8 @@ class LabelMapper:
 
     Detectron2's own mapper reads the colors of palette images as labels, and no ``first_label``.
 
-    It reads label maps only with ``is_train``. ``image_format`` is ``"RGB"`` or ``"BGR"``. Labels of
-    ``classes`` (their number) and above are mistakes.
+    It reads label maps only with ``is_train``. ``image_format`` is ``"RGB"`` or ``"BGR"``, and
+    ``classes`` the number of classes; larger labels are mistakes.
 
     Raises:
         UserError: an image or a label map cannot be read, their sizes differ, or a label has no

@@ -19,12 +19,8 @@ class TrainLoader:
         num_workers: number of worker processes.
         seed: a whole number ≥ 0.
 
-    Attributes:
-        images, objects: number of images and of annotated objects in the data set.
-
     Raises:
-        UserError: the processes cannot share the batch evenly, the data set is empty, or the seed
-            is negative.
+        UserError: the processes cannot share the batch evenly, there are no data, or seed < 0.
     """
 
     def __init__(

@@ -105,12 +105,8 @@ class LazyPredictor(AdapterSet):
     ) -> AdapterConfig:
         """Load a further adapter over the trunk in memory; ``set_adapter`` switches to it.
 
-        Args:
-            name: name of the adapter; it replaces an adapter with the same name.
-            path: an adapter, or its ``e3va://`` address.
-            config: config of its model. With None, the config that the adapter names, or the
-                predictor's first config if the adapter names the same or none.
-            overrides: ``key=value`` texts for the config.
+        It replaces an adapter with the same name. With ``config`` None, its model has the config
+        that the adapter names, or the first config if the adapter names the same or none.
 
         Raises:
             UserError: as for the constructor; loaded adapters do not change then.

@@ -33,25 +33,23 @@ class HighwayTrainer(SimpleTrainer):
 
     Args:
         model: a Detectron2 model with an :class:`E3VASwin` backbone, perhaps inside
-            DistributedDataParallel. It maps a list of examples to a dict of losses, each a mean
-            over the examples.
+            DistributedDataParallel. Its losses are means over the examples.
         data_loader: iterable of lists of examples. If it has a method ``seek(iteration)``, the
             trainer calls it before training; without one, a resumed run starts the data again.
         optimizer: the optimizer of the trained parameters.
         precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` for autocast on CUDA or CPU, ``"fp16"`` with
             a scaled loss.
-        accumulate: number of parts of each batch; one part at a time is in memory. The gradient is
-            the mean over the whole batch.
+        accumulate: number of parts of each batch, one in memory at a time. The gradient is the
+            mean over the whole batch.
         clip_norm: largest 2-norm of the gradient; None or 0 for no limit.
         seed: a whole number ≥ 0.
-        sample_by_image: whether the samples of RPN and ROI heads depend on the image and not on
-            the process, so that they are the same for any number of processes and any
-            ``accumulate``.
+        sample_by_image: whether the samples of RPN and ROI heads depend on the image, so that they
+            are the same for any number of processes and parts.
 
     Raises:
         TrunkNotFrozenError: a parameter of a frozen trunk requires grad, has a gradient, or is in
             the optimizer.
-        UserError: an unknown precision or accumulation, or, when training starts, processes that
+        UserError: an unknown precision, more parts than a batch has images, or processes that
             start differently.
     """
 
