@@ -91,9 +91,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         remove_leftovers(self.save_dir)
-        data = {"model": self.model.state_dict()}
-        data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
-        data.update(kwargs)
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **parts, **kwargs}
         if self._trunk.frozen:
             steps = kwargs["iteration"] + 1 if "iteration" in kwargs else None
             data[FULL_KEY] = describe_model(self.model, **{"steps": steps, **self._about}).to_dict()
@@ -169,11 +168,9 @@ class HighwayCheckpointer(DetectionCheckpointer):
         if trunk.origin.fingerprint == wanted.fingerprint:
             trunk.origin = replace(wanted, stored=stored)
         else:
-            self.logger.warning(
-                "%s was trained on the trunk %s (fingerprint %s), not on %s (fingerprint %s)",
-                *(self._source, wanted.source, wanted.short),
-                *(trunk.origin.source, trunk.origin.short),
-            )
+            text = "%s was trained on the trunk %s (fingerprint %s), not on %s (fingerprint %s)"
+            names = (wanted.source, wanted.short, trunk.origin.source, trunk.origin.short)
+            self.logger.warning(text, self._source, *names)
         return trunk
 
     def _report(self, description: AdapterConfig) -> None:
@@ -193,8 +190,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         if resume and self.has_checkpoint() and not os.path.isfile(self.get_checkpoint_file()):
             raise UserError(
                 f"{self.save_dir}/last_checkpoint names {self.get_checkpoint_file()}, which does "
-                "not exist: put the file back, or delete last_checkpoint to start from the "
-                "beginning"
+                "not exist: put the file back, or delete last_checkpoint to start anew"
             )
         return super().resume_or_load(path, resume=resume)
 
@@ -221,9 +217,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
             self._trunk.origin = origin
             return incompatible
         loaded = load_trunk(self._trunk, state, self._source)
-        self.logger.info(
-            "Loaded a pretrained trunk: %d tensors of %s", loaded.tensors, self._source
-        )
+        text = "Loaded a pretrained trunk: %d tensors of %s"
+        self.logger.info(text, loaded.tensors, self._source)
         for note in loaded.notes:
             self.logger.info("%s: %s", self._source, note)
         self._load_rest(state, prefix)
@@ -240,8 +235,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
 
     def _load_rest(self, state: Mapping[str, Any], prefix: str) -> None:
         """Load neck and heads of another Swin detector where their names fit."""
-        rest = {k: v for k, v in state.items() if not k.startswith(prefix)} if prefix else {}
-        rest = {k: v for k, v in rest.items() if k in self.model.state_dict()}
+        own = self.model.state_dict() if prefix else {}
+        rest = {k: v for k, v in state.items() if k in own and not k.startswith(prefix)}
         if rest:
             incompatible = super()._load_model({"model": rest})
             self.logger.info("Loaded %d further tensors by name", len(rest))

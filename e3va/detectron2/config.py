@@ -31,19 +31,15 @@ def add_e3va_config(cfg: CfgNode) -> None:
     """Add the keys of the E³VA backbones to a yacs config, with their defaults.
 
     ``MODEL.E3VA`` has PRESET, HIGHWAY, MEMORY, TRUNK_PRECISION and OUT_FEATURES, the arguments of
-    :class:`e3va.E3VABackbone`. HIGHWAY holds the arguments of
-    :func:`e3va.highway.config.highway_config` in capitals, such as RECIPE, RANK or TAPS; None
-    stands for the recipe's own value. OUT_FEATURES is for the bare backbone; with an FPN,
-    ``MODEL.FPN.IN_FEATURES`` selects the levels.
+    :class:`e3va.E3VABackbone`. HIGHWAY holds the arguments of :func:`e3va.highway_config` in
+    capitals, such as RECIPE or RANK; None stands for the recipe's own value. With an FPN,
+    ``MODEL.FPN.IN_FEATURES`` selects the levels instead of OUT_FEATURES.
     """
     options = [option for kind in adapter_kinds().values() for option in kind.defaults]
     highway = {name.upper(): None for name in (*_SETTINGS, *options)}
-    cfg.MODEL.E3VA = CfgNode()
-    cfg.MODEL.E3VA.PRESET = "swin_t"
-    cfg.MODEL.E3VA.HIGHWAY = CfgNode({**highway, "RECIPE": DEFAULT_RECIPE}, new_allowed=True)
-    cfg.MODEL.E3VA.MEMORY = "standard"
-    cfg.MODEL.E3VA.TRUNK_PRECISION = "auto"
-    cfg.MODEL.E3VA.OUT_FEATURES = ["p0", "p1", "p2", "p3"]
+    cfg.MODEL.E3VA = node = CfgNode({"PRESET": "swin_t", "MEMORY": "standard"})
+    node.TRUNK_PRECISION, node.OUT_FEATURES = "auto", ["p0", "p1", "p2", "p3"]
+    node.HIGHWAY = CfgNode({**highway, "RECIPE": DEFAULT_RECIPE}, new_allowed=True)
 
 
 def find_config(name: str | os.PathLike) -> Path:
@@ -159,16 +155,17 @@ def _check_type(cfg: DictConfig, key: str, value: Any) -> None:
     old = None if key in RULES else OmegaConf.select(cfg, key)
     if isinstance(old, bool) and not isinstance(value, bool):
         raise UserError(f"{key}={value}: expected true or false")
-    number = isinstance(old, int | float) and not isinstance(old, bool)
-    if number and isinstance(value, str | bool):
+    if type(old) in (int, float) and isinstance(value, str | bool):
         raise UserError(f"{key}={value}: expected a number such as {old}")
 
 
 def _drop_replaced(cfg: DictConfig, key: str) -> None:
     """Drop what a new recipe or a new adapter kind replaces in the node of a highway."""
     parent, _, name = key.rpartition(".")
+    if name not in ("recipe", "adapter"):
+        return
     node = OmegaConf.select(cfg, parent)
-    if name in ("recipe", "adapter") and callable_of(node) is highway_config:
+    if callable_of(node) is highway_config:
         kept = ("_target_",) if name == "recipe" else ("_target_", *_SETTINGS)
         for other in [other for other in node if other not in kept]:
             del node[other]

@@ -80,10 +80,7 @@ def registered_dicts(names: str | Sequence[str], filter_empty: bool = True) -> l
 def coco_evaluator(
     json_file: str, image_root: str, *, output_dir: str, masks: bool = True
 ) -> COCOEvaluator:
-    """Build an evaluator of COCO's box and mask AP on the usable part of an annotation file.
-
-    It writes the annotations that count into ``output_dir/ground_truth.json``.
-    """
+    """Build an evaluator of COCO's AP; write what counts into ``output_dir/ground_truth.json``."""
     data = read_coco(json_file, image_root, masks=masks)
     truth = Path(output_dir) / "ground_truth.json"
     if comm.is_main_process():

@@ -15,6 +15,14 @@ from ..utils.errors import UserError
 from ..weights.origin import fingerprint
 
 
+# What must be equal in all processes, and what it is read from.
+_STARTS = {
+    "iteration": "checkpoint in train.output_dir",
+    "weights of the trunk": "files of weights",
+    "weights of highway, neck and heads": "files",
+}
+
+
 def share_model(model: nn.Module, device: str, ddp: Mapping[str, object]) -> nn.Module:
     """Put a model into DistributedDataParallel; with one process, return it unchanged.
 
@@ -68,12 +76,7 @@ def check_same_start(model: nn.Module, trunk: nn.Module, iteration: int) -> None
     in_trunk = {id(tensor) for tensor in _tensors(trunk).values()}
     rest = {name: value for name, value in _tensors(model).items() if id(value) not in in_trunk}
     starts = comm.all_gather((iteration, fingerprint(_tensors(trunk)), fingerprint(rest)))
-    for found, what, advice in zip(
-        zip(*starts, strict=True),
-        ("iteration", "weights of the trunk", "weights of highway, neck and heads"),
-        ("checkpoint in train.output_dir", "files of weights", "files"),
-        strict=True,
-    ):
+    for found, (what, advice) in zip(zip(*starts, strict=True), _STARTS.items(), strict=True):
         for rank, value in enumerate(found):
             if value != found[0]:
                 raise UserError(

@@ -28,8 +28,8 @@ class TrainedPartsReport(HookBase):
         rows = count_parameters(model, model_parts(model))
         logger.info("What trains:\n%s", parameter_table(rows))
         backbone = [row for row in rows if row.part in ("trunk", "highway")]
-        trained, total = (sum(getattr(r, a) for r in backbone) for a in ("trained", "total"))
-        logger.info("Of the backbone %.2f%% trains", 100 * trained / total)
+        share = sum(row.trained for row in backbone) / sum(row.total for row in backbone)
+        logger.info("Of the backbone %.2f%% trains", 100 * share)
 
 
 class PeakMemory(HookBase):

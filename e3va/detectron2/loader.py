@@ -55,6 +55,6 @@ class TrainLoader:
         self.start = iteration
 
     def __iter__(self) -> Iterator[list[dict]]:
-        processes = {"rank": comm.get_rank(), "world": comm.get_world_size()}
-        stream = BatchStream(self.wide, self.batch_size, self.seed, self.start, **processes)
+        place = (comm.get_rank(), comm.get_world_size())
+        stream = BatchStream(self.wide, self.batch_size, self.seed, self.start, *place)
         return stream_batches(self.dataset, stream, self.num_workers)
