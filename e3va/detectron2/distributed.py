@@ -14,7 +14,6 @@ from ..backbone import find_backbone, trunk_prefix
 from ..utils.errors import UserError
 from ..weights.origin import fingerprint
 
-
 # What must be equal in all processes, and what it is read from.
 _STARTS = {
     "iteration": "checkpoint in train.output_dir",
