@@ -13,9 +13,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from e3va import E3VABackbone, SwinTrunk, UserError
+from e3va.adapter_files.files import save_adapter
 from e3va.backbone import find_backbone
 from e3va.detectron2 import E3VASwin, add_e3va_config
 from e3va.detectron2 import backbone as backbones
+from e3va.detectron2.checkpoint import HighwayCheckpointer
 from e3va.utils.atomic import save_atomically
 
 
@@ -124,14 +126,22 @@ def test_a_random_frozen_trunk_is_reported_once(warned, tmp_path):
 def test_loaded_shared_and_trained_trunks_are_not_reported(warned, tmp_path):
     trunk = SwinTrunk("swin_nano")
     save_atomically({"model": trunk.state_dict()}, tmp_path / "swin.pth")
-    by_heuristics, whole = (build_backbone(yacs("build_e3va_swin_fpn_backbone")) for _ in range(2))
+    by_heuristics, whole, highway, adapted = (
+        build_backbone(yacs("build_e3va_swin_fpn_backbone")) for _ in range(4)
+    )
+    HighwayCheckpointer(highway).load(str(tmp_path / "swin.pth"))
+    save_adapter(highway, tmp_path / "adapter", framework="detectron2")
+    HighwayCheckpointer(adapted, trunk=tmp_path / "swin.pth").load(str(tmp_path / "adapter"))
     path = f"{tmp_path / 'swin.pth'}?matching_heuristics=True"
     DetectionCheckpointer(by_heuristics).load(path)
     save_atomically({"model": by_heuristics.state_dict()}, tmp_path / "whole.pth")
     DetectionCheckpointer(whole).load(str(tmp_path / "whole.pth"))
-    bottom_ups = [by_heuristics.bottom_up, whole.bottom_up, E3VASwin("swin_nano", "full")]
-    bottom_ups.append(E3VASwin("swin_nano", trunk=whole.bottom_up.trunk))
-    for bottom_up in (*bottom_ups, copy.deepcopy(whole.bottom_up)):
+    bottom_ups = [model.bottom_up for model in (by_heuristics, whole, highway, adapted)]
+    shared, trained = (
+        E3VASwin("swin_nano", trunk=bottom_ups[0].trunk),
+        E3VASwin("swin_nano", "full"),
+    )
+    for bottom_up in (*bottom_ups, shared, trained, copy.deepcopy(bottom_ups[0])):
         bottom_up(torch.rand(1, 3, 64, 64))
     assert not warned
 
