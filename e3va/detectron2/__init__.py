@@ -12,8 +12,10 @@ from ..utils.optional import require
 require("detectron2", "e3va.detectron2")
 
 with warnings.catch_warnings():
-    # Detectron2 uses deprecated parts of torch while it is imported; users cannot change that.
+    # Detectron2 imports deprecated parts of torch and setuptools; users cannot change that.
     warnings.simplefilter("ignore", FutureWarning)
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated")
+    import detectron2.model_zoo  # noqa: F401  configs import it, and it imports pkg_resources
     from detectron2.utils.file_io import PathManager
 
     from . import ade20k  # noqa: F401

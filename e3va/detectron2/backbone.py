@@ -1,16 +1,19 @@
 """The E³VA backbones in Detectron2's form, and in its registry."""
 
+import logging
+
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
-from torch import nn
+from torch import Tensor, nn
 
 from ..backbone import LEVELS, E3VABackbone, find_backbone
 from ..swin.modules import PATCH
-from ..swin.presets import SwinPreset, get_preset
-from ..swin.trunk import SwinTrunk
+from ..swin.presets import SwinPreset, get_preset, preset_name
 from ..utils.errors import UserError
 from .lean import LeanPyramid
+
+logger = logging.getLogger(__name__)
 
 
 class E3VASwin(E3VABackbone, Backbone):
@@ -19,6 +22,20 @@ class E3VASwin(E3VABackbone, Backbone):
     For LazyConfig, ``L(E3VASwin)(preset="swin_t")``. The trunk is frozen from the start, so any
     training loop can train the model.
     """
+
+    _warned = False
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map images to the pyramid; log a warning once if the frozen trunk is still random."""
+        if self.trunk.frozen and not self.trunk.loaded and not self._warned:
+            self._warned = True
+            logger.warning(
+                "The frozen trunk (%s) is random, because no weights were loaded into it: set "
+                "train.init_checkpoint or MODEL.WEIGHTS; Detectron2's own checkpointer needs "
+                "?matching_heuristics=True after the name of a pretrained Swin",
+                preset_name(self.trunk.preset) or self.trunk.preset,
+            )
+        return super().forward(images)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each pyramid level."""
@@ -53,11 +70,6 @@ def model_parts(model: nn.Module) -> dict[str, nn.Module | None]:
         "neck": nn.ModuleList(neck) if neck and model.backbone is not bottom_up else None,
         "heads": nn.ModuleList(heads),
     }
-
-
-def find_trunk_module(model: nn.Module) -> SwinTrunk:
-    """Return the trunk inside a model, see :func:`e3va.backbone.find_backbone`."""
-    return find_backbone(model)[1].trunk
 
 
 @BACKBONE_REGISTRY.register()
@@ -99,11 +111,7 @@ def build_e3va_swin_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 
 
 def p6_and_p7(preset: str | SwinPreset, out_channels: int) -> LastLevelP6P7:
-    """Build RetinaNet's top block for an FPN, which reads the backbone's p3 of stride 32.
-
-    Raises:
-        UserError: no preset has that name.
-    """
+    """Build RetinaNet's top block for an FPN, which reads the backbone's p3 of stride 32."""
     return LastLevelP6P7(get_preset(preset).dims[-1], out_channels, in_feature="p3")
 
 

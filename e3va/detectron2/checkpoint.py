@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from ..utils.errors import UserError, check_choice
 from ..weights.checkpoint import load_file, model_state
 from ..weights.loading import check_trunk, find_trunk, load_trunk, missing_trunk, trunk_state
 from ..weights.origin import TrunkOrigin, fingerprint
-from .backbone import find_trunk_module
 from .describe import FRAMEWORK
 
 logger = logging.getLogger(__name__)
@@ -85,19 +84,15 @@ class HighwayCheckpointer(DetectionCheckpointer):
         self._any_trunk = any_trunk
         self._source = ""
         self._prefix = trunk_prefix(self.model)
-
-    @property
-    def _trunk(self) -> SwinTrunk:
-        return find_trunk_module(self.model)
+        self._trunk = find_backbone(self.model)[1].trunk
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``save_dir/name.pth``, then name it in ``last_checkpoint``, both atomically."""
         if not self.save_dir or not self.save_to_disk:
             return
         remove_leftovers(self.save_dir)
-        data = {"model": self.model.state_dict()}
-        data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
-        data.update(kwargs)
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **parts, **kwargs}
         if self._trunk.frozen:
             steps = kwargs["iteration"] + 1 if "iteration" in kwargs else None
             data[FULL_KEY] = describe_model(self.model, **{"steps": steps, **self._about}).to_dict()
@@ -114,10 +109,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """Load a whole model, a pretrained Swin into the trunk, or an adapter with its trunk.
 
-        Args:
-            path: a file, an adapter's folder, an ``e3va://`` address, or another path that
-                Detectron2's path manager reads.
-            checkpointables: names of further objects to load, see Detectron2's class.
+        ``path`` is a file, an adapter's folder, an ``e3va://`` address, or another path that
+        Detectron2's path manager reads.
 
         Raises:
             UserError: the file is missing or damaged, has no trunk or one of another size, or is
@@ -138,8 +131,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
     def _load_adapter(self, path: Path) -> None:
         state, description = read_adapter(path)
         description.check_backbone(find_backbone(self.model)[1], self._source)
-        if not self._backbone_only:
-            self._check_anchors_and_pooling(description)
+        if description.framework == "torchvision" and not self._backbone_only:
+            _check_anchors_and_pooling(self.model, description, self._source)
         trunk = self._trunk_of(description, path if path.is_dir() else path.parent)
         try:
             apply_adapter(
@@ -158,16 +151,6 @@ class HighwayCheckpointer(DetectionCheckpointer):
         self.adapter = description
         self._report(description)
 
-    def _check_anchors_and_pooling(self, description: AdapterConfig) -> None:
-        """Check that the model has those of an adapter of torchvision; its tensors fit others."""
-        foreign = description.framework == "torchvision"
-        overrides = list(_torchvision_overrides(self.model, description)) if foreign else []
-        if overrides:
-            raise UserError(
-                f"{self._source} was trained by the e3va command, with other anchors or pooling "
-                f"than this model: add {' '.join(overrides)}"
-            )
-
     def _trunk_of(self, description: AdapterConfig, folder: Path) -> SwinTrunk:
         """Return the trunk of an adapter: the model's own, or a new one if weights differ."""
         wanted, own = description.trunk, self._trunk
@@ -185,19 +168,15 @@ class HighwayCheckpointer(DetectionCheckpointer):
         if trunk.origin.fingerprint == wanted.fingerprint:
             trunk.origin = replace(wanted, stored=stored)
         else:
-            self.logger.warning(
-                "%s was trained on the trunk %s (fingerprint %s), not on %s (fingerprint %s)",
-                *(self._source, wanted.source, wanted.short),
-                *(trunk.origin.source, trunk.origin.short),
-            )
+            text = "%s was trained on the trunk %s (fingerprint %s), not on %s (fingerprint %s)"
+            names = (wanted.source, wanted.short, trunk.origin.source, trunk.origin.short)
+            self.logger.warning(text, self._source, *names)
         return trunk
 
     def _report(self, description: AdapterConfig) -> None:
         what = "the highway" if self._backbone_only else "highway, neck and heads"
-        self.logger.info(
-            "Loaded %s of the adapter %s, on the trunk %s",
-            *(what, self._source, description.trunk.source),
-        )
+        text = "Loaded %s of the adapter %s, on the trunk %s"
+        self.logger.info(text, what, self._source, description.trunk.source)
         ours, theirs = self._about.get("classes"), description.classes
         if ours and theirs and not self._backbone_only and (*ours,) != theirs:
             self.logger.warning(
@@ -211,8 +190,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         if resume and self.has_checkpoint() and not os.path.isfile(self.get_checkpoint_file()):
             raise UserError(
                 f"{self.save_dir}/last_checkpoint names {self.get_checkpoint_file()}, which does "
-                "not exist: put the file back, or delete last_checkpoint to start from the "
-                "beginning"
+                "not exist: put the file back, or delete last_checkpoint to start anew"
             )
         return super().resume_or_load(path, resume=resume)
 
@@ -239,9 +217,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
             self._trunk.origin = origin
             return incompatible
         loaded = load_trunk(self._trunk, state, self._source)
-        self.logger.info(
-            "Loaded a pretrained trunk: %d tensors of %s", loaded.tensors, self._source
-        )
+        text = "Loaded a pretrained trunk: %d tensors of %s"
+        self.logger.info(text, loaded.tensors, self._source)
         for note in loaded.notes:
             self.logger.info("%s: %s", self._source, note)
         self._load_rest(state, prefix)
@@ -250,16 +227,16 @@ class HighwayCheckpointer(DetectionCheckpointer):
     def _load_by_heuristics(self, checkpoint: dict) -> Any:
         origin = recorded_origin(checkpoint)
         incompatible = super()._load_model(checkpoint)
-        trunk = self._trunk
         if not any(key.startswith(self._prefix) for key in incompatible.missing_keys):
             name = Path(self._source.partition("?")[0]).name
-            trunk.origin = origin or TrunkOrigin(name, fingerprint(trunk.state_dict()))
+            own = TrunkOrigin(name, fingerprint(self._trunk.state_dict()))
+            self._trunk.origin = origin or own
         return incompatible
 
     def _load_rest(self, state: Mapping[str, Any], prefix: str) -> None:
         """Load neck and heads of another Swin detector where their names fit."""
-        rest = {k: v for k, v in state.items() if not k.startswith(prefix)} if prefix else {}
-        rest = {k: v for k, v in rest.items() if k in self.model.state_dict()}
+        own = self.model.state_dict() if prefix else {}
+        rest = {k: v for k, v in state.items() if k in own and not k.startswith(prefix)}
         if rest:
             incompatible = super()._load_model({"model": rest})
             self.logger.info("Loaded %d further tensors by name", len(rest))
@@ -277,21 +254,26 @@ def warn_of_rounding(trunk: SwinTrunk, description: AdapterConfig, source: str) 
         )
 
 
-def _torchvision_overrides(model: nn.Module, description: AdapterConfig) -> Iterator[str]:
-    """Yield the overrides that give a model the anchors and pooling of torchvision's adapter."""
-    size = description.model.get("size")
+def _check_anchors_and_pooling(model: nn.Module, description: AdapterConfig, source: str) -> None:
+    """Check that a model has those of a torchvision adapter, whose tensors would fit others too."""
+    overrides, size = [], description.model.get("size")
     rpn = getattr(model, "proposal_generator", None)
     if isinstance(rpn, RPN) and isinstance(size, int):
         least = smallest_anchor(size)
         x1, y1, x2, y2 = next(iter(rpn.anchor_generator.cell_anchors))[0].tolist()
         if round(math.sqrt((x2 - x1) * (y2 - y1))) != least:
             sizes = ",".join(f"[{least * 2**level}]" for level in range(5))
-            yield f"model.proposal_generator.anchor_generator.sizes=[{sizes}]"
+            overrides.append(f"model.proposal_generator.anchor_generator.sizes=[{sizes}]")
     heads = getattr(model, "roi_heads", None)
     plain = isinstance(heads, StandardROIHeads) and not isinstance(heads, CascadeROIHeads)
     if plain and description.model.get("pooling", "torchvision") == "torchvision":
         for name in ("box_pooler", "mask_pooler"):
             pooler = getattr(heads, name, None)
             if pooler is not None and pooler.level_poolers[0].aligned:
-                yield f"model.roi_heads.{name}.pooler_type=ROIAlign"
-                yield f"model.roi_heads.{name}.sampling_ratio=2"
+                aligned = ("pooler_type=ROIAlign", "sampling_ratio=2")
+                overrides += [f"model.roi_heads.{name}.{setting}" for setting in aligned]
+    if overrides:
+        raise UserError(
+            f"{source} was trained by the e3va command, with other anchors or pooling than this "
+            f"model: add {' '.join(overrides)}"
+        )

@@ -52,12 +52,9 @@ _NOT_NEGATIVE = _number("a number of at least 0", lambda v: v >= 0)
 _SWITCH: Rule = ("true or false", lambda v: isinstance(v, bool))
 _TEXT: Rule = ("text, such as a path", lambda v: v is None or isinstance(v, str))
 _SIZES = _list_of("a list of sizes in pixels to choose from, or one size", _COUNT[1])
-_NAMES = _list_of(
-    "a list of names, such as [background,date]", lambda v: isinstance(v, str | int | float)
-)
+_NAMES = _list_of("a list of names, such as [a,b]", lambda v: isinstance(v, str | int | float))
 _PAIR = _list_of("a height and a width in pixels, such as [512, 512]", _COUNT[1])
 
-_ABSENT = object()
 RULES: dict[str, Rule] = {
     "train.max_iter": _COUNT,
     "train.eval_period": _AT_LEAST_0,
@@ -127,8 +124,8 @@ def callable_of(node: Any) -> Any:
 
 def _check(node: DictConfig, key: str, name: str, rule: Rule) -> None:
     expected, fits = rule
-    value = _plain(node, key, _ABSENT)
-    if value is not _ABSENT and not isinstance(value, dict) and not fits(value):
+    value = _plain(node, key, {})
+    if not isinstance(value, dict) and not fits(value):
         raise UserError(f"{name}={value}: expected {expected}")
 
 

@@ -31,19 +31,15 @@ def add_e3va_config(cfg: CfgNode) -> None:
     """Add the keys of the E³VA backbones to a yacs config, with their defaults.
 
     ``MODEL.E3VA`` has PRESET, HIGHWAY, MEMORY, TRUNK_PRECISION and OUT_FEATURES, the arguments of
-    :class:`e3va.E3VABackbone`. HIGHWAY holds the arguments of
-    :func:`e3va.highway.config.highway_config` in capitals, such as RECIPE, RANK or TAPS; None
-    stands for the recipe's own value. OUT_FEATURES is for the bare backbone; with an FPN,
-    ``MODEL.FPN.IN_FEATURES`` selects the levels.
+    :class:`e3va.E3VABackbone`. HIGHWAY holds the arguments of :func:`e3va.highway_config` in
+    capitals, such as RECIPE or RANK; None stands for the recipe's own value. With an FPN,
+    ``MODEL.FPN.IN_FEATURES`` selects the levels instead of OUT_FEATURES.
     """
     options = [option for kind in adapter_kinds().values() for option in kind.defaults]
     highway = {name.upper(): None for name in (*_SETTINGS, *options)}
-    cfg.MODEL.E3VA = CfgNode()
-    cfg.MODEL.E3VA.PRESET = "swin_t"
-    cfg.MODEL.E3VA.HIGHWAY = CfgNode({**highway, "RECIPE": DEFAULT_RECIPE}, new_allowed=True)
-    cfg.MODEL.E3VA.MEMORY = "standard"
-    cfg.MODEL.E3VA.TRUNK_PRECISION = "auto"
-    cfg.MODEL.E3VA.OUT_FEATURES = ["p0", "p1", "p2", "p3"]
+    cfg.MODEL.E3VA = node = CfgNode({"PRESET": "swin_t", "MEMORY": "standard"})
+    node.TRUNK_PRECISION, node.OUT_FEATURES = "auto", ["p0", "p1", "p2", "p3"]
+    node.HIGHWAY = CfgNode({**highway, "RECIPE": DEFAULT_RECIPE}, new_allowed=True)
 
 
 def find_config(name: str | os.PathLike) -> Path:
@@ -62,8 +58,7 @@ def load_config(
         overrides: see :func:`apply_overrides`.
 
     Raises:
-        UserError: there is no such file, it cannot be read as a config, an override is wrong, or a
-            value has the wrong type or is out of range.
+        UserError: the file is missing or is no LazyConfig, or an override or a value is wrong.
     """
     if isinstance(config, DictConfig):
         cfg = config.copy()
@@ -79,16 +74,11 @@ def load_config(
                 f"{path} is a yacs config: use it with get_cfg(), add_e3va_config() and "
                 "DefaultPredictor; here a LazyConfig file is expected"
             )
-        _set_name(cfg, path)
+        path, root = path.resolve(), CONFIG_ROOT.resolve()
+        if path.is_relative_to(root) and isinstance(cfg.get("train"), DictConfig):
+            cfg.train.config_name = path.relative_to(root).as_posix()  # adapter files repeat it
         _convert_version_1(cfg)
     return apply_overrides(cfg, overrides)
-
-
-def _set_name(cfg: DictConfig, path: Path) -> None:
-    """Set ``train.config_name``, which adapter files repeat, for a config of the project."""
-    path, root = path.resolve(), CONFIG_ROOT.resolve()
-    if path.is_relative_to(root) and isinstance(cfg.get("train"), DictConfig):
-        cfg.train.config_name = path.relative_to(root).as_posix()
 
 
 def bottom_up_node(cfg: DictConfig) -> DictConfig:
@@ -119,11 +109,14 @@ def apply_overrides(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     previous adapter kind, in whatever order the overrides come.
 
     Raises:
-        UserError: an override has no ``=``, its key does not exist (the message names the nearest
-            key), or a value has the wrong type or is out of range.
+        UserError: an override is a flag or has no ``=``, its key does not exist (the message names
+            the nearest key), or a value has the wrong type or is out of range.
     """
-    overrides = list(overrides)
     for override in sorted(overrides, key=_rank):
+        if override.startswith("-"):
+            raise UserError(
+                f"{override} after key=value: expected flags before the overrides; move it there"
+            )
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise UserError(f"override {override!r}: expected key=value, e.g. train.max_iter=500")
@@ -162,8 +155,7 @@ def _check_type(cfg: DictConfig, key: str, value: Any) -> None:
     old = None if key in RULES else OmegaConf.select(cfg, key)
     if isinstance(old, bool) and not isinstance(value, bool):
         raise UserError(f"{key}={value}: expected true or false")
-    number = isinstance(old, int | float) and not isinstance(old, bool)
-    if number and isinstance(value, str | bool):
+    if type(old) in (int, float) and isinstance(value, str | bool):
         raise UserError(f"{key}={value}: expected a number such as {old}")
 
 

@@ -14,7 +14,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
-from ..data.coco import CocoData, read_categories, read_coco
+from ..data.coco import read_categories, read_coco
 from ..utils.errors import UserError, brief, unreadable_image
 
 logger = logging.getLogger(__name__)
@@ -34,34 +34,34 @@ def count_classes(json_file: str) -> int:
 def coco_dicts(
     json_file: str, image_root: str, *, training: bool, masks: bool = True
 ) -> list[dict]:
-    """Return dataset dicts in Detectron2's format.
+    """Return dataset dicts in Detectron2's format, for training without images without objects.
 
-    Args:
-        json_file: annotation file.
-        image_root: folder of the images.
-        training: whether to leave out images without objects.
-        masks: whether every annotation must have a ``segmentation``.
+    With ``masks``, every annotation must have a ``segmentation``.
 
     Raises:
         UserError: a path is not given, or :func:`e3va.data.coco.read_coco` finds a mistake.
     """
     key = "data.train" if training else "data.val"
-    data = read_coco(
-        given_path(json_file, f"{key}.json"),
-        given_path(image_root, f"{key}.images"),
-        masks=masks,
-        training=training,
-    )
+    json_file = given_path(json_file, f"{key}.json")
+    image_root = given_path(image_root, f"{key}.images")
+    data = read_coco(json_file, image_root, masks=masks, training=training)
     logger.info(data.summary())
-    return [_dataset_dict(image, data) for image in data.images]
+    return [
+        {
+            "file_name": image["path"],
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": [_instance(a, data.class_index) for a in data.annotations[image["id"]]],
+        }
+        for image in data.images
+    ]
 
 
 def registered_dicts(names: str | Sequence[str], filter_empty: bool = True) -> list[dict]:
     """Return the dataset dicts of one or several data sets in Detectron2's catalog.
 
-    Args:
-        names: a name such as ``coco_2017_train``, or several.
-        filter_empty: whether to leave out images without objects.
+    ``names`` are such as ``coco_2017_train``; ``filter_empty`` leaves out images without objects.
 
     Raises:
         UserError: an annotation file does not exist.
@@ -80,10 +80,7 @@ def registered_dicts(names: str | Sequence[str], filter_empty: bool = True) -> l
 def coco_evaluator(
     json_file: str, image_root: str, *, output_dir: str, masks: bool = True
 ) -> COCOEvaluator:
-    """Build an evaluator of COCO's box and mask AP on the usable part of an annotation file.
-
-    It writes the annotations that count into ``output_dir/ground_truth.json``.
-    """
+    """Build an evaluator of COCO's AP; write what counts into ``output_dir/ground_truth.json``."""
     data = read_coco(json_file, image_root, masks=masks)
     truth = Path(output_dir) / "ground_truth.json"
     if comm.is_main_process():
@@ -106,17 +103,6 @@ def given_path(path: str, key: str, kind: str = "PATH") -> str:
     if not path:
         raise UserError(f"{key} is not given: add {key}={kind} to the command line")
     return os.path.expanduser(path)
-
-
-def _dataset_dict(image: dict, data: CocoData) -> dict:
-    annotations = data.annotations[image["id"]]
-    return {
-        "file_name": image["path"],
-        "height": image["height"],
-        "width": image["width"],
-        "image_id": image["id"],
-        "annotations": [_instance(annotation, data.class_index) for annotation in annotations],
-    }
 
 
 def _instance(annotation: dict, class_index: dict[int, int]) -> dict:

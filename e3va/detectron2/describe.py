@@ -42,9 +42,8 @@ def find_metadata(cfg: DictConfig, classes: Sequence[str] = ()) -> Metadata:
     """Return class names, by default those of the config's data, as ``Visualizer`` reads them."""
     classes = classes or ("data" in cfg and cfg.data.classes)
     if classes:
-        return Metadata(
-            **{"stuff_classes" if _labels_pixels(cfg) else "thing_classes": list(classes)}
-        )
+        kind = "stuff_classes" if _labels_pixels(cfg) else "thing_classes"
+        return Metadata(**{kind: list(classes)})
     names = _dataset_names(cfg, "test")
     return MetadataCatalog.get(names[0]) if names else Metadata()
 
@@ -73,15 +72,29 @@ def _describe_data(cfg: DictConfig, loader: Any) -> str:
     return f"{counts} ({source})" if source else counts
 
 
-def config_of_adapter(description: AdapterConfig, source: str) -> DictConfig:
+def config_of_adapter(description: AdapterConfig | None, source: str) -> DictConfig:
     """Build the config of an adapter: the project's config that it names, with its own settings."""
+    if description is None:
+        raise UserError(
+            f"{source} is not an adapter, so it names no config: give the config of its model"
+        )
     name = description.model.get("config") if description.framework == FRAMEWORK else None
     if not name:
         raise UserError(
             f"{source} names no config of this project (its model was built elsewhere): give the "
             "config it was trained with"
         )
-    return adopt(load_config(_packaged_file(name, source)), description)
+    # A config file is Python code: an adapter file must never choose code from elsewhere.
+    file = ""
+    if isinstance(name, str) and name.endswith(".py") and PurePath(name).parts[0] != "common":
+        with suppress(UserError):
+            file = get_config_file(name)
+    if not file:
+        raise UserError(
+            f"{source} names the config {str(name)[:120]!r}, which is not in this project: give "
+            "the config it was trained with"
+        )
+    return adopt(load_config(file), description)
 
 
 def adopt(cfg: DictConfig, description: AdapterConfig) -> DictConfig:
@@ -96,17 +109,6 @@ def adopt(cfg: DictConfig, description: AdapterConfig) -> DictConfig:
     node.out_features = list(config.out_features)
     set_classes(cfg, description.classes)
     return cfg
-
-
-def _packaged_file(name: Any, source: str) -> str:
-    # A config file is Python code: an adapter file must never choose code from elsewhere.
-    if isinstance(name, str) and name.endswith(".py") and PurePath(name).parts[0] != "common":
-        with suppress(UserError):
-            return get_config_file(name)
-    raise UserError(
-        f"{source} names the config {str(name)[:120]!r}, which is not in this project: give the "
-        "config it was trained with"
-    )
 
 
 def make_preset(**geometry: Any) -> SwinPreset:

@@ -14,12 +14,18 @@ from ..backbone import find_backbone, trunk_prefix
 from ..utils.errors import UserError
 from ..weights.origin import fingerprint
 
+# What must be equal in all processes, and what it is read from.
+_STARTS = {
+    "iteration": "checkpoint in train.output_dir",
+    "weights of the trunk": "files of weights",
+    "weights of highway, neck and heads": "files",
+}
+
 
 def share_model(model: nn.Module, device: str, ddp: Mapping[str, object]) -> nn.Module:
     """Put a model into DistributedDataParallel; with one process, return it unchanged.
 
-    Processes exchange only gradients of trained parameters, once a step. ``ddp`` holds further
-    arguments of :func:`detectron2.engine.defaults.create_ddp_model`.
+    ``ddp`` holds further arguments of :func:`detectron2.engine.defaults.create_ddp_model`.
     """
     if comm.get_world_size() == 1:
         return model
@@ -36,15 +42,13 @@ def share_model(model: nn.Module, device: str, ddp: Mapping[str, object]) -> nn.
 
 def _sync_norms_without_cuda(model: nn.Module) -> None:
     """Replace torch's SyncBatchNorm, which needs CUDA, by Detectron2's: the same for equal maps."""
-    for parent in list(model.modules()):
-        for name, norm in list(parent.named_children()):
-            if type(norm) is nn.SyncBatchNorm:
-                own = NaiveSyncBatchNorm(
-                    norm.num_features, norm.eps, norm.momentum, norm.affine, stats_mode="N"
-                ).train(norm.training)
-                # The same objects, which the optimizer holds.
-                own._parameters, own._buffers = norm._parameters, norm._buffers
-                setattr(parent, name, own)
+    for name, norm in list(model.named_modules()):
+        if type(norm) is nn.SyncBatchNorm:
+            settings = (norm.num_features, norm.eps, norm.momentum, norm.affine)
+            own = NaiveSyncBatchNorm(*settings, stats_mode="N").train(norm.training)
+            # The same objects, which the optimizer holds.
+            own._parameters, own._buffers = norm._parameters, norm._buffers
+            model.set_submodule(name, own)
 
 
 def hide_trunk_from_ddp(model: nn.Module) -> None:
@@ -65,21 +69,13 @@ def hide_trunk_from_ddp(model: nn.Module) -> None:
 
 
 def check_same_start(model: nn.Module, trunk: nn.Module, iteration: int) -> None:
-    """Check in all processes that they start with the same iteration and weights.
-
-    Each process reads its own files, which could differ on machines without a shared disk.
-    """
+    """Check that all processes, each with its own files, start with equal iteration and weights."""
     if comm.get_world_size() == 1:
         return
     in_trunk = {id(tensor) for tensor in _tensors(trunk).values()}
     rest = {name: value for name, value in _tensors(model).items() if id(value) not in in_trunk}
     starts = comm.all_gather((iteration, fingerprint(_tensors(trunk)), fingerprint(rest)))
-    for found, what, advice in zip(
-        zip(*starts, strict=True),
-        ("iteration", "weights of the trunk", "weights of highway, neck and heads"),
-        ("checkpoint in train.output_dir", "files of weights", "files"),
-        strict=True,
-    ):
+    for found, (what, advice) in zip(zip(*starts, strict=True), _STARTS.items(), strict=True):
         for rank, value in enumerate(found):
             if value != found[0]:
                 raise UserError(

@@ -53,8 +53,7 @@ def prepare(cfg: DictConfig) -> DictConfig:
     if "data" in cfg:
         resolve_classes(cfg)
         if has_validation_data(cfg.data):
-            masks = cfg.dataloader.test.dataset.get("masks", True)
-            check_validation_data(cfg.data, masks=masks)
+            _check_validation_data(cfg.data, cfg.dataloader.test.dataset.get("masks", True))
     try:
         os.makedirs(cfg.train.output_dir, exist_ok=True)
     except OSError as error:
@@ -78,12 +77,12 @@ def check_device(device: str) -> None:
 
 def resolve_classes(cfg: DictConfig) -> None:
     """Write the names of the classes in the training data, and their number, into a config."""
-    if "labels" in cfg.data.train:
-        train = cfg.data.train
-        cfg.data.classes = label_classes(train.images, train.labels, cfg.data.classes)
-    elif cfg.data.classes is None:
-        cfg.data.classes = class_names(cfg.data.train.json)
-    set_classes(cfg, cfg.data.classes)
+    train, classes = cfg.data.train, cfg.data.classes
+    if "labels" in train:
+        classes = label_classes(train.images, train.labels, classes)
+    elif classes is None:
+        classes = class_names(train.json)
+    set_classes(cfg, classes)
 
 
 def has_validation_data(data: DictConfig) -> bool:
@@ -91,7 +90,7 @@ def has_validation_data(data: DictConfig) -> bool:
     return any(data.val.get(key) for key in ("json", "images", "labels"))
 
 
-def check_validation_data(data: DictConfig, masks: bool = True) -> None:
+def _check_validation_data(data: DictConfig, masks: bool) -> None:
     """Check the validation data, and that they have the classes of the training data."""
     if "labels" in data.val:
         label_dicts(data.val.images, data.val.labels, training=False, classes=data.classes)
@@ -111,25 +110,24 @@ def _work(cfg: DictConfig, args: Namespace) -> None:
     ours, theirs = logging.getLogger("e3va"), logging.getLogger("detectron2")
     ours.handlers, ours.propagate = theirs.handlers, False
     ours.setLevel(logging.INFO)
-    if args.eval_only:
-        model = instantiate(cfg.model).to(cfg.train.device)
-        about = {"classes": output_classes(cfg)}
-        checkpointer = HighwayCheckpointer(model, about=about, **adapter_options(cfg))
-        if not cfg.train.init_checkpoint:
-            raise UserError(
-                "--eval-only without weights: add train.init_checkpoint=PATH of a checkpoint or "
-                "an adapter"
-            )
-        checkpointer.load(cfg.train.init_checkpoint)
-        evaluate(cfg, model)
-    else:
+    if not args.eval_only:
         train(cfg, resume=args.resume)
+        return
+    if not cfg.train.init_checkpoint:
+        raise UserError(
+            "--eval-only without weights: add train.init_checkpoint=PATH of a checkpoint or adapter"
+        )
+    model = instantiate(cfg.model).to(cfg.train.device)
+    about = {"classes": output_classes(cfg)}
+    checkpointer = HighwayCheckpointer(model, about=about, **adapter_options(cfg))
+    checkpointer.load(cfg.train.init_checkpoint)
+    evaluate(cfg, model)
 
 
 def adapter_options(cfg: DictConfig) -> dict[str, Any]:
     """Return a config's options of :class:`HighwayCheckpointer` for loading an adapter."""
-    usual = {"trunk": "", "adapter_parts": "all", "any_trunk": False}
     # Configs with Detectron2's own "train" lack these keys.
+    usual = {"trunk": "", "adapter_parts": "all", "any_trunk": False}
     return {key: cfg.train.get(key, value) for key, value in usual.items()}
 
 
@@ -165,8 +163,7 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
         seed=max(train_cfg.get("seed", 0), 0),
         sample_by_image=train_cfg.get("sample_by_image", False),
     )
-    about = describe_config(cfg, loader)
-    folder = train_cfg.output_dir
+    about, folder = describe_config(cfg, loader), train_cfg.output_dir
     options = {"about": about, **adapter_options(cfg), "trainer": trainer}
     checkpointer = HighwayCheckpointer(model, folder, **options)
     adapter = AdapterWriter(folder, about)
@@ -177,15 +174,11 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
         trainer.register_hooks([*every_process, evaluation])
         return trainer, checkpointer
     saving = hooks.PeriodicCheckpointer(checkpointer, **train_cfg.checkpointer)
-    writers = [
-        MetricPrinter(train_cfg.max_iter),
-        JSONWriter(os.path.join(folder, "metrics.json")),
-        TensorboardXWriter(folder),
-    ]
+    metrics = JSONWriter(os.path.join(folder, "metrics.json"))
+    writers = [MetricPrinter(train_cfg.max_iter), metrics, TensorboardXWriter(folder)]
     writing = hooks.PeriodicWriter(writers, period=train_cfg.log_period)
-    trainer.register_hooks(
-        [TrainedPartsReport(), *every_process, saving, evaluation, writing, adapter]
-    )
+    last = [saving, evaluation, writing, adapter]
+    trainer.register_hooks([TrainedPartsReport(), *every_process, *last])
     return trainer, checkpointer
 
 
@@ -196,10 +189,6 @@ def train(cfg: DictConfig, resume: bool = False) -> HighwayTrainer:
         logger.warning("--resume: no checkpoint in %s; starting anew", cfg.train.output_dir)
         resume = False
     weights = cfg.train.init_checkpoint or cfg.train.get("trunk", "") or ""
-    if not resume and not weights and trainer.trunk.frozen:
-        logger.warning(
-            "No pretrained weights (train.init_checkpoint is empty): the frozen trunk is random"
-        )
     checkpointer.resume_or_load(weights, resume=resume)
     trainer.train(trainer.iter + 1 if resume else 0, cfg.train.max_iter)
     return trainer

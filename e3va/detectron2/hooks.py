@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainedPartsReport(HookBase):
-    """Report of the parts of the model that train, before the first step."""
+    """Report of the parts of the model that train."""
 
     def before_train(self) -> None:
         """Log the table of parts, parameters and shares."""
@@ -28,8 +28,8 @@ class TrainedPartsReport(HookBase):
         rows = count_parameters(model, model_parts(model))
         logger.info("What trains:\n%s", parameter_table(rows))
         backbone = [row for row in rows if row.part in ("trunk", "highway")]
-        trained, total = (sum(getattr(r, a) for r in backbone) for a in ("trained", "total"))
-        logger.info("Of the backbone %.2f%% trains", 100 * trained / total)
+        share = sum(row.trained for row in backbone) / sum(row.total for row in backbone)
+        logger.info("Of the backbone %.2f%% trains", 100 * share)
 
 
 class PeakMemory(HookBase):
@@ -54,8 +54,7 @@ class MetricPrinter(CommonMetricPrinter):
 class AdapterWriter(HookBase):
     """Writer of the adapter's files at the end of training, also of a finished run that is resumed.
 
-    Register it after the hooks that save and evaluate. ``about`` describes the model, see
-    :func:`e3va.detectron2.describe.describe_config`.
+    Register it after the hooks that save and evaluate, with a description of the model.
     """
 
     def __init__(self, folder: str | os.PathLike, about: Mapping[str, Any]):
@@ -71,7 +70,7 @@ class AdapterWriter(HookBase):
 
     def after_train(self) -> None:
         """Write the files, or log why there are none."""
-        trainer = self.trainer
+        trainer, origin = self.trainer, self.trainer.trunk.origin
         if trainer.iter < trainer.max_iter:  # an exception stopped the training
             return
         # A resumed run that was finished starts at its end, perhaps after max_iter.
@@ -80,14 +79,12 @@ class AdapterWriter(HookBase):
         try:
             if not trainer.trunk.frozen:
                 raise UserError("the trunk is trained too (recipe 'full')")
-            if trainer.trunk.origin is None or trainer.trunk.origin.source == UNKNOWN:
+            if origin is None or origin.source == UNKNOWN:
                 raise UserError("neither the config nor the checkpoint names the trunk's weights")
             save_adapter(trainer.bare_model, self.folder, **about)
         except UserError as error:  # the training is complete, and its checkpoint is saved
             logger.info("No adapter files: %s; model_final.pth is the whole model", error.line)
             return
         size = os.path.getsize(os.path.join(self.folder, MODEL_FILE)) / MIB
-        logger.info(
-            "Saved the adapter: %s (%.1f MiB) and %s in %s",
-            *(MODEL_FILE, size, CONFIG_FILE, self.folder),
-        )
+        text = "Saved the adapter: %s (%.1f MiB) and %s in %s"
+        logger.info(text, MODEL_FILE, size, CONFIG_FILE, self.folder)

@@ -33,15 +33,9 @@ logger = logging.getLogger(__name__)
 
 
 def label_classes(images: str, labels: str, classes: Sequence[str] | None) -> list[str]:
-    """Return the given class names, or ``class 0`` … up to the largest label of the maps.
-
-    Raises:
-        UserError: names are equal, or there are too many; without names, a folder or a label map
-            cannot be read.
-    """
+    """Return the given class names, or ``class 0`` … up to the largest label of the maps."""
     if classes is None:
         return numbered_classes(_find_pairs(images, labels, "data.train"))
-
     names = [str(name) for name in classes]
     check_names(names, "data.classes")
     return names
@@ -57,11 +51,8 @@ def label_dicts(
 ) -> list[dict[str, Any]]:
     """Check all label maps of a folder and return dataset dicts in Detectron2's format.
 
-    Args:
-        images: folder of images.
-        labels: folder of label maps, see :func:`e3va.data.label_maps.pair_label_maps`.
-        training: whether these are the training data, for the config keys in messages.
-        classes: class names; the first one is the name of label 0.
+    ``images`` and ``labels`` are folders, see :func:`e3va.data.label_maps.pair_label_maps`. The
+    first one of the ``classes`` is the name of label 0.
 
     Raises:
         UserError: a path is not given, a folder or a file cannot be read, sizes differ, or a label
@@ -69,10 +60,8 @@ def label_dicts(
     """
     pairs = _find_pairs(images, labels, "data.train" if training else "data.val")
     check_labels(pairs, classes)
-    logger.info(
-        "%s: %d images with label maps, %d classes (%s)",
-        *(images, len(pairs), len(classes), ", ".join(classes)),
-    )
+    text = "%s: %d images with label maps, %d classes (%s)"
+    logger.info(text, images, len(pairs), len(classes), ", ".join(classes))
     return dicts_of_pairs(pairs)
 
 
@@ -120,10 +109,8 @@ def registered_label_evaluator(dataset_name: str, output_dir: str) -> SemSegEval
 
 
 def _find_pairs(images: str, labels: str, key: str) -> list[LabelledImage]:
-    return pair_label_maps(
-        given_path(images, f"{key}.images", "FOLDER"),
-        given_path(labels, f"{key}.labels", "FOLDER"),
-    )
+    images = given_path(images, f"{key}.images", "FOLDER")
+    return pair_label_maps(images, given_path(labels, f"{key}.labels", "FOLDER"))
 
 
 class LabelMapper:
@@ -131,11 +118,8 @@ class LabelMapper:
 
     Detectron2's own mapper reads the colors of palette images as labels, and no ``first_label``.
 
-    Args:
-        is_train: whether to read label maps.
-        augmentations: Detectron2's augmentations of ``image`` and ``sem_seg``.
-        image_format: ``"RGB"`` or ``"BGR"``.
-        classes: number of classes; larger labels are mistakes.
+    It reads label maps only with ``is_train``. ``image_format`` is ``"RGB"`` or ``"BGR"``, and
+    ``classes`` the number of classes; larger labels are mistakes.
 
     Raises:
         UserError: an image or a label map cannot be read, their sizes differ, or a label has no
@@ -165,9 +149,9 @@ class LabelMapper:
         labels = self._read_labels(example) if self.is_train else None
         entry = T.AugInput(image, sem_seg=labels)
         self.augmentations(entry)
-        example["image"] = _to_tensor(entry.image.transpose(2, 0, 1))
+        example["image"] = torch.from_numpy(entry.image.transpose(2, 0, 1).copy())
         if labels is not None:
-            example["sem_seg"] = _to_tensor(entry.sem_seg).long()
+            example["sem_seg"] = torch.from_numpy(entry.sem_seg.copy()).long()
         return example
 
     def _read_labels(self, record: dict[str, Any]) -> np.ndarray:
@@ -180,7 +164,3 @@ class LabelMapper:
                 f"{record['file_name']} {width}×{height}: expected the same size"
             )
         return labels
-
-
-def _to_tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))

@@ -69,12 +69,8 @@ def launch(work: Callable[..., None], arguments: tuple, args: Namespace, device:
     """Run ``work(*arguments)`` in every process of the run; ``comm`` has their ranks.
 
     The processes are those that torchrun started, or as many as Detectron2's flags ``args`` say.
-    ``device`` is ``"cuda"`` for NCCL with one device for each process, or ``"cpu"`` for Gloo.
-
-    Raises:
-        UserError: a process failed because of a user's mistake, or was killed; the device or the
-            flags do not suit several processes; the port of ``--dist-url`` is in use.
-        SystemExit: a process failed for another reason; the text has its traceback.
+    ``device`` is ``"cuda"`` for NCCL with one device for each process, or ``"cpu"`` for Gloo. A
+    process that fails without a UserError ends the program with its traceback.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         local_rank, local_world = _read_torchrun(args)
@@ -162,11 +158,8 @@ def _start(work: Callable, arguments: tuple, args: Namespace, device: str) -> No
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = multiprocessing.active_children()
     try:
-        detectron2_launch(
-            _work_in_spawned,
-            *(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url),
-            args=(work, arguments),
-        )
+        places = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+        detectron2_launch(_work_in_spawned, *places, args=(work, arguments))
     except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
         _report(error, args.machine_rank * args.num_gpus + error.error_index)
     finally:

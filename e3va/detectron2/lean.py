@@ -21,12 +21,9 @@ from ..ops.recompute import recompute
 def prepare_model(model: nn.Module, mixed: bool) -> None:
     """Bring a model into the form in which it trains, according to its backbone's ``memory``.
 
-    Call it when weights are loaded or a run is resumed, and before the first step: it may store
-    the trunk's weights in fewer bits. Parts of unknown types are not recomputed.
-
-    Args:
-        model: a Detectron2 model, not inside DistributedDataParallel.
-        mixed: whether it trains in mixed precision.
+    Call it when the weights are loaded, and before the first step: it may store the trunk's weights
+    in fewer bits. Parts of unknown types are not recomputed. The model must not be inside
+    DistributedDataParallel; ``mixed`` says whether it trains in mixed precision.
     """
     _, backbone = find_backbone(model)
     backbone.prepare(mixed)
@@ -42,10 +39,7 @@ class LeanPyramid:
     """Replacement of an FPN's ``forward`` that runs the backbone once and recomputes the rest.
 
     FPN calls its backbone itself. So a second FPN shares all layers of the first, except that its
-    backbone is the identity; that FPN can be recomputed.
-
-    Attributes:
-        top_down: the second FPN; its input is the backbone's features.
+    backbone is the identity: ``top_down``, which can be recomputed.
     """
 
     def __init__(self, fpn: FPN):

@@ -19,12 +19,8 @@ class TrainLoader:
         num_workers: number of worker processes.
         seed: a whole number ≥ 0.
 
-    Attributes:
-        images, objects: number of images and of annotated objects in the data set.
-
     Raises:
-        UserError: the processes cannot share the batch evenly, the data set is empty, or the seed
-            is negative.
+        UserError: the processes cannot share the batch evenly, there are no data, or seed < 0.
     """
 
     def __init__(
@@ -59,6 +55,6 @@ class TrainLoader:
         self.start = iteration
 
     def __iter__(self) -> Iterator[list[dict]]:
-        processes = {"rank": comm.get_rank(), "world": comm.get_world_size()}
-        stream = BatchStream(self.wide, self.batch_size, self.seed, self.start, **processes)
+        place = (comm.get_rank(), comm.get_world_size())
+        stream = BatchStream(self.wide, self.batch_size, self.seed, self.start, *place)
         return stream_batches(self.dataset, stream, self.num_workers)

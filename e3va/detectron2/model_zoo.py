@@ -24,16 +24,13 @@ _CLASSES_OF = {"RetinaNet": "RETINANET", "SemanticSegmentor": "SEM_SEG_HEAD"}
 
 
 def get_config(config_path: str, trained: bool = False) -> DictConfig | CfgNode:
-    """Return a config of the zoo.
+    """Return a config of the zoo: a LazyConfig object, or a ``CfgNode`` for a YAML file.
 
     Args:
         config_path: name of a config, see :func:`e3va.model_zoo.get_config_file`.
         trained: whether to set ``train.init_checkpoint`` (``MODEL.WEIGHTS`` in a YAML config) to
             the address of the trained checkpoint, and the backbone settings and the classes to
             those of its training. This downloads the adapter's description, a few kilobytes.
-
-    Returns:
-        a LazyConfig object, or a ``CfgNode`` for a YAML file.
 
     Raises:
         UserError: there is no such config, or no adapter for it yet.
@@ -63,19 +60,18 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
                 f"{row.framework!r}): use e3va.torchvision.load_model for torchvision, or build "
                 "its model and load it with e3va.load_adapter"
             )
-        config_path, url = row.config, f"{SCHEME}{row.name}"
+        config_path, url = row.config, f"{SCHEME}{row.name}" if trained else ""
     elif trained:
         url = get_checkpoint_url(config_path)
-    cfg = _config(config_path, url if trained else "")
+    cfg = _config(config_path, url)
     if isinstance(cfg, CfgNode):
         cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = build_model(cfg)
     else:
         model = instantiate(cfg.model).to(device or cfg.train.device)
-    if trained:
+    if url:
         row = find_adapter_row(url)
-        trunk = f"{SCHEME}{row.trunk}"
-        HighwayCheckpointer(model, trunk=trunk).load(f"{SCHEME}{row.name}")
+        HighwayCheckpointer(model, trunk=SCHEME + row.trunk).load(SCHEME + row.name)
     return model
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..adapter_files.adapter_set import AdapterSet
 from ..adapter_files.description import AdapterConfig
 from ..adapter_files.files import is_adapter, read_config
+from ..backbone import find_backbone
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError, check_choice
-from .backbone import find_trunk_module
 from .checkpoint import HighwayCheckpointer, local_weights, warn_of_rounding
 from .config import apply_overrides, bottom_up_node, load_config
 from .describe import FRAMEWORK, adopt, config_of_adapter, find_metadata, set_classes
@@ -49,8 +49,8 @@ class LazyPredictor(AdapterSet):
         image_format: the order of channels that its model expects, ``"RGB"`` or ``"BGR"``.
 
     Raises:
-        UserError: there is no such config, key, file or device, the weights are of another model,
-            or the adapter's trunk is not found or has other weights.
+        UserError: there is no such config, key, file or device; the weights are of another model;
+            the adapter's trunk is not found or has other weights.
 
     Example::
 
@@ -81,7 +81,7 @@ class LazyPredictor(AdapterSet):
         path = local_weights(weights)
         description = read_config(path) if is_adapter(path) else None
         if cfg is None:
-            cfg = _own_config(description, weights, overrides)
+            cfg = apply_overrides(config_of_adapter(description, weights), overrides)
         elif description is not None:
             set_classes(cfg, description.classes)
         self.device = device or cfg.train.device
@@ -91,7 +91,7 @@ class LazyPredictor(AdapterSet):
         self.any_trunk = any_trunk or options["any_trunk"]
         options |= {"any_trunk": self.any_trunk, "trunk": trunk or options["trunk"]}
         HighwayCheckpointer(model, **options).load(weights)
-        super().__init__(find_trunk_module(model), self._build_model, FRAMEWORK, _find_adapter)
+        super().__init__(find_backbone(model)[1].trunk, self._build_model, FRAMEWORK, _find_adapter)
         self._first_cfg = cfg
         self._models[FIRST] = _prepare(model, cfg, description), description
         self.active = FIRST
@@ -105,12 +105,8 @@ class LazyPredictor(AdapterSet):
     ) -> AdapterConfig:
         """Load a further adapter over the trunk in memory; ``set_adapter`` switches to it.
 
-        Args:
-            name: name of the adapter; it replaces an adapter with the same name.
-            path: an adapter, or its ``e3va://`` address.
-            config: config of its model. With None, the config that the adapter names, or the
-                predictor's first config if the adapter names the same or none.
-            overrides: ``key=value`` texts for the config.
+        It replaces an adapter with the same name. With ``config`` None, its model has the config
+        that the adapter names, or the first config if the adapter names the same or none.
 
         Raises:
             UserError: as for the constructor; loaded adapters do not change then.
@@ -136,7 +132,7 @@ class LazyPredictor(AdapterSet):
         elif description.model.get("config", "") in ("", first.train.get("config_name")):
             cfg = apply_overrides(adopt(load_config(first), description), overrides)
         else:
-            cfg = _own_config(description, source, overrides)
+            cfg = apply_overrides(config_of_adapter(description, source), overrides)
         node = bottom_up_node(cfg)
         node._set_flag("allow_objects", True)
         node.trunk = trunk
@@ -163,14 +159,10 @@ class LazyPredictor(AdapterSet):
 
     @torch.no_grad()
     def __call__(self, original_image: np.ndarray) -> dict:
-        """Predict one image.
+        """Return the model's output for one image, in the image's coordinates.
 
-        Args:
-            original_image: [H, W, 3] uint8 in BGR order, as ``cv2.imread`` returns it.
-
-        Returns:
-            the model's output for the image, in the image's coordinates; for detection
-            ``{"instances": Instances}``.
+        ``original_image`` is [H, W, 3] uint8 in BGR order, as ``cv2.imread`` returns it. A detector
+        returns ``{"instances": Instances}``.
 
         Raises:
             UserError: the array has another shape or type.
@@ -186,17 +178,6 @@ class LazyPredictor(AdapterSet):
         self.model.augmentations(entry)
         image = torch.as_tensor(entry.image.astype("float32").transpose(2, 0, 1))
         return self.model([{"image": image, "height": height, "width": width}])[0]
-
-
-def _own_config(
-    description: AdapterConfig | None, source: str, overrides: Iterable[str]
-) -> DictConfig:
-    """Build the config of this project that an adapter names."""
-    if description is None:
-        raise UserError(
-            f"{source} is not an adapter, so it names no config: give the config of its model"
-        )
-    return apply_overrides(config_of_adapter(description, source), overrides)
 
 
 def _find_adapter(path: str | os.PathLike) -> Path:

@@ -22,10 +22,8 @@ def sample_by_image(model: nn.Module, examples: Sequence[Any], *key: int | str) 
     are the input of the forward pass inside the block.
     """
     images = [
-        example.get("image_id", example.get("file_name", index))
-        if isinstance(example, dict)
-        else index
-        for index, example in enumerate(examples)
+        e.get("image_id", e.get("file_name", k)) if isinstance(e, dict) else k
+        for k, e in enumerate(examples)
     ]
     patched = []
     for name, module in model.named_modules():

@@ -13,10 +13,11 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..backbone import find_backbone
 from ..utils.errors import UserError
 from ..utils.seeding import seed_everything
 from ..utils.training import OptimizerStep, report_step
-from .backbone import find_trunk_module, model_parts
+from .backbone import model_parts
 from .distributed import check_same_start
 from .lean import prepare_model
 from .sampling import sample_by_image
@@ -32,25 +33,23 @@ class HighwayTrainer(SimpleTrainer):
 
     Args:
         model: a Detectron2 model with an :class:`E3VASwin` backbone, perhaps inside
-            DistributedDataParallel. It maps a list of examples to a dict of losses, each a mean
-            over the examples.
+            DistributedDataParallel. Its losses are means over the examples.
         data_loader: iterable of lists of examples. If it has a method ``seek(iteration)``, the
             trainer calls it before training; without one, a resumed run starts the data again.
         optimizer: the optimizer of the trained parameters.
         precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` for autocast on CUDA or CPU, ``"fp16"`` with
             a scaled loss.
-        accumulate: number of parts of each batch; one part at a time is in memory. The gradient is
-            the mean over the whole batch.
+        accumulate: number of parts of each batch, one in memory at a time. The gradient is the
+            mean over the whole batch.
         clip_norm: largest 2-norm of the gradient; None or 0 for no limit.
         seed: a whole number ≥ 0.
-        sample_by_image: whether the samples of RPN and ROI heads depend on the image and not on
-            the process, so that they are the same for any number of processes and any
-            ``accumulate``.
+        sample_by_image: whether the samples of RPN and ROI heads depend on the image, so that they
+            are the same for any number of processes and parts.
 
     Raises:
         TrunkNotFrozenError: a parameter of a frozen trunk requires grad, has a gradient, or is in
             the optimizer.
-        UserError: an unknown precision or accumulation, or, when training starts, processes that
+        UserError: an unknown precision, more parts than a batch has images, or processes that
             start differently.
     """
 
@@ -68,13 +67,19 @@ class HighwayTrainer(SimpleTrainer):
     ):
         if not isinstance(accumulate, int) or accumulate < 1:
             raise UserError(f"train.accumulate={accumulate}: expected a whole number ≥ 1")
+        images = getattr(data_loader, "batch_size", None) or accumulate
+        if accumulate > images:
+            raise UserError(
+                f"train.accumulate={accumulate} with {images} images per process: expected at most "
+                f"{images}; lower it, or raise dataloader.train.total_batch_size"
+            )
         super().__init__(model, data_loader, optimizer)
         device = next(model.parameters()).device
         self.optimizer_step = OptimizerStep(optimizer, device, precision, clip_norm)
         self.accumulate = accumulate
         self.seed = seed
         self.sample_by_image = sample_by_image
-        self.trunk = find_trunk_module(model)
+        self.trunk = find_backbone(model)[1].trunk
         self._reported = False
 
     def train(self, start_iter: int, max_iter: int) -> None:

@@ -19,51 +19,41 @@ from ..utils.progress import Progress
 from .predictor import LazyPredictor
 
 READABLE = 480  # pixels of the shorter side; labels would cover smaller pictures
-_OPTIONS = {
-    "--config-file": {
-        "help": "a config file, a config's name, or config.yaml of an output folder (default: the "
-        "config that the adapter names)"
-    },
-    "--weights": {
-        "help": "a checkpoint, an adapter's folder, or an e3va:// address of the model zoo "
-        "(default: the config's init_checkpoint)"
-    },
-    "--trunk": {
-        "help": "the adapter's trunk: a file or an e3va:// address (default: the adapter says "
-        "where it is)"
-    },
-    "--any-trunk": {"action": "store_true", "help": "load an adapter on other trunk weights"},
-    "--input": {"nargs": "+", "required": True, "help": "images, folders, globs"},
-    "--output": {"required": True, "help": "folder of the drawn images"},
-    "--confidence-threshold": {
-        "type": float,
-        "default": 0.5,
-        "metavar": "SCORE",
-        "help": "lowest score of the objects to draw (default: 0.5)",
-    },
-    "--device": {"help": "cpu, cuda, cuda:1 (default: the config's)"},
-    "--opts": {"nargs": "*", "default": [], "help": "key=value overrides of the config"},
+_HELP = {
+    "--config-file": "a config file, a config's name, or config.yaml of an output folder (default: "
+    "the config that the adapter names)",
+    "--weights": "a checkpoint, an adapter's folder, or an e3va:// address of the model zoo "
+    "(default: the config's init_checkpoint)",
+    "--trunk": "the adapter's trunk: a file or an e3va:// address (default: the adapter says "
+    "where it is)",
+    "--any-trunk": "load an adapter on other trunk weights",
+    "--input": "images, folders, globs",
+    "--output": "folder of the drawn images",
+    "--confidence-threshold": "lowest score of the objects to draw (default: 0.5)",
+    "--device": "cpu, cuda, cuda:1 (default: the config's)",
+    "--opts": "key=value overrides of the config",
+}
+_SETTINGS = {
+    "--any-trunk": {"action": "store_true"},
+    "--input": {"nargs": "+", "required": True},
+    "--output": {"required": True},
+    "--confidence-threshold": {"type": float, "default": 0.5, "metavar": "SCORE"},
+    "--opts": {"nargs": "*", "default": []},
 }
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata) -> np.ndarray:
-    """Draw a label map with class names; a class has the same color in all pictures.
+    """Draw a label map [H, W] over a BGR image [H, W, 3]; return RGB, perhaps larger.
 
-    Args:
-        image: [H, W, 3] uint8, BGR.
-        labels: [H, W], a class number in every pixel; pixels with other numbers are not colored.
-        metadata: class names in ``stuff_classes``; without them, class numbers are drawn. Colors in
-            ``stuff_colors``, if it has any.
-
-    Returns:
-        [H', W', 3] uint8, RGB.
+    A class has the same color in all pictures. Without class names, class numbers are drawn. Pixels
+    with numbers that are no class stay as in the image.
     """
     names = metadata.get("stuff_classes") or [str(k) for k in range(int(labels.max()) + 1)]
     palette = colormap(rgb=True, maximum=255)
-    colors = [palette[k % len(palette)].tolist() for k in range(len(names))]
-    metadata = Metadata(
-        stuff_classes=list(names), stuff_colors=metadata.get("stuff_colors") or colors
-    )
+    colors = metadata.get("stuff_colors") or [
+        palette[k % len(palette)].tolist() for k in range(len(names))
+    ]
+    metadata = Metadata(stuff_classes=list(names), stuff_colors=colors)
     return _visualizer(image, metadata).draw_sem_seg(labels, alpha=0.5).get_image()
 
 
@@ -124,19 +114,16 @@ def main(description: str) -> None:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for flag, settings in _OPTIONS.items():
-        parser.add_argument(flag, **settings)
+    for flag, text in _HELP.items():
+        parser.add_argument(flag, help=text, **_SETTINGS.get(flag, {}))
     args = parser.parse_args()
     try:
         images = find_images(args.input)
         output = Path(args.output).expanduser()
         if output.exists() and not output.is_dir():
             raise UserError(f"--output {output} is a file: expected a folder")
-        predictor = LazyPredictor(
-            *(args.config_file, args.weights, args.opts, args.device),
-            trunk=args.trunk,
-            any_trunk=args.any_trunk,
-        )
+        given = (args.config_file, args.weights, args.opts, args.device)
+        predictor = LazyPredictor(*given, trunk=args.trunk, any_trunk=args.any_trunk)
         failed = predict_folder(predictor, images, output, args.confidence_threshold)
     except UserError as error:
         sys.exit(f"error: {error.line}")

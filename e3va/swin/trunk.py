@@ -116,6 +116,7 @@ class SwinTrunk(nn.Module):
         self.preset = get_preset(preset)
         self.frozen, self.fast, self.precision = frozen, fast, precision
         self.origin = None  # a TrunkOrigin; e3va.weights sets it when it loads weights
+        self.loaded = False  # whether weights were loaded into it
         self.patch_embed = PatchEmbed(self.preset.embed_dim)
         self.absolute_pos_embed = None
         if self.preset.absolute_position:
@@ -128,6 +129,11 @@ class SwinTrunk(nn.Module):
         if frozen:
             self.requires_grad_(False)
             self.eval()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if prefix + "patch_embed.proj.weight" in state_dict:
+            self.loaded = True
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def patch_mergings(self) -> list[PatchMerging | None]:

@@ -17,8 +17,9 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from e3va.backbone import find_backbone
 from e3va.detectron2 import add_e3va_config, load_config
-from e3va.detectron2.backbone import find_trunk_module, model_parts
+from e3va.detectron2.backbone import model_parts
 from e3va.detectron2.config import CONFIG_ROOT
 from e3va.detectron2.describe import set_classes
 from e3va.swin.presets import PRESETS
@@ -143,7 +144,7 @@ LENGTHS = {"1x": 90000, "3x": 270000, "80k": 80000, "160k": 160000}
 def test_a_config_has_the_model_and_schedule_in_its_name(path):
     kind, size, length = re.fullmatch(r"(.+)_e3va_(swin_[tsbl])(?:_(\w+))?", path.stem).groups()
     cfg, model = load(path), build_on_meta(path)
-    assert find_trunk_module(model).preset == PRESETS[size]
+    assert find_backbone(model)[1].trunk.preset == PRESETS[size]
     assert cfg.train.max_iter == LENGTHS.get(length, 18000 if path.parts[0] == "VOC" else 1000)
     assert cfg.dataloader.train.mapper.image_format == "RGB"
     assert cfg.model.get("input_format", "RGB") == "RGB"
@@ -159,7 +160,7 @@ def test_one_step_changes_every_trained_parameter_and_never_the_trunk(path):
         _stepped[key] = take_step(cfg)
     model, losses, changed = _stepped[key]
     assert len(losses) >= 1 and all(loss.isfinite() for loss in losses.values())
-    trunk = {id(p) for p in find_trunk_module(model).parameters()}
+    trunk = {id(p) for p in find_backbone(model)[1].trunk.parameters()}
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad != (id(parameter) in trunk), name
         assert (parameter.grad is None) == (id(parameter) in trunk), name

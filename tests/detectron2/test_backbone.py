@@ -1,7 +1,10 @@
 """The backbones in Detectron2: registry and contract."""
 
+import copy
+
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
@@ -9,9 +12,13 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from e3va import UserError
+from e3va import E3VABackbone, SwinTrunk, UserError
+from e3va.adapter_files.files import save_adapter
 from e3va.backbone import find_backbone
 from e3va.detectron2 import E3VASwin, add_e3va_config
+from e3va.detectron2 import backbone as backbones
+from e3va.detectron2.checkpoint import HighwayCheckpointer
+from e3va.utils.atomic import save_atomically
 
 
 def yacs(name="build_e3va_swin_backbone", preset="swin_nano"):
@@ -92,6 +99,51 @@ def test_yacs_keys_reach_the_backbone(tmp_path):
         build_backbone(cfg)
     cfg.MODEL.E3VA.HIGHWAY = CfgNode({"RECIPE": "full"})
     assert all(p.requires_grad for p in build_backbone(cfg).parameters())
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """The warnings of the module, however other tests have configured the loggers."""
+    texts = []
+    monkeypatch.setattr(backbones.logger, "warning", lambda text, *v: texts.append(text % v))
+    return texts
+
+
+def test_a_random_frozen_trunk_is_reported_once(warned, tmp_path):
+    """Under Detectron2's own checkpointer, which skips names that the model does not have."""
+    save_atomically({"model": SwinTrunk("swin_nano").state_dict()}, tmp_path / "swin.pth")
+    model = build_backbone(yacs("build_e3va_swin_fpn_backbone"))
+    DetectionCheckpointer(model).load(str(tmp_path / "swin.pth"))
+    images = torch.rand(1, 3, 64, 64)
+    first, second = model.bottom_up(images), model.bottom_up(images)
+    assert len(warned) == 1
+    for text in ("swin_nano", "random", "train.init_checkpoint", "?matching_heuristics=True"):
+        assert text in warned[0]
+    for name, value in E3VABackbone.forward(model.bottom_up, images).items():
+        assert torch.equal(value, first[name]) and torch.equal(value, second[name])
+
+
+def test_loaded_shared_and_trained_trunks_are_not_reported(warned, tmp_path):
+    trunk = SwinTrunk("swin_nano")
+    save_atomically({"model": trunk.state_dict()}, tmp_path / "swin.pth")
+    by_heuristics, whole, highway, adapted = (
+        build_backbone(yacs("build_e3va_swin_fpn_backbone")) for _ in range(4)
+    )
+    HighwayCheckpointer(highway).load(str(tmp_path / "swin.pth"))
+    save_adapter(highway, tmp_path / "adapter", framework="detectron2")
+    HighwayCheckpointer(adapted, trunk=tmp_path / "swin.pth").load(str(tmp_path / "adapter"))
+    path = f"{tmp_path / 'swin.pth'}?matching_heuristics=True"
+    DetectionCheckpointer(by_heuristics).load(path)
+    save_atomically({"model": by_heuristics.state_dict()}, tmp_path / "whole.pth")
+    DetectionCheckpointer(whole).load(str(tmp_path / "whole.pth"))
+    bottom_ups = [model.bottom_up for model in (by_heuristics, whole, highway, adapted)]
+    shared, trained = (
+        E3VASwin("swin_nano", trunk=bottom_ups[0].trunk),
+        E3VASwin("swin_nano", "full"),
+    )
+    for bottom_up in (*bottom_ups, shared, trained, copy.deepcopy(bottom_ups[0])):
+        bottom_up(torch.rand(1, 3, 64, 64))
+    assert not warned
 
 
 def test_retinanet_changes_every_trained_parameter():

@@ -124,6 +124,8 @@ def test_overrides_reach_leaves_lists_and_unlisted_arguments():
         ("model.roi_heads.box_heads.7.fc_dims=[1]", "no config key"),
         ("train.max_iter", "expected key=value"),
         ("=5", "expected key=value"),
+        ("--resume", "--resume after key=value: expected flags before the overrides"),
+        ("--num-gpus=2", "--num-gpus=2 after key=value"),
     ],
 )
 def test_wrong_overrides_are_one_clear_line(override, message):

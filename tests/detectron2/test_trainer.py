@@ -235,6 +235,15 @@ def test_settings_that_make_no_sense_are_refused():
         toy(accumulate=0)
 
 
+def test_more_parts_than_images_are_refused_before_training(small_config):
+    small_config.train.accumulate = 3  # of the two images in a batch
+    with pytest.raises(UserError) as caught:
+        engine.build_trainer(small_config)
+    line = caught.value.line
+    assert "train.accumulate=3 with 2 images per process: expected at most 2" in line
+    assert "dataloader.train.total_batch_size" in line
+
+
 def test_report_of_trained_parts_and_kept_bytes(small_config, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="e3va")
     logging.getLogger("e3va").propagate = True
