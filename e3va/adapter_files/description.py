@@ -95,8 +95,8 @@ class AdapterConfig:
             reason = f"no {error}" if isinstance(error, KeyError) else brief(error)
         except UserError as error:  # for example an adapter kind of a package that is not imported
             raise UserError(
-                f"{source}: its backbone cannot be built here: {error.line}; import the package that "
-                "registers the adapter kind, or copy the file again if it was altered"
+                f"{source}: its backbone cannot be built here: {error.line}; import the package "
+                "that registers the adapter kind, or copy the file again if it was altered"
             ) from None
         raise UserError(
             f"{source}: its description cannot be read ({reason}): it was altered, or another "
