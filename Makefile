@@ -13,24 +13,24 @@ STEPS ?= 220
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Without --no-compile pip compiles every file of torch, which takes longer than the tests need.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+DETECTRON2 := $(wildcard $(WHEELS)/detectron2-*.whl)
 
 .PHONY: demo test lint clean
 
-$(VENV)/.ready: setup.py constraints.txt
+$(BIN)/python:
 	@echo "installing into $(VENV); torch is large, so this takes a minute or more"
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: setup.py constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[plot]'
 	touch $@
 
-$(VENV)/.ready-to-test: $(VENV)/.ready
-	$(PIP) --editable '.[detectron2,plot,test]'
-	@if ls $(WHEELS)/detectron2-*.whl >/dev/null 2>&1; then \
-		echo "installing Detectron2 from $(WHEELS)"; $(PIP) $(WHEELS)/detectron2-*.whl; \
-	else \
-		echo "Detectron2 is not installed: no wheel of it in $(WHEELS)"; \
-	fi
-	touch $@
+$(VENV)/.ready-to-test: setup.py constraints.txt | $(BIN)/python
+	@echo "Detectron2: $(or $(DETECTRON2),not installed; no wheel of it in $(WHEELS))"
+	$(PIP) --editable '.[detectron2,plot,test]' $(DETECTRON2)
+	touch $(VENV)/.ready $@
 
 demo: $(VENV)/.ready
 	$(BIN)/python benchmarks/demo.py --output $(OUTPUT) --steps $(STEPS)

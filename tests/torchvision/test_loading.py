@@ -227,8 +227,9 @@ def storages(*tensors):
     return sum(found.values())
 
 
+# The other roundings: test_an_adapter_with_its_trunk_equals_the_whole_model.
 @pytest.mark.slow
-@pytest.mark.parametrize("stored", KEPT)
+@pytest.mark.parametrize("stored", ["fp32", "int8 bf16"])
 def test_several_adapters_share_a_trunk_and_switch_to_the_bit(stored, make_trained, tmp_path):
     changes, mixed = KEPT[stored]
     make_trained("mask_rcnn", "a", mixed, **changes)
