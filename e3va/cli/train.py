@@ -146,6 +146,9 @@ def run(args: Namespace) -> None:
     )
 
 
+_WORDS = {"true": True, "false": False, "null": None}  # as in a config file
+
+
 def _highway_settings(recipe: str | None, texts: list[str]) -> dict[str, Any]:
     """Return the settings of ``--recipe`` and ``--highway``."""
     settings: dict[str, Any] = {"recipe": recipe} if recipe else {}
@@ -153,8 +156,10 @@ def _highway_settings(recipe: str | None, texts: list[str]) -> dict[str, Any]:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise UserError(f"--highway {text}: expected NAME=VALUE, such as rank=24")
+        if name == "recipe" or name in settings:
+            raise UserError(f"--highway {text}: expected each setting once, the recipe by --recipe")
         try:
-            settings[name] = ast.literal_eval(value)
+            settings[name] = _WORDS[value] if value in _WORDS else ast.literal_eval(value)
         except (ValueError, SyntaxError):
             settings[name] = value
     return settings

@@ -80,6 +80,14 @@ class HighwayConfig:
         ]
         return max(fits, default=(0, "custom"))[1]
 
+    def changed(self, **settings: Any) -> "HighwayConfig":
+        """Return the config with changes; another adapter kind starts from its own defaults."""
+        changes = {name: value for name, value in settings.items() if name in SETTINGS}
+        options = {name: value for name, value in settings.items() if name not in SETTINGS}
+        if changes.get("adapter", self.adapter) == self.adapter:
+            options = {**self.options, **options}
+        return replace(self, **changes, options=options)
+
     def complete(self, embed_dim: int) -> "HighwayConfig":
         """Return the config with a value for every option; some defaults depend on C_0."""
         if not self._registered:
@@ -138,12 +146,7 @@ def highway_config(recipe: str = DEFAULT_RECIPE, **settings: Any) -> HighwayConf
         UserError: an unknown recipe, setting or option, or a wrong value.
     """
     check_choice("recipe", recipe, RECIPES)
-    base = RECIPES[recipe]
-    changes = {name: value for name, value in settings.items() if name in SETTINGS}
-    options = {name: value for name, value in settings.items() if name not in SETTINGS}
-    if changes.get("adapter", base.adapter) == base.adapter:
-        options = {**base.options, **options}
-    return replace(base, **changes, options=options)
+    return RECIPES[recipe].changed(**settings)
 
 
 def as_highway_config(config: str | Mapping[str, Any] | HighwayConfig) -> HighwayConfig:

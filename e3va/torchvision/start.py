@@ -162,7 +162,7 @@ def _new_options(given: dict[str, Any], start: Start | None) -> dict[str, Any]:
     options = {**DEFAULTS, **own, **given}
     changes = given.get("highway") or {}
     if start and "recipe" not in changes:
-        options["highway"] = {**own["highway"], **changes}
+        options["highway"] = highway_config(**own["highway"]).changed(**changes).to_dict()
     highway_config(**(options["highway"] or {})).complete(LIGHT_TRUNK)  # before data are read
     model, labels = options["model"], bool(options["labels"])
     if model and labels != (model == "semantic_fpn"):
@@ -173,10 +173,13 @@ def _new_options(given: dict[str, Any], start: Start | None) -> dict[str, Any]:
 def resumed_options(given: dict[str, Any], state: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the options of the run in ``state``; raise a UserError if a given one differs."""
     stored = {**DEFAULTS, **upgrade(state["data"].get("options", {}))}
+    config = ModelConfig.from_dict(state["config"], str(folder / STATE))
     for key, value in given.items():
         own = stored[key]
-        if key == "highway":  # the same settings may be written with or without the recipe
-            value, own = highway_config(**value), highway_config(**(own or {}))
+        if key == "highway":  # the run's settings may be written with or without the recipe
+            own = config.highway
+            value = highway_config(**value) if "recipe" in value else own.changed(**value)
+            value = value.complete(config.preset.embed_dim)
         if value != own:
             raise UserError(
                 f"--resume with --{key.replace('_', '-')} {value}, but the run in {folder} has "

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torchvision.models.swin_transformer import SwinTransformer
 
-from e3va import PRESETS, SwinTrunk
+from e3va import PRESETS, SwinTrunk, UserError
 from e3va.adapter_files.files import CONFIG_FILE, FULL_KEY, MODEL_FILE, read_adapter
 from e3va.cli.main import main
 from e3va.torchvision import load_model
-from e3va.torchvision.trainer import Trainer
+from e3va.torchvision.start import resumed_options
+from e3va.torchvision.trainer import Trainer, read_state
 
 from ..cli.test_cli import fails
 from ..conftest import write_trunk
@@ -275,3 +276,18 @@ def test_the_zoo_is_part_of_the_command(train, tmp_path, capsys, monkeypatch):
     assert about.trunk.source == "e3va://swin_micro"
     assert about.trunk.fingerprint == read_adapter(tmp_path / "out")[1].trunk.fingerprint
     assert load_model(tmp_path / "named")[1].trunk == "e3va://swin_micro"
+
+
+def test_resume_takes_the_command_of_a_run_with_an_adapter_and_a_changed_highway(train, tmp_path):
+    """The settings may be given as changes, or as a whole with their recipe."""
+    train("a", "--recipe", "e3va")
+    train("b", "--adapter", str(tmp_path / "a"))
+    train("b", "--adapter", str(tmp_path / "a"), "--resume")
+    train("b", "--recipe", "e3va", "--highway", "rank=4", "reduction=4", "--resume")
+    with pytest.raises(UserError, match="rank 5.*rank 4"):
+        resumed_options({"highway": {"rank": 5}}, read_state(tmp_path / "b"), tmp_path / "b")
+
+
+@pytest.mark.parametrize("settings", [["recipe=e3va"], ["rank=3", "rank=4"]])
+def test_a_setting_of_the_highway_is_given_once(settings, drawn, capsys):
+    fails(capsys, ["train", "--images", drawn.images, "--highway", *settings], settings[-1])
