@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from ..utils.atomic import atomic_open, rename_atomically
+from ..utils.atomic import atomic_open, make_folder, rename_atomically
 from ..utils.colors import COLORS
 from ..utils.errors import UserError
 from ..utils.paths import free_name
@@ -17,7 +17,6 @@ from ..utils.progress import Progress
 from .data import read_image, to_tensor
 from .evaluate import to_coco
 from .models import ModelConfig
-from .trainer import make_folder
 
 READABLE = 480  # pixels of the shorter side; labels would cover smaller pictures
 

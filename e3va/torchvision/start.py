@@ -14,6 +14,7 @@ from ..data.label_maps import class_names
 from ..highway.config import highway_config
 from ..model_zoo.trunks import SCHEME, as_address, find_trunk_of
 from ..swin.presets import get_preset
+from ..utils.atomic import make_folder
 from ..utils.errors import UserError
 from ..utils.optional import require
 from .data import Dataset, check_classes, open_dataset
@@ -33,7 +34,7 @@ from .models import (
     upgrade,
 )
 from .settings import TrainSettings
-from .trainer import STATE, Trainer, make_folder, read_state
+from .trainer import STATE, Trainer, read_state
 
 DATA_OF_MODEL = {
     True: "works on label maps: give --labels",
