@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from e3va import SwinTrunk, get_preset
+from e3va.data.coco import ReadOptions
 from e3va.torchvision import ModelConfig, build_model, load_pretrained
 from e3va.torchvision.data import Dataset, coco_dataset, label_dataset
 from e3va.torchvision.evaluate import Scores
@@ -117,7 +118,7 @@ def drawn_labels(drawn):
 
 @pytest.fixture
 def instances(drawn):
-    return coco_dataset(str(drawn.json), str(drawn.images), training=True)
+    return coco_dataset(str(drawn.json), str(drawn.images), ReadOptions(training=True))
 
 
 @pytest.fixture

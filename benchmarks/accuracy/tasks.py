@@ -8,6 +8,7 @@ import land
 import things
 from torch import Tensor
 
+from e3va.data.coco import ReadOptions
 from e3va.torchvision.data import Dataset, Record, Target, coco_dataset, label_dataset
 from e3va.torchvision.semantic import IGNORED
 from e3va.utils.errors import UserError
@@ -87,7 +88,9 @@ def split_photos(count: int, split: str) -> list[int]:
 
 def _things(sources: Sources, split: str) -> Dataset:
     folder = sources.drawn / "things"
-    return coco_dataset(str(folder / f"{split}.json"), str(folder / split), split == "train")
+    return coco_dataset(
+        str(folder / f"{split}.json"), str(folder / split), ReadOptions(training=split == "train")
+    )
 
 
 def _land(sources: Sources, split: str) -> Dataset:
@@ -105,7 +108,9 @@ def _photo_split(data: Dataset, split: str) -> Dataset:
 
 def _photo_instances(sources: Sources, split: str) -> Dataset:
     path = sources.photos / _photo_folder(split)
-    return _photo_split(coco_dataset(f"{path}.json", str(path), split == "train"), split)
+    return _photo_split(
+        coco_dataset(f"{path}.json", str(path), ReadOptions(training=split == "train")), split
+    )
 
 
 def _photo_labels(sources: Sources, split: str) -> Dataset:

@@ -18,6 +18,32 @@ from .problems import DROPPED, KINDS, REFUSED
 Note = Callable[[str, Any, Any, str], None]
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """What to read, and what to leave out.
+
+    Attributes:
+        masks: whether every object needs a mask; False reads boxes only, and None reads masks if at
+            least one object has a mask.
+        training: whether the data are for training, which leaves out images without objects.
+        keep_empty: whether training keeps images without objects.
+        skip_missing: whether to leave out images that do not exist, instead of refusing them.
+        use_crowds: whether objects with ``iscrowd`` 1 count as ordinary objects.
+        classes: class names of the model that the data are for; () if it has none yet. A category
+            with one of these names stays a class even if it looks like an unused parent.
+    """
+
+    masks: bool | None = True
+    training: bool = False
+    keep_empty: bool = False
+    skip_missing: bool = False
+    use_crowds: bool = False
+    classes: tuple[str, ...] = ()
+
+
+READ_ALL = ReadOptions()
+
+
 @dataclass
 class CocoData:
     """A checked annotation file."""
@@ -27,6 +53,7 @@ class CocoData:
     annotations: dict[int, list[dict]]  # usable records of each image id
     categories: list[dict]  # records, sorted by id; a class index is a position in this list
     dropped: Counter = field(default_factory=Counter)  # number of dropped annotations by reason
+    masks: bool = True  # whether the objects have masks
 
     @property
     def class_names(self) -> list[str]:
@@ -67,27 +94,39 @@ def read_categories(json_file: str | os.PathLike) -> list[dict]:
 def read_coco(
     json_file: str | os.PathLike,
     image_root: str | os.PathLike,
-    *,
-    masks: bool = True,
-    training: bool = False,
+    options: ReadOptions = READ_ALL,
 ) -> CocoData:
-    """Read and check an annotation file.
+    """Read and check an annotation file, see :func:`read_content`."""
+    return read_content(load_json(json_file), json_file, image_root, options)
+
+
+def read_content(
+    data: Mapping[str, Any],
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    options: ReadOptions = READ_ALL,
+) -> CocoData:
+    """Check the content of an annotation file.
 
     Annotations are dropped and counted if their image is not listed, if their box has no area
     inside the image, or if none of their polygons has three points, as is usual for COCO. Missing
     ``iscrowd``, ``area`` and ``id`` are filled in.
 
     Args:
-        json_file: path of the annotation file.
+        data: content of the file.
+        json_file: path of the annotation file, for messages.
         image_root: folder of the images; ``file_name`` entries are relative to it.
-        masks: whether every annotation must have a ``segmentation``.
-        training: whether to drop images without objects, and to require that one image is left.
+        options: what to read, and what to leave out.
 
     Raises:
         UserError: the file is missing, is not JSON, or lacks one of its lists; an image file does
             not exist; an annotation is malformed; no image with objects is left for training.
     """
-    data, refuse = load_json(json_file), _refuse_in(json_file)
+    refuse = _refuse_in(json_file)
+    masks = options.masks
+    if masks is None:
+        records = list_records(data, "annotations", json_file)
+        masks = any(record.get("segmentation") for record in records)
     categories = list_categories(data, json_file, refuse)
     images = list_images(data, json_file, Path(image_root), refuse)
     missing = [image["path"] for image in images.values() if not os.path.isfile(image["path"])]
@@ -98,7 +137,7 @@ def read_coco(
         )
     ordered = [images[image_id] for image_id in sorted(images)]
     empty = {image["id"]: [] for image in ordered}
-    result = CocoData(str(json_file), ordered, empty, categories)
+    result = CocoData(str(json_file), ordered, empty, categories, masks=masks)
     counts: Counter = Counter()
 
     def note(kind: str, path: Any, identity: Any, text: str) -> None:
@@ -119,7 +158,7 @@ def read_coco(
         result.annotations[image["id"]].append(annotation)
     dropped = {kind: n for kind, n in counts.items() if KINDS[kind].severity == DROPPED}
     result.dropped.update({KINDS[kind].title: number for kind, number in dropped.items()})
-    if training:
+    if options.training:
         _require_objects(result)
     return result
 

@@ -14,7 +14,8 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
-from ..data.coco import read_categories, read_coco
+from ..data.coco import ReadOptions
+from ..data.formats import read_annotations, read_class_names
 from ..utils.errors import UserError, brief, unreadable_image
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 def class_names(json_file: str) -> list[str]:
     """Return the class names of an annotation file, in the order of the category ids."""
     file = given_path(json_file, "data.train.json")
-    return [category["name"] for category in read_categories(file)]
+    return read_class_names(file)
 
 
 def count_classes(json_file: str) -> int:
@@ -44,7 +45,7 @@ def coco_dicts(
     key = "data.train" if training else "data.val"
     json_file = given_path(json_file, f"{key}.json")
     image_root = given_path(image_root, f"{key}.images")
-    data = read_coco(json_file, image_root, masks=masks, training=training)
+    data = read_annotations(json_file, image_root, ReadOptions(masks, training))
     logger.info(data.summary())
     return [
         {
@@ -81,7 +82,7 @@ def coco_evaluator(
     json_file: str, image_root: str, *, output_dir: str, masks: bool = True
 ) -> COCOEvaluator:
     """Build an evaluator of COCO's AP; write what counts into ``output_dir/ground_truth.json``."""
-    data = read_coco(json_file, image_root, masks=masks)
+    data = read_annotations(json_file, image_root, ReadOptions(masks))
     truth = Path(output_dir) / "ground_truth.json"
     if comm.is_main_process():
         truth.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..data.coco import CocoData, read_coco
+from ..data.coco import READ_ALL, CocoData, ReadOptions
+from ..data.formats import read_annotations
 from ..data.images import BROKEN
 from ..data.label_maps import check_labels, numbered_classes, pair_label_maps, read_label_map
 from ..data.masks import to_rle
@@ -96,12 +97,12 @@ def open_dataset(
     labels: str | None = None,
     *,
     classes: tuple[str, ...] = (),
-    training: bool = False,
+    options: ReadOptions = READ_ALL,
     prefix: str = "",
 ) -> Dataset:
     """Open a folder of images with either an annotation file or a folder of label maps.
 
-    ``classes`` names the labels of label maps, ``training`` drops images without objects, and
+    ``classes`` names the labels of label maps, ``options`` say how instances are read, and
     ``prefix`` precedes the arguments' names in messages.
     """
     if not images:
@@ -117,7 +118,7 @@ def open_dataset(
         return label_dataset(images, labels, classes)
     if classes:
         raise UserError("--classes is for label maps: the annotation file has its own class names")
-    return coco_dataset(annotations, images, training)
+    return coco_dataset(annotations, images, options)
 
 
 def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
@@ -129,9 +130,9 @@ def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
         )
 
 
-def coco_dataset(annotations: str, images: str, training: bool) -> Dataset:
-    """Open COCO-format instances, see :func:`e3va.data.coco.read_coco`."""
-    data = read_coco(Path(annotations).expanduser(), Path(images).expanduser(), training=training)
+def coco_dataset(annotations: str, images: str | None, options: ReadOptions = READ_ALL) -> Dataset:
+    """Open annotations of instances, see :func:`e3va.data.formats.read_annotations`."""
+    data = read_annotations(annotations, images, options)
     names = tuple(data.class_names)
     return Dataset(data.images, names, partial(_read_instances, data), data.summary(), data)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..adapter_files.description import AdapterConfig
 from ..adapter_files.files import apply_adapter, read_adapter
 from ..adapter_files.heads import to_framework
+from ..data.coco import ReadOptions
 from ..data.label_maps import class_names
 from ..highway.config import highway_config
 from ..model_zoo.trunks import SCHEME, as_address, find_trunk_of
@@ -194,7 +195,7 @@ def _open_data(options: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
     """Open the training data, and validation data if some are given."""
     names = class_names(options["classes"])
     paths, validation_paths = ([options[key] for key in part] for part in (DATA[:3], DATA[3:]))
-    dataset = open_dataset(*paths, classes=names, training=True, prefix="--")
+    dataset = open_dataset(*paths, classes=names, options=ReadOptions(training=True), prefix="--")
     print(dataset.summary)
     if not any(validation_paths):
         print("no validation data are given (--val-images …): the model is not scored")

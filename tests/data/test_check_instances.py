@@ -13,7 +13,7 @@ from PIL import Image
 
 from e3va import UserError
 from e3va.data.check_instances import check_instances
-from e3va.data.coco import read_coco
+from e3va.data.coco import ReadOptions, read_coco
 from e3va.data.contact_sheet import write_sheet
 from e3va.data.masks import to_rle
 from e3va.data.problems import DROPPED, KINDS, REFUSED, WARNING
@@ -282,14 +282,14 @@ def test_the_check_agrees_with_training(drawn, changes, rare, images):
         kinds = found.problems.counts()
         if kinds.keys() & READER:
             with pytest.raises(UserError):
-                read_coco(drawn.json, drawn.images, masks=found.masks, training=True)
+                read_coco(drawn.json, drawn.images, ReadOptions(found.masks, training=True))
             return
-        data = read_coco(drawn.json, drawn.images, masks=found.masks)
+        data = read_coco(drawn.json, drawn.images, ReadOptions(found.masks))
         assert dict(data.dropped) == {KINDS[k].title: n for k, n in kinds.items() if k in DROPS}
         one = [[a.get("bbox") for a in found.annotations[i["id"]]] for i in data.images]
         other = [[a["bbox"] for a in data.annotations[i["id"]]] for i in data.images]
         assert one == other
-        assert read_coco(drawn.json, drawn.images, masks=found.masks, training=True).images
+        assert read_coco(drawn.json, drawn.images, ReadOptions(found.masks, training=True)).images
     finally:
         drawn.data = whole
 

@@ -6,12 +6,12 @@ import math
 import pytest
 
 from e3va import UserError
-from e3va.data.coco import read_categories, read_coco
+from e3va.data.coco import ReadOptions, read_categories, read_coco
 
 
 def read(drawn, **settings):
     drawn.json.write_text(json.dumps(drawn.data))
-    return read_coco(drawn.json, drawn.images, **settings)
+    return read_coco(drawn.json, drawn.images, ReadOptions(**settings))
 
 
 def refused(drawn, **settings) -> str:

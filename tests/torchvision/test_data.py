@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from e3va import UserError
+from e3va.data.coco import ReadOptions
 from e3va.torchvision.data import (
     TrainMapper,
     coco_dataset,
@@ -87,7 +88,7 @@ def test_every_form_of_mask_is_read(form, drawn):
     box = {"bbox": [2, 3, 5, 6], "area": 30, "segmentation": segmentation}
     drawn.data["annotations"] = [{**drawn.data["annotations"][0], **box}]
     drawn.save()
-    data = coco_dataset(str(drawn.json), str(drawn.images), training=True)
+    data = coco_dataset(str(drawn.json), str(drawn.images), ReadOptions(training=True))
     assert np.array_equal(data.read_target(data.records[0])["masks"][0].numpy(), mask)
 
 
@@ -96,7 +97,7 @@ def test_a_mask_of_another_size_is_refused(counts, drawn):
     annotation = drawn.data["annotations"][0]
     annotation["segmentation"] = {"size": [80, 96], "counts": counts}
     drawn.save()
-    data = coco_dataset(str(drawn.json), str(drawn.images), training=True)
+    data = coco_dataset(str(drawn.json), str(drawn.images), ReadOptions(training=True))
     with pytest.raises(UserError, match="annotation 1 of .*1.png: "):
         data.read_target(data.records[0])
 
@@ -106,9 +107,9 @@ def test_crowds_and_images_without_objects(drawn):
     for a in drawn.data["annotations"]:
         a["iscrowd"] = int(a["image_id"] == first)
     drawn.save()
-    training = coco_dataset(str(drawn.json), str(drawn.images), training=True)
+    training = coco_dataset(str(drawn.json), str(drawn.images), ReadOptions(training=True))
     assert first not in [r["id"] for r in training.records]
-    validation = coco_dataset(str(drawn.json), str(drawn.images), training=False)
+    validation = coco_dataset(str(drawn.json), str(drawn.images), ReadOptions(training=False))
     _, target = read_example(validation.records[0], validation)
     assert target["boxes"].shape == (0, 4) and target["masks"].shape == (0, 80, 96)
 
@@ -116,7 +117,7 @@ def test_crowds_and_images_without_objects(drawn):
 def test_boxes_are_clipped_to_the_image(drawn):
     drawn.data["annotations"][0]["bbox"] = [-10, 60, 50, 100]
     drawn.save()
-    dataset = coco_dataset(str(drawn.json), str(drawn.images), training=True)
+    dataset = coco_dataset(str(drawn.json), str(drawn.images), ReadOptions(training=True))
     assert read_example(dataset.records[0], dataset)[1]["boxes"][0].tolist() == [0, 60, 40, 80]
 
 
@@ -198,4 +199,4 @@ def test_palette_label_maps_are_read_by_index(drawn, drawn_labels):
 def test_mistakes_of_the_annotation_file_are_named(drawn):
     drawn.json.write_text(json.dumps({"images": []}))
     with pytest.raises(UserError, match="has no 'categories'"):
-        coco_dataset(str(drawn.json), str(drawn.images), training=True)
+        coco_dataset(str(drawn.json), str(drawn.images), ReadOptions(training=True))
