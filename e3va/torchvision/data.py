@@ -98,16 +98,18 @@ def open_dataset(
     *,
     classes: tuple[str, ...] = (),
     options: ReadOptions = READ_ALL,
+    split: str = "train",
     prefix: str = "",
 ) -> Dataset:
     """Open a folder of images with either an annotation file or a folder of label maps.
 
-    ``classes`` names the labels of label maps, ``options`` say how instances are read, and
-    ``prefix`` precedes the arguments' names in messages.
+    ``images`` may be None where the annotations name the images. ``classes`` names the labels of
+    label maps; ``options`` and ``split`` say how instances are read, see
+    :func:`e3va.data.formats.read_annotations`; ``prefix`` precedes the arguments' names in messages.
     """
-    if not images:
+    if not images and (not annotations or Path(annotations).suffix.lower() == ".json"):
         raise UserError(f"{prefix}images is not given: expected a folder of images")
-    if not Path(images).expanduser().is_dir():
+    if images and not Path(images).expanduser().is_dir():
         raise UserError(f"{prefix}images {images}: no such folder")
     if bool(annotations) == bool(labels):
         raise UserError(
@@ -118,7 +120,7 @@ def open_dataset(
         return label_dataset(images, labels, classes)
     if classes:
         raise UserError("--classes is for label maps: the annotation file has its own class names")
-    return coco_dataset(annotations, images, options)
+    return coco_dataset(annotations, images, options, split)
 
 
 def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
@@ -130,9 +132,15 @@ def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
         )
 
 
-def coco_dataset(annotations: str, images: str | None, options: ReadOptions = READ_ALL) -> Dataset:
+def coco_dataset(
+    annotations: str, images: str | None, options: ReadOptions = READ_ALL, split: str = "train"
+) -> Dataset:
     """Open annotations of instances, see :func:`e3va.data.formats.read_annotations`."""
-    data = read_annotations(annotations, images, options)
+    return from_coco(read_annotations(annotations, images, options, split))
+
+
+def from_coco(data: CocoData) -> Dataset:
+    """Return the data set of annotations that are read."""
     names = tuple(data.class_names)
     return Dataset(data.images, names, partial(_read_instances, data), data.summary(), data)
 
