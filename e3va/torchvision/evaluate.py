@@ -28,6 +28,14 @@ class Scores:
     values: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, float] = field(default_factory=dict)  # mask AP or IoU by class name
 
+    def to_json(self) -> dict[str, dict[str, float | None]]:
+        """Return ``scores`` and ``per_class`` for a JSON file, which has null instead of NaN."""
+        parts = {"scores": self.values, "per_class": self.per_class}
+        return {
+            part: {name: None if math.isnan(value) else value for name, value in entries.items()}
+            for part, entries in parts.items()
+        }
+
     def table(self) -> str:
         """Return a line of text for each score and each class."""
         width = max(map(len, [*self.values, *self.per_class]))
