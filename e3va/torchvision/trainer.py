@@ -165,19 +165,20 @@ class Trainer:
         if scored:
             self._evaluate()
 
-    def _log(self, values: dict[str, float]) -> None:
+    def _log(self, values: dict[str, float | None]) -> None:
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, **values}) + "\n")
         if self.tensorboard:
             for name, value in values.items():
-                self.tensorboard.add_scalar(name, value, self.step)
+                if value is not None:
+                    self.tensorboard.add_scalar(name, value, self.step)
             self.tensorboard.flush()
 
     def _evaluate(self) -> None:
         self.scores = self.evaluate()
         text = ", ".join(f"{name} {value:.1f}" for name, value in self.scores.values.items())
         self._progress.say(f"after step {self.step}: {text}")
-        self._log(self.scores.values)
+        self._log(self.scores.to_json()["scores"])
 
     def save(self) -> None:
         """Write ``training.pth``."""
@@ -218,10 +219,10 @@ class Trainer:
             "kept_for_backward_bytes": self.saved_bytes,
             "seconds_a_step": statistics.median(self.step_seconds) if self.step_seconds else None,
             "peak_memory_mib": peak_memory(),
-            "scores": self.scores.values,
+            "scores": self.scores.to_json()["scores"],
         }
         with atomic_open(self.folder / SUMMARY, "w") as file:
-            json.dump(summary, file, indent=1)
+            json.dump(summary, file, indent=1, allow_nan=False)
 
     def _adapter_fields(self) -> dict[str, Any]:
         summary, scores = self.dataset.summary, self.scores.values
