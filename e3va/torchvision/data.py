@@ -104,8 +104,8 @@ def open_dataset(
     """Open a folder of images with either an annotation file or a folder of label maps.
 
     ``images`` may be None where the annotations name the images. ``classes`` names the labels of
-    label maps; ``options`` and ``split`` say how instances are read, see
-    :func:`e3va.data.formats.read_annotations`; ``prefix`` precedes the arguments' names in messages.
+    label maps, ``prefix`` precedes the arguments' names in messages, and the others say how
+    instances are read, see :func:`e3va.data.formats.read_annotations`.
     """
     if not images and (not annotations or Path(annotations).suffix.lower() == ".json"):
         raise UserError(f"{prefix}images is not given: expected a folder of images")
