@@ -58,7 +58,7 @@ def split_coco(
 
     Returns:
         The training data and the validation data. The validation data keep images without objects,
-        and their ``dropped`` is empty: what was left out of the file is counted once.
+        and their ``notes`` are empty: what was left out of the file is counted once.
 
     Raises:
         UserError: see :func:`split_images`; or no object is left to train on, or to validate on.
@@ -75,9 +75,9 @@ def divide_coco(
     for positions in sides:
         images = [data.images[position] for position in positions]
         annotations = {image["id"]: data.annotations[image["id"]] for image in images}
-        parts.append(replace(data, images=images, annotations=annotations, dropped=Counter()))
+        parts.append(replace(data, images=images, annotations=annotations, notes=Counter()))
     train, val = parts
-    train.dropped = data.dropped
+    train.notes = data.notes
     if not any(val.annotations.values()):
         raise UserError(
             f"{data.source}: the validation split has {len(val.images)} of {len(data.images)} "
