@@ -102,7 +102,7 @@ def encode_masks(masks: "Tensor | RunLengthMasks") -> RunLengthMasks:
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> RunLengthMasks:
-    """Paste masks of boxes [N, 1, side, side] into an image of a size; they have torchvision's bits.
+    """Paste masks of boxes [N, 1, side, side] into an image; the pixels equal torchvision's.
 
     Args:
         masks: probabilities of pixels inside the boxes, from 0 to 1.
