@@ -10,6 +10,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
@@ -341,7 +342,8 @@ def _rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCNN:
     if cascade:
         roi_heads = CascadeRoIHeads(pooler, box_heads, predictors, **settings)
     else:
-        roi_heads = MaskRoIHeads(pooler, *box_heads, *predictors, **settings)
+        heads = MaskRoIHeads if config.model in MASK_MODELS else RoIHeads
+        roi_heads = heads(pooler, *box_heads, *predictors, **settings)
     return GeneralizedRCNN(backbone, _rpn(config, channels), roi_heads, _transform(config))
 
 
