@@ -12,7 +12,6 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
@@ -39,10 +38,13 @@ from ..weights.loading import (
     read_geometry,
     trunk_state,
 )
+from .boxes import box_iou_in_parts
 from .cascade import IOUS, ROI_SETTINGS, AlignedPooler, CascadePredictor, CascadeRoIHeads
+from .masks import MaskRoIHeads
 from .one_stage import LabeledFCOS, LabeledRetinaNet, fcos_anchors, retinanet_anchors
 from .pyramid import LEVEL_NAMES, PyramidBackbone
 from .semantic import SemanticFPN
+from .transform import Transform
 
 DEMO_TRUNK, RANDOM = DEMO, "random"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as Swin's pretraining
@@ -282,19 +284,19 @@ def model_parts(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _transform(config: ModelConfig) -> GeneralizedRCNNTransform:
+def _transform(config: ModelConfig) -> Transform:
     least, most = (round(config.size * factor) for factor in config.jitter)
     sizes = sorted({round(least + (most - least) * i / 8) for i in range(9)})
     # In evaluation torchvision uses the last size.
     sizes = (*(s for s in sizes if s != config.size), config.size)
-    return GeneralizedRCNNTransform(sizes, config.max_size, list(MEAN), list(STD))
+    return Transform(sizes, config.max_size, list(MEAN), list(STD))
 
 
 def _rpn(config: ModelConfig, channels: int) -> RegionProposalNetwork:
     least = smallest_anchor(config.size)
     sizes = tuple((least * 2**level,) for level in range(5))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-    return RegionProposalNetwork(
+    rpn = RegionProposalNetwork(
         anchors,
         RPNHead(channels, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=0.7,
@@ -305,6 +307,8 @@ def _rpn(config: ModelConfig, channels: int) -> RegionProposalNetwork:
         post_nms_top_n={"training": 1000, "testing": 1000},
         nms_thresh=0.7,
     )
+    rpn.box_similarity = box_iou_in_parts
+    return rpn
 
 
 def _pooler(aligned: bool, side: int) -> nn.Module:
@@ -338,7 +342,8 @@ def _rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCNN:
     if cascade:
         roi_heads = CascadeRoIHeads(pooler, box_heads, predictors, **settings)
     else:
-        roi_heads = RoIHeads(pooler, *box_heads, *predictors, **settings)
+        heads = MaskRoIHeads if config.model in MASK_MODELS else RoIHeads
+        roi_heads = heads(pooler, *box_heads, *predictors, **settings)
     return GeneralizedRCNN(backbone, _rpn(config, channels), roi_heads, _transform(config))
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from ..data.coco import ReadOptions
 from ..data.formats import own_validation
+from ..data.images import image_size, in_threads
 from ..data.label_maps import class_names
 from ..data.split import divide_coco, split_images
 from ..utils.errors import UserError
 from .data import Dataset, check_classes, from_coco, open_dataset
-from .models import BOX_MODELS, MASK_MODELS, MOST_DETECTIONS
+from .models import MASK_MODELS, MOST_DETECTIONS
 from .options import DATA, READING
 
 Sides = tuple[Sequence[int], Sequence[int]]  # positions of training and of validation images
@@ -45,18 +46,13 @@ def open_data(
     """
     share = options["val_split"]
     reading = ReadOptions(
-        masks=False if model in BOX_MODELS else None,
+        masks=None if model is None else model in MASK_MODELS,
         training=not share,  # the validation images are chosen among all images
         **{name: options[name] for name in READING},
         classes=classes,
     )
     paths, names = [options[name] for name in DATA[:3]], class_names(options["classes"])
     opened = open_dataset(*paths, classes=names, options=reading, prefix="--")
-    if opened.coco and not opened.coco.masks and model in MASK_MODELS:
-        raise UserError(
-            f"{options['annotations']} has boxes without masks, but the model {model} learns "
-            f"masks: give one of --model {', '.join(BOX_MODELS)}, or start a run without --model"
-        )
     if share:
         data = _split(opened, options, reading, chosen)
         print(data.training.summary)
@@ -86,7 +82,22 @@ def _open_validation(
     validation = open_dataset(*paths, classes=names, options=reading, split="val", prefix=prefix)
     print(f"validation{note}: {validation.summary}")
     check_classes(validation, training.classes)
+    if validation.coco:
+        _check_sizes(validation)
     return validation
+
+
+def _check_sizes(dataset: Dataset) -> None:
+    """Check the sizes of the images, which the evaluation compares only after the training."""
+    paths = [record["path"] for record in dataset.records]
+    sizes = in_threads(image_size, paths, "reading image sizes")
+    for record, size in zip(dataset.records, sizes, strict=True):
+        recorded = (record["width"], record["height"])
+        if size not in (recorded, recorded[::-1]):  # an EXIF orientation may turn the image
+            raise UserError(
+                f"image {record['path']} is {size[0]}×{size[1]}, but the annotations say "
+                f"{recorded[0]}×{recorded[1]}: correct the file's width and height"
+            )
 
 
 def _split(
