@@ -39,8 +39,9 @@ Objects, from a COCO-format file. The model is Mask R-CNN if the file has masks,
 it has only boxes:
   e3va train --images photos --annotations photos.json \\
              --val-images more --val-annotations more.json
-Objects from other formats, and a tenth of the images to validate on:
+Objects from a YOLO folder; its val split scores the model:
   e3va train --annotations yolo/data.yaml
+Objects from Pascal VOC files; a tenth of the images scores the model and is not trained on:
   e3va train --images JPEGImages --annotations Annotations --val-split 0.1
 Semantic segmentation, from label maps: photos/a.jpg has the label map labels/a.png, with a class
 number in every pixel:

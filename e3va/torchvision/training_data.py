@@ -65,11 +65,15 @@ def open_data(
 def _open_validation(
     options: Mapping[str, Any], training: Dataset, reading: ReadOptions
 ) -> Dataset | None:
-    """Open the validation data that are given, or those of a YOLO file's own split."""
+    """Open the validation data that are given, or the split that the annotations name."""
     paths, prefix, note = [options[name] for name in DATA[3:]], "--val-", ""
     annotations = options["annotations"]
     if not any(paths) and annotations and own_validation(annotations):
-        paths, prefix, note = [options[name] for name in DATA[:3]], "--", ", the file's val split"
+        paths, prefix, note = (
+            [options[name] for name in DATA[:3]],
+            "--",
+            ", the val split of the same data",
+        )
     if not any(paths):
         print(
             "no validation data are given (--val-images … or --val-split 0.1): the model is not "
@@ -80,7 +84,7 @@ def _open_validation(
     reading = replace(reading, masks=masks, training=False, classes=training.classes)
     names = () if training.coco else training.classes
     validation = open_dataset(*paths, classes=names, options=reading, split="val", prefix=prefix)
-    print(f"validation{note}: {validation.summary}")
+    print(f"{title}: {validation.summary}")
     check_classes(validation, training.classes)
     if validation.coco:
         _check_sizes(validation)
@@ -109,7 +113,7 @@ def _split(
         sides = split_images(names, options["val_split"], options["seed"])
         chosen = sorted({names[position] for position in sides[1]})
     else:
-        sides = _sides(names, chosen)
+        sides = _sides(names, chosen, options["skip_missing"])
     if opened.coco:
         parts = divide_coco(opened.coco, sides, replace(reading, training=True))
         training, validation = map(from_coco, parts)
@@ -125,14 +129,14 @@ def _name(record: Mapping[str, Any], images: str | None) -> str:
     return record.get("file_name") or os.path.relpath(record["path"], images)
 
 
-def _sides(names: Sequence[str], chosen: list[str]) -> Sides:
+def _sides(names: Sequence[str], chosen: list[str], skip_missing: bool) -> Sides:
     """Return the sides of an earlier choice; images that are new since then are trained on."""
     left = set(chosen)
     sides: tuple[list[int], list[int]] = ([], [])
     for position, name in enumerate(names):
         sides[name in left].append(position)
     missing = left - set(names)
-    if missing:
+    if missing and not skip_missing:
         raise UserError(
             f"{len(missing)} of the {len(left)} validation images of the run are not among the "
             f"data any more (first: {min(missing)}): restore them, or start a new run"

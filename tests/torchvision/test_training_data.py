@@ -163,3 +163,23 @@ def test_a_validation_image_of_another_size_stops_before_the_training(drawn):
     Image.fromarray(np.zeros((80, 90, 3), np.uint8)).save(drawn.images / "3.png")
     with pytest.raises(UserError, match=r"3.png is 90×80.* 96×80"):
         validated(drawn)
+
+
+def test_the_val_split_of_a_yolo_file_validates(drawn, tmp_path, capsys):
+    pytest.importorskip("supervision")
+    for number in range(1, 7):
+        part = "train" if number < 5 else "val"
+        for folder in ("images", "labels"):
+            (tmp_path / "yolo" / folder / part).mkdir(parents=True, exist_ok=True)
+        (drawn.images / f"{number}.png").rename(tmp_path / f"yolo/images/{part}/{number}.png")
+        (tmp_path / f"yolo/labels/{part}/{number}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    file = tmp_path / "yolo" / "data.yaml"
+    file.write_text("path: .\ntrain: images/train\nval: images/val\nnames: [red]\n")
+    options = {**DEFAULTS, "annotations": str(file)}
+    data = open_data(options, None)
+    assert names(data.training) == {"1.png", "2.png", "3.png", "4.png"}
+    assert names(data.validation) == {"5.png", "6.png"} and not data.training.coco.masks
+    assert "the val split" in capsys.readouterr().out
+    data = open_data({**options, "val_split": 0.25}, None)
+    assert names(data.training) | names(data.validation) == {"1.png", "2.png", "3.png", "4.png"}
+    assert len(data.validation.records) == 1
