@@ -57,23 +57,23 @@ def open_data(
         data = _split(opened, options, reading, chosen)
         print(data.training.summary)
         print(f"validation: {len(data.validation.records)} other images (--val-split {share})")
-        return data
-    print(opened.summary)
-    return TrainingData(opened, _open_validation(options, opened, reading))
+    else:
+        print(opened.summary)
+        data = TrainingData(opened, _open_validation(options, opened, reading))
+    if data.validation and data.validation.coco:
+        _check_sizes(data.validation)
+    return data
 
 
 def _open_validation(
     options: Mapping[str, Any], training: Dataset, reading: ReadOptions
 ) -> Dataset | None:
     """Open the validation data that are given, or the split that the annotations name."""
-    paths, prefix, note = [options[name] for name in DATA[3:]], "--val-", ""
+    paths, prefix, title = [options[name] for name in DATA[3:]], "--val-", "validation"
     annotations = options["annotations"]
     if not any(paths) and annotations and own_validation(annotations):
-        paths, prefix, note = (
-            [options[name] for name in DATA[:3]],
-            "--",
-            ", the val split of the same data",
-        )
+        paths, prefix = [options[name] for name in DATA[:3]], "--"
+        title = "validation, the val split of the same data"
     if not any(paths):
         print(
             "no validation data are given (--val-images … or --val-split 0.1): the model is not "
@@ -86,8 +86,6 @@ def _open_validation(
     validation = open_dataset(*paths, classes=names, options=reading, split="val", prefix=prefix)
     print(f"{title}: {validation.summary}")
     check_classes(validation, training.classes)
-    if validation.coco:
-        _check_sizes(validation)
     return validation
 
 
