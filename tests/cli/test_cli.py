@@ -147,7 +147,7 @@ def test_mistakes_of_training_give_one_line(train_arguments, drawn, drawn_labels
     fails(
         capsys, instead("--annotations", tmp_path / "none.json"), "no annotation file .*none.json"
     )
-    fails(capsys, instead("--annotations", text), "text.txt is not JSON")
+    fails(capsys, instead("--annotations", text), "text.txt .*COCO-format")
     fails(capsys, instead("--val-images", tmp_path), "6 of 6 images .*1.png")
     fails(capsys, [*train_arguments, "--labels", drawn_labels], "expected one of .*got both")
     fails(capsys, ["train", "--images", drawn.images], "expected one of .*got neither")
