@@ -109,7 +109,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> RunLengthMasks:
         boxes: boxes in the image [N, 4], x1 y1 x2 y2 in pixels.
         size: height and width of the image in pixels.
     """
-    pairs = zip(masks.split(1), boxes.split(1), strict=True)
+    pairs = zip(masks[:, None], boxes[:, None], strict=True)  # batches of one
     records = [_encode(paste_masks_in_image(*pair, size)[0, 0]) for pair in pairs]
     return RunLengthMasks(records, tuple(size))
 
