@@ -52,8 +52,8 @@ def write_findings(found: Findings, folder: Path, sheet_images: int = SHEET_IMAG
         shown = write_sheet(found, sheet_images, folder / "sheet.png")
         lines.append(f"wrote {folder / 'sheet.png'}: {shown} images")
     if found.location.kind in ("yolo", "voc", "labelme"):
-        found.source = str(folder / "annotations.json")
-        with atomic_open(found.source, "w") as file:
-            json.dump(found.data, file)
-        lines.append(f"wrote {found.source}: the annotations in COCO format")
+        file = folder / "annotations.json"
+        with atomic_open(file, "w") as stream:
+            json.dump(found.data, stream)
+        lines.append(f"wrote {file}: the annotations in COCO format")
     return lines

@@ -94,7 +94,8 @@ def _load(file: Path) -> dict:
 def _image_name(file: Path, content: dict, root: Path, stems: dict[str, list[str]]) -> str:
     """Return the path of a file's image relative to the folder of the images."""
     written = PureWindowsPath(str(content.get("imagePath") or ""))  # reads both kinds of slashes
-    for name in dict.fromkeys([written.as_posix(), written.name]):
+    own = root == file.absolute().parent  # the written path starts at the JSON file's folder
+    for name in [written.as_posix(), written.name][not own and ".." in written.parts :]:
         if name and (root / name).is_file():
             return name
     return stems.get(file.stem, [written.name or f"{file.stem}.jpg"])[0]

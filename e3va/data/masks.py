@@ -39,6 +39,10 @@ def read_mask(segmentation: Any, height: int, width: int) -> Mask:
     Raises:
         Fault: there is no mask, it has no usable polygon, or its RLE does not fit the image.
     """
+    farthest = FARTHEST * max(height, width)
+    usual = isinstance(segmentation, list) and segmentation != []
+    if usual and all(type(part) is list and _is_usual(part, farthest) for part in segmentation):
+        return Mask(segmentation)
     if not has_mask(segmentation):
         text = "there is no 'segmentation', expected polygons or RLE, since the model learns masks"
         raise Fault("no_mask", text)
@@ -49,7 +53,7 @@ def read_mask(segmentation: Any, height: int, width: int) -> Mask:
         raise Fault("mask", f"the 'segmentation' is a {kind}, expected polygons or RLE")
     if len(segmentation) == 1 and isinstance(segmentation[0], dict):
         return _read_rle(segmentation[0], height, width)._replace(converted=True)
-    return _read_polygons(segmentation, FARTHEST * max(height, width))
+    return _read_polygons(segmentation, farthest)
 
 
 def _depth(shape: Any, limit: int = DEEPEST + 1) -> int:
@@ -60,8 +64,6 @@ def _depth(shape: Any, limit: int = DEEPEST + 1) -> int:
 
 
 def _read_polygons(shape: list, farthest: float) -> Mask:
-    if all(type(part) is list and _is_usual(part, farthest) for part in shape):
-        return Mask(shape)
     if _depth(shape) > DEEPEST:
         raise Fault("mask", f"the 'segmentation' has more than {DEEPEST} levels of lists")
     if any(isinstance(part, dict) for part in shape):

@@ -18,7 +18,6 @@ from e3va.data.contact_sheet import write_sheet
 from e3va.data.masks import to_rle
 from e3va.data.problems import CONVERTED, DROPPED, KINDS, REFUSED, SKIPPED, WARNING
 from e3va.data.report import report_numbers, report_text
-from e3va.data.voc import CLASSES, read_voc
 
 
 def check(drawn):
@@ -370,34 +369,3 @@ def test_runs_of_compressed_masks_are_read(mask, height):
     assert pycocotools.mask.area(rle) == bits.sum()
     with pytest.raises(ValueError):
         to_rle({"size": [height, 99], "counts": counts}, height, 99)
-
-
-def write_xml(path, width, height, objects):
-    boxes = "".join(
-        f"<object><name>{name}</name><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax>"
-        f"<ymax>{y2}</ymax></bndbox></object>"
-        for name, x1, y1, x2, y2 in objects
-    )
-    size = f"<size><width>{width}</width><height>{height}</height></size>"
-    path.write_text(f"<annotation>{size}{boxes}</annotation>")
-
-
-def test_voc_is_read_as_detectron2_reads_it(tmp_path):
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (tmp_path / folder).mkdir(parents=True)
-    Image.new("RGB", (40, 30)).save(tmp_path / "JPEGImages" / "a.jpg")
-    write_xml(tmp_path / "Annotations" / "a.xml", 40, 30, [("cat", 1, 1, 40, 30)])
-    write_xml(tmp_path / "Annotations" / "b.xml", 40, 30, [("cow", 2, 3, 9, 9)])
-    (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")
-    data = read_voc(tmp_path, "train")
-    assert [c["name"] for c in data["categories"]] == list(CLASSES)
-    assert [a["bbox"] for a in data["annotations"]] == [[0, 0, 40, 30]]  # the whole image
-    found = check_instances(data, tmp_path, tmp_path / "JPEGImages")
-    assert set(found.problems.counts()) == {"unused"} and not found.masks
-    found = check_instances(read_voc(tmp_path), tmp_path, tmp_path / "JPEGImages")
-    assert found.problems.counts()["missing"] == 1
-    with pytest.raises(UserError, match="val.txt"):
-        read_voc(tmp_path, "val")
-    (tmp_path / "Annotations" / "b.xml").write_text("<annotation/>")
-    with pytest.raises(UserError, match="b.xml"):
-        read_voc(tmp_path)
