@@ -158,9 +158,7 @@ def read_content(
         result.annotations[image["id"]].append(annotation)
     dropped = {kind: n for kind, n in counts.items() if KINDS[kind].severity == DROPPED}
     result.dropped.update({KINDS[kind].title: number for kind, number in dropped.items()})
-    if options.training:
-        _require_objects(result)
-    return result
+    return without_empty(result, options) if options.training else result
 
 
 def _refuse_in(source: str | os.PathLike) -> Note:
@@ -335,7 +333,13 @@ def _has_area(box: list[float], image: dict) -> bool:
     return all(map(math.isfinite, box)) and inside_width > 0 and inside_height > 0
 
 
-def _require_objects(data: CocoData) -> None:
+def without_empty(data: CocoData, options: ReadOptions) -> CocoData:
+    """Leave out the images without objects, unless the options keep them.
+
+    Raises:
+        UserError: no image with an object is left.
+    """
+    del options
     data.annotations = {
         image_id: annotations
         for image_id, annotations in data.annotations.items()
@@ -348,3 +352,4 @@ def _require_objects(data: CocoData) -> None:
             f"{data.source} has no usable annotation to train on{dropped}: "
             "expected at least one object with a box inside its image"
         )
+    return data

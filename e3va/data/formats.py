@@ -32,3 +32,9 @@ def read_class_names(path: str | os.PathLike, images: str | os.PathLike | None =
     """Return the class names that :func:`read_annotations` finds; images need not exist."""
     del images
     return [c["name"] for c in list_categories(load_json(path), path, lambda *_: None)]
+
+
+def own_validation(path: str | os.PathLike) -> bool:
+    """Return whether a path of annotations also names validation data of its own."""
+    del path
+    return False
