@@ -138,7 +138,7 @@ def _find_pairs(images: str, labels: str, key: str, skip_missing: bool) -> list[
         given_path(folder, f"{key}.{name}", "FOLDER")
         for folder, name in ((images, "images"), (labels, "labels"))
     ]
-    return pair_label_maps(*folders, skip_missing=skip_missing)
+    return pair_label_maps(*folders, **({"skip_missing": True} if skip_missing else {}))
 
 
 class LabelMapper:
