@@ -58,22 +58,30 @@ def split_coco(
 
     Returns:
         The training data and the validation data. The validation data keep images without objects,
-        and their ``dropped`` is empty: what was left out of the file is counted once.
+        and their ``notes`` are empty: what was left out of the file is counted once.
 
     Raises:
         UserError: see :func:`split_images`; or no object is left to train on, or to validate on.
     """
-    sides = []
-    for positions in split_images([image["path"] for image in data.images], share, seed):
+    sides = split_images([image["path"] for image in data.images], share, seed)
+    return divide_coco(data, sides, options)
+
+
+def divide_coco(
+    data: CocoData, sides: Sequence[Sequence[int]], options: ReadOptions
+) -> tuple[CocoData, CocoData]:
+    """Split annotated images by the positions of the two sides; see :func:`split_coco`."""
+    parts = []
+    for positions in sides:
         images = [data.images[position] for position in positions]
         annotations = {image["id"]: data.annotations[image["id"]] for image in images}
-        sides.append(replace(data, images=images, annotations=annotations, dropped=Counter()))
-    train, val = sides
-    train.dropped = data.dropped
+        parts.append(replace(data, images=images, annotations=annotations, notes=Counter()))
+    train, val = parts
+    train.notes = data.notes
     if not any(val.annotations.values()):
         raise UserError(
-            f"{data.source}: the validation split {share} has {len(val.images)} of "
-            f"{len(data.images)} images and no object: expected at least one object to score; "
-            "give a larger share, another seed, or validation data"
+            f"{data.source}: the validation split has {len(val.images)} of {len(data.images)} "
+            "images and no object: expected at least one object to score; give a larger share, "
+            "another seed, or validation data"
         )
     return without_empty(train, replace(options, training=True)), val

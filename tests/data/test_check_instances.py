@@ -65,7 +65,7 @@ CASES = {
     "negative": (lambda d: annotation(d, bbox=[20, 5, 9, -9]), [("no_area", "1.png", 1)]),
     "nan": (lambda d: annotation(d, bbox=[20, math.nan, 9, 9]), [("no_area", "1.png", 1)]),
     "box of three": (lambda d: annotation(d, bbox=[1, 2, 3]), [("box", "1.png", 1)]),
-    "box of text": (lambda d: annotation(d, bbox=[1, 2, 3, "4"]), [("box", "1.png", 1)]),
+    "box of text": (lambda d: annotation(d, bbox=[1, 2, 3, "x"]), [("box", "1.png", 1)]),
     "unknown class": (lambda d: annotation(d, category_id=9), [("unknown_category", "1.png", 1)]),
     "class is a list": (
         lambda d: annotation(d, category_id=[3]),
@@ -111,12 +111,16 @@ CASES = {
         [("image_record", "", 1), ("unknown_image", "", 1), ("unknown_image", "", 2)],
     ),
     "image twice": (
+        lambda d: d.data["images"].append({**d.data["images"][1], "file_name": "1.png"}),
+        [("image_twice", "1.png", 2)],
+    ),
+    "record twice": (
         lambda d: d.data["images"].append({**d.data["images"][1]}),
-        [("image_twice", "2.png", 2)],
+        [("image_again", "2.png", 2)],
     ),
     "file twice": (
         lambda d: d.data["images"].append({**d.data["images"][1], "id": 50}),
-        [("file_twice", "2.png", 50)],
+        [("file_twice", "2.png", 50), ("empty", "2.png", 50)],
     ),
     "other size": (
         lambda d: d.data["images"][0].update(width=200),

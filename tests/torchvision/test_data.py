@@ -45,15 +45,17 @@ def test_flips_move_image_boxes_and_masks_together(instances):
     for seed in range(12):
         seed_everything(seed)
         flipped, own = mapper(record)
+        masks, unflipped = own.pop("masks").stack(), target["masks"].stack()
         assert all(type(v) is torch.Tensor for v in (flipped, *own.values()))
         if torch.equal(flipped, image):
             kinds.add("as it was")
-            assert all(torch.equal(own[k], target[k]) for k in target)
+            assert all(torch.equal(own[k], target[k]) for k in own)
+            assert torch.equal(masks, unflipped)
             continue
         kinds.add("flipped")
         assert torch.equal(flipped, image.flip(2))
-        assert torch.equal(own["masks"], target["masks"].flip(2))
-        for box, mask in zip(own["boxes"].int().tolist(), own["masks"], strict=True):
+        assert torch.equal(masks, unflipped.flip(2))
+        for box, mask in zip(own["boxes"].int().tolist(), masks, strict=True):
             rows, columns = mask.nonzero().T
             assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert kinds == {"as it was", "flipped"}
