@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,20 @@ SHOWN = 3  # printed problems of each kind; the file lists all of them
 # What training does about a problem.
 REFUSED = "refused"  # it stops, at the start or when it reaches the image
 DROPPED = "dropped"  # it drops the annotation
+SKIPPED = "skipped"  # it leaves out what is usually left out, and loses no annotation
+CONVERTED = "converted"  # it reads the data as they were meant
 WARNING = "warning"  # it uses the data, which may be wrong
+SEVERITIES = (REFUSED, DROPPED, SKIPPED, CONVERTED, WARNING)
+
+# Warnings that the line of :func:`count_line` counts: they change what is trained on and scored.
+COUNTED = (
+    "file_twice",
+    "name_twice",
+    "polygon_left_out",
+    "no_image",
+    "two_labels_map",
+    "one_class",
+)
 
 
 class Kind(NamedTuple):
@@ -34,6 +48,8 @@ image_twice: image ids that appear twice; give each image its own id
 no_images: files without images; list the images under 'images'
 missing: images that do not exist; check the image folder, or remove their records
 undecodable: files that do not decode; replace or remove them
+image_float: images of floating-point numbers; save them with 8 or 16 bits per channel
+too_large: images with more pixels than can be opened; cut them into smaller images
 image_size: images with another size than their record; correct width and height
 unknown_category: annotations of unknown categories; list the category, or correct category_id
 box: malformed boxes; write [x, y, width, height] in pixels
@@ -43,11 +59,19 @@ nothing: data with nothing to train on; annotate some objects
 no_map: images without a label map; add a PNG file with the name of the image
 map_size: label maps with another size than their image; write them with the image's size
 map_mode: label maps with more than one channel of 8 bits; write class numbers instead of colors
+two_labels: label maps whose only labels are 0 and 255; 255 means no class, so write 1 instead
 label: label maps with labels that are no class; name more classes, or write 255 for no class""",
     DROPPED: """\
 unknown_image: annotations of images that are not listed; correct image_id, or list the image
 no_area: boxes with no area inside the image; write [x, y, width, height], not two corners
 polygons: masks without a polygon of three points or more; draw the mask again""",
+    SKIPPED: """\
+no_map_skipped: images without a label map; nothing has to be done
+hidden: hidden files, whose names begin with a dot; nothing has to be done""",
+    CONVERTED: """\
+unturned: images read without their EXIF orientation; their records have the size before it
+image_depth: images of 16 bits per channel, scaled to 8; nothing has to be done
+map_depth: label maps in another form than 8 bits with one channel; their labels are used""",
     WARNING: """\
 annotation_twice: annotation ids that are missing or appear twice; training numbers them again
 file_twice: files that are listed as several images; list each file once
@@ -62,7 +86,9 @@ area: areas that are not positive numbers; write the pixels of the mask as 'area
 turned: images that EXIF data rotate or mirror; check that the annotations fit the upright image
 no_image: label maps without an image; add the image, or remove the label map
 ambiguous: images that share a label map; give them names that differ in more than the suffix
-ignored: label maps without a labelled pixel; annotate the image, or remove it""",
+ignored: label maps without a labelled pixel; annotate the image, or remove it
+two_labels_map: label maps with only the labels 0 and 255; write 1 if 255 is meant as a class
+one_class: label maps with only the label 0; annotate another class""",
 }
 KINDS = {
     kind: Kind(severity, *texts.split("; "))
@@ -117,7 +143,7 @@ class Problems(list[Problem]):
 
     def summary(self) -> str | None:
         """Return one line about what training would refuse or drop; None if it would do neither."""
-        groups = {severity: self.of_severity(severity) for severity in (REFUSED, DROPPED, WARNING)}
+        groups = {severity: self.of_severity(severity) for severity in SEVERITIES}
         counts = ", ".join(_counted(len(own), s) for s, own in groups.items() if own)
         for severity, action in ((REFUSED, "stop"), (DROPPED, "drop annotations")):
             if groups[severity]:
@@ -145,6 +171,27 @@ class Findings:
     problems: Problems = field(default_factory=Problems)
     location: DataLocation | None = None
     notes: list[str] = field(default_factory=list)  # sentences for the user
+
+
+def count_line(counts: Mapping[str, int]) -> str:
+    """Return the part of a summary line that counts what was left out, converted and warned of.
+
+    Example: ``; left out: 2 repeated image records; converted: 5 file names with backslashes``.
+    ``counts`` has the number of problems of each kind. The text is empty if none of them matter.
+    """
+    groups: dict[str, list[str]] = {"left out": [], "converted": [], "warnings": []}
+    for kind in KINDS:
+        severity, title, _ = KINDS[kind]
+        if not counts.get(kind) or severity == REFUSED:
+            continue
+        if severity != WARNING:
+            name = "converted" if severity == CONVERTED else "left out"
+        elif kind in COUNTED:
+            name = "warnings"
+        else:
+            continue
+        groups[name].append(f"{counts[kind]} {title}")
+    return "".join(f"; {name}: {', '.join(own)}" for name, own in groups.items() if own)
 
 
 def _counted(number: int, severity: str) -> str:

@@ -13,7 +13,6 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import SemSegEvaluator
 
 from ..data.label_maps import (
@@ -25,9 +24,11 @@ from ..data.label_maps import (
     numbered_classes,
     pair_label_maps,
     read_label_map,
+    summarize_labels,
 )
-from ..utils.errors import UserError, unreadable_image
+from ..utils.errors import UserError
 from .data import given_path
+from .images import read_array
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,7 @@ def label_dicts(
     """
     pairs = _find_pairs(images, labels, "data.train" if training else "data.val")
     check_labels(pairs, classes)
-    text = "%s: %d images with label maps, %d classes (%s)"
-    logger.info(text, images, len(pairs), len(classes), ", ".join(classes))
+    logger.info(summarize_labels(images, pairs, classes, pairs.counts))
     return dicts_of_pairs(pairs)
 
 
@@ -140,11 +140,8 @@ class LabelMapper:
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """Map a dataset dict to an example."""
-        example, path = dict(record), record["file_name"]
-        try:
-            image = read_image(path, format=self.image_format)
-        except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
-            raise unreadable_image(path, error) from None
+        example = dict(record)
+        image = read_array(record, self.image_format)
         example["height"], example["width"] = image.shape[:2]
         labels = self._read_labels(example) if self.is_train else None
         entry = T.AugInput(image, sem_seg=labels)

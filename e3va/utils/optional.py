@@ -11,6 +11,7 @@ HOW_TO_INSTALL = {
     "cv2": "pip install opencv-python",
     "iopath": "pip install 'iopath<0.1.10'",
     "PIL": "pip install pillow",
+    "pillow_heif": "pip install pillow-heif",
 }
 
 
