@@ -71,10 +71,7 @@ def read_image(path: str | os.PathLike, size: Size | None = None) -> Image.Image
             picture, problem = _to_8_bits(image)
             picture = picture.convert("RGB")
     except BROKEN as error:
-        kind, text = _fault(path, error)
-        if kind == "too_large":
-            raise UserError(f"image {path} {text}") from None
-        raise unreadable_image(path, text) from None
+        raise _refusal(path, error) from None
     if problem and problem[0] == "image_float":
         raise UserError(f"image {path} {problem[1]}")
     if size not in (None, upright, stored):
@@ -148,7 +145,7 @@ def image_sizes(path: str | os.PathLike) -> tuple[Size, Size]:
                 return image.size, image.size
             return _sizes(image)
     except BROKEN as error:
-        raise unreadable_image(path, _fault(path, error)[1]) from None
+        raise _refusal(path, error) from None
 
 
 def _open(path: str | os.PathLike) -> Image.Image:
@@ -170,6 +167,13 @@ def _fault(path: str | os.PathLike, error: BaseException) -> tuple[str, str]:
     if how and suffix not in Image.registered_extensions():
         return "undecodable", f"Pillow does not read {suffix} files yet; {how}"
     return "undecodable", brief(error)
+
+
+def _refusal(path: str | os.PathLike, error: BaseException) -> UserError:
+    kind, text = _fault(path, error)
+    return (
+        UserError(f"image {path} {text}") if kind == "too_large" else unreadable_image(path, text)
+    )
 
 
 def _orientation(image: Image.Image) -> int:

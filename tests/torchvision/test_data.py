@@ -167,7 +167,7 @@ def test_wrong_label_maps_give_one_line(drawn, drawn_labels, tmp_path):
     Image.new("L", (5, 6)).save(path)
     with pytest.raises(UserError, match="is 5×6, its image .*1.png is 96×80"):
         read()
-    Image.new("RGB", (96, 80)).save(path)
+    Image.new("RGB", (96, 80), "red").save(path)
     with pytest.raises(UserError, match="has Pillow's mode RGB: expected one channel of 8"):
         read()
     path.write_bytes(good[:60])
