@@ -1,5 +1,6 @@
 """A user's own annotations of instances for Detectron2: dataset dicts, mapper and evaluator."""
 
+import copy
 import logging
 import os
 from collections.abc import Sequence
@@ -7,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import detectron2.data.transforms as T
 import numpy as np
 import pycocotools.mask as mask_util
+import torch
 from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
-from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data import detection_utils as utils
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
@@ -18,8 +21,9 @@ from detectron2.utils.logger import log_first_n
 from ..data.coco import CocoData, ReadOptions
 from ..data.formats import read_annotations, read_class_names
 from ..data.split import split_coco
-from ..utils.errors import UserError, brief, unreadable_image
+from ..utils.errors import UserError
 from .evaluator import InstanceEvaluator
+from .images import read_array
 
 logger = logging.getLogger(__name__)
 
@@ -236,22 +240,30 @@ class ImageMapper(DatasetMapper):
     """Detectron2's mapper with one-line errors; images with an RLE get bitmasks, others polygons.
 
     Raises:
-        UserError: the image is missing, does not decode, or has another size than its annotation
-            file states.
+        UserError: the image cannot be used, see :func:`e3va.data.images.read_image`.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Map a dataset dict to an example, see :class:`detectron2.data.DatasetMapper`."""
-        path = dataset_dict["file_name"]
-        try:
-            return super().__call__(dataset_dict)
-        except SizeMismatchError as error:
-            raise UserError(
-                f"image {path} has another size than its annotation file states ({brief(error)}): "
-                "correct height and width in the file"
-            ) from None
-        except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
-            raise unreadable_image(path, error) from None
+        record = copy.deepcopy(dataset_dict)
+        image = read_array(record, self.image_format)
+        utils.check_image_size(record, image)  # fills in a missing height and width
+        labels = record.pop("sem_seg_file_name", None)
+        if labels is not None:
+            labels = utils.read_image(labels, "L").squeeze(2)
+        entry = T.AugInput(image, sem_seg=labels)
+        transforms = self.augmentations(entry)
+        record["image"] = torch.from_numpy(entry.image.transpose(2, 0, 1).copy())
+        if labels is not None:
+            record["sem_seg"] = torch.from_numpy(entry.sem_seg.astype("long"))
+        shape = entry.image.shape[:2]
+        if self.proposal_topk is not None:
+            utils.transform_proposals(record, shape, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, shape)
+        return record
 
     def _transform_annotations(self, dataset_dict: dict, transforms: Any, image_shape) -> None:
         kinds = {type(a.get("segmentation")) for a in dataset_dict["annotations"]}

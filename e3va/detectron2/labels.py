@@ -13,7 +13,6 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import SemSegEvaluator
 
 from ..data.label_maps import (
@@ -25,10 +24,12 @@ from ..data.label_maps import (
     numbered_classes,
     pair_label_maps,
     read_label_map,
+    summarize_labels,
 )
 from ..data.split import split_images
-from ..utils.errors import UserError, unreadable_image
+from ..utils.errors import UserError
 from .data import DEFAULT_OPTIONS, DataOptions, given_path
+from .images import read_array
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +75,13 @@ def label_dicts(
     """
     options = options or DEFAULT_OPTIONS
     key = "data.train" if training else "data.val"
-    pairs = _find_pairs(images, labels, key, options.skip_missing)
+    whole = pairs = _find_pairs(images, labels, key, options.skip_missing)
     if options.val_split:
-        names = [str(pair.image) for pair in pairs]
+        names = [str(pair.image) for pair in whole]
         train, val = split_images(names, options.val_split, options.seed)
-        pairs = [pairs[position] for position in (train if training else val)]
+        pairs = [whole[position] for position in (train if training else val)]
     check_labels(pairs, classes)
-    text = "%s: %d images with label maps, %d classes (%s)"
-    logger.info(text, images, len(pairs), len(classes), ", ".join(classes))
+    logger.info(summarize_labels(images, pairs, classes, whole.counts))
     return dicts_of_pairs(pairs)
 
 
@@ -138,7 +138,7 @@ def _find_pairs(images: str, labels: str, key: str, skip_missing: bool) -> list[
         given_path(folder, f"{key}.{name}", "FOLDER")
         for folder, name in ((images, "images"), (labels, "labels"))
     ]
-    return pair_label_maps(*folders, **({"skip_missing": True} if skip_missing else {}))
+    return pair_label_maps(*folders, skip_missing=skip_missing)
 
 
 class LabelMapper:
@@ -168,11 +168,8 @@ class LabelMapper:
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """Map a dataset dict to an example."""
-        example, path = dict(record), record["file_name"]
-        try:
-            image = read_image(path, format=self.image_format)
-        except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
-            raise unreadable_image(path, error) from None
+        example = dict(record)
+        image = read_array(record, self.image_format)
         example["height"], example["width"] = image.shape[:2]
         labels = self._read_labels(example) if self.is_train else None
         entry = T.AugInput(image, sem_seg=labels)

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.data import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
 
 from ..utils.atomic import atomic_open
-from ..utils.errors import UserError, unreadable_image
+from ..utils.errors import UserError
 from ..utils.paths import find_images, free_name
 from ..utils.progress import Progress
+from .images import read_array
 from .predictor import LazyPredictor
 
 READABLE = 480  # pixels of the shorter side; labels would cover smaller pictures
@@ -94,9 +94,9 @@ def predict_folder(
     with Progress(0, len(images), unit="image", what="predicting") as progress:
         for number, path in enumerate(images, 1):
             try:
-                image = read_image(str(path), format="BGR")
-            except (OSError, SyntaxError) as error:
-                print(f"error: {unreadable_image(path, error).line}", file=sys.stderr)
+                image = read_array({"file_name": path}, "BGR")
+            except UserError as error:
+                print(f"error: {error.line}", file=sys.stderr)
                 failed += 1
                 continue
             found = predictor(np.ascontiguousarray(image))

@@ -84,8 +84,8 @@ def broken(drawn, kind):
     [
         ("truncated", "cannot be read", 0),
         ("no image", "cannot be read: cannot identify", 0),
-        ("size", "another size than its annotation file states", 0),
-        ("size", "another size than its annotation file states", 1),
+        ("size", "is 96×80, the annotations say 101×80", 0),
+        ("size", "is 96×80, the annotations say 101×80", 1),
     ],
 )
 def test_unusable_image_is_one_clear_line(drawn, kind, message, workers):
