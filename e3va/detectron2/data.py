@@ -4,11 +4,9 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
@@ -17,6 +15,7 @@ from detectron2.utils import comm
 from ..data.coco import ReadOptions
 from ..data.formats import read_annotations, read_class_names
 from ..utils.errors import UserError, brief, unreadable_image
+from .masks import MaskMapper
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +120,8 @@ def _instance(annotation: dict, class_index: dict[int, int]) -> dict:
     return instance
 
 
-class ImageMapper(DatasetMapper):
-    """Detectron2's mapper with one-line errors; images with an RLE get bitmasks, others polygons.
+class ImageMapper(MaskMapper):
+    """:class:`MaskMapper` with one-line errors.
 
     Raises:
         UserError: the image is missing, does not decode, or has another size than its annotation
@@ -141,8 +140,3 @@ class ImageMapper(DatasetMapper):
             ) from None
         except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
             raise unreadable_image(path, error) from None
-
-    def _transform_annotations(self, dataset_dict: dict, transforms: Any, image_shape) -> None:
-        kinds = {type(a.get("segmentation")) for a in dataset_dict["annotations"]}
-        self.instance_mask_format = "bitmask" if kinds & {dict, np.ndarray} else "polygon"
-        super()._transform_annotations(dataset_dict, transforms, image_shape)

@@ -24,6 +24,7 @@ from .distributed import share_model
 from .hooks import AdapterWriter, MetricPrinter, PeakMemory, TrainedPartsReport
 from .labels import label_classes, label_dicts
 from .launch import launch, one_message
+from .masks import masks_on_demand
 from .trainer import HighwayTrainer
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,8 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
         logger.info("No evaluation: the config names no validation data")
         return None
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, loader, evaluator)
+    with masks_on_demand(model):
+        results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results
