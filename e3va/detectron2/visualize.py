@@ -71,7 +71,11 @@ def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
     shorter, longer = sorted(image.shape[:2])
     scale = max(1.0, min(READABLE / shorter, ENLARGED / longer))
     scale = min(scale, DRAWABLE / longer)
-    return Visualizer(image[:, :, ::-1], metadata, scale, ColorMode.IMAGE)
+    canvas = Visualizer(image[:, :, ::-1], metadata, scale, ColorMode.IMAGE)
+    # As VisImage does, which rounds a side of 1 pixel of a very long image down to 0.
+    height, width = ((max(1, side * scale) + 1e-2) / canvas.output.dpi for side in image.shape[:2])
+    canvas.output.fig.set_size_inches(width, height)
+    return canvas
 
 
 def draw_output(

@@ -18,6 +18,7 @@ from PIL import Image
 
 from e3va.detectron2.data import ImageMapper
 from e3va.detectron2.masks import PastedMasks, RLEMasks, masks_on_demand
+
 from .test_lean import make_batch, small_cfg
 
 SIZE = (37, 53)
