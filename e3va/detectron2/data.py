@@ -6,13 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import detectron2.data.transforms as T
-import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data import detection_utils as utils
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
@@ -24,6 +22,7 @@ from ..data.split import split_coco
 from ..utils.errors import UserError
 from .evaluator import InstanceEvaluator
 from .images import read_array
+from .masks import MaskMapper
 
 logger = logging.getLogger(__name__)
 
@@ -236,8 +235,8 @@ def _instance(annotation: dict, class_index: dict[int, int]) -> dict:
     return instance
 
 
-class ImageMapper(DatasetMapper):
-    """Detectron2's mapper with one-line errors; images with an RLE get bitmasks, others polygons.
+class ImageMapper(MaskMapper):
+    """:class:`MaskMapper` with one-line errors.
 
     Raises:
         UserError: the image cannot be used, see :func:`e3va.data.images.read_image`.
@@ -264,8 +263,3 @@ class ImageMapper(DatasetMapper):
         elif "annotations" in record:
             self._transform_annotations(record, transforms, shape)
         return record
-
-    def _transform_annotations(self, dataset_dict: dict, transforms: Any, image_shape) -> None:
-        kinds = {type(a.get("segmentation")) for a in dataset_dict["annotations"]}
-        self.instance_mask_format = "bitmask" if kinds & {dict, np.ndarray} else "polygon"
-        super()._transform_annotations(dataset_dict, transforms, image_shape)

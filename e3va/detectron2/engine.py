@@ -22,6 +22,7 @@ from .describe import describe_config, output_classes
 from .distributed import share_model
 from .hooks import AdapterWriter, MetricPrinter, MetricWriter, PeakMemory, TrainedPartsReport
 from .launch import launch, one_message
+from .masks import masks_on_demand
 from .own_data import (
     check_validation_data,
     has_validation_data,
@@ -132,7 +133,8 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
         logger.info("No evaluation: the config names no validation data")
         return None
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, loader, evaluator)
+    with masks_on_demand(model):
+        results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from e3va.detectron2.data import DataOptions, ImageMapper, coco_dicts, coco_evaluator
 from e3va.detectron2.loader import TrainLoader
+from e3va.detectron2.transforms import ResizeShortestEdge
 
 data = dict(
     # short_edge: the shorter side in pixels, chosen at random from this list.
@@ -53,7 +54,7 @@ dataloader.train = L(TrainLoader)(
     mapper=L(ImageMapper)(
         is_train=True,
         augmentations=[
-            L(T.ResizeShortestEdge)(
+            L(ResizeShortestEdge)(
                 short_edge_length="${data.train.short_edge}",
                 sample_style="choice",
                 max_size="${data.max_size}",
@@ -78,7 +79,7 @@ dataloader.test = L(build_detection_test_loader)(
     mapper=L(ImageMapper)(
         is_train=False,
         augmentations=[
-            L(T.ResizeShortestEdge)(
+            L(ResizeShortestEdge)(
                 short_edge_length="${data.val.short_edge}", max_size="${data.max_size}"
             )
         ],

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from e3va.detectron2.data import DataOptions
 from e3va.detectron2.labels import LabelMapper, label_classes, label_dicts, label_evaluator
 from e3va.detectron2.loader import TrainLoader
+from e3va.detectron2.transforms import ResizeShortestEdge
 
 data = dict(
     # short_edge: the shorter side in pixels, chosen at random from this list (here every number
@@ -51,7 +52,7 @@ dataloader.train = L(TrainLoader)(
     mapper=L(LabelMapper)(
         is_train=True,
         augmentations=[
-            L(T.ResizeShortestEdge)(
+            L(ResizeShortestEdge)(
                 short_edge_length="${data.train.short_edge}",
                 sample_style="choice",
                 max_size=4096,
@@ -82,7 +83,7 @@ dataloader.test = L(build_detection_test_loader)(
     mapper=L(LabelMapper)(
         is_train=False,
         augmentations=[
-            L(T.ResizeShortestEdge)(
+            L(ResizeShortestEdge)(
                 short_edge_length="${data.val.short_edge}", max_size="${data.max_size}"
             )
         ],
