@@ -190,6 +190,7 @@ def find_image_root(json_file: Path, records: Any) -> Path:
     folders = _likely_image_folders(json_file)
     records = [r for r in records[:20] if isinstance(r, dict)] if isinstance(records, list) else []
     names = [r["file_name"] for r in records if isinstance(r.get("file_name"), str)]
+    names += [name.replace("\\", "/") for name in names if "\\" in name]
     for name, folder in itertools.product(names, folders):
         if (folder / name).is_file():
             return folder

@@ -62,23 +62,29 @@ def test_problems_end_with_status_1_and_one_line(capsys, drawn, tmp_path):
     out, err = run(capsys, drawn.json, "--output", tmp_path / "out", status=1)
     assert "  8 dropped: " in out
     assert f"    {drawn.images / '1.png'}, id 1: " in out and "… and 5 more" in out
-    assert err.count("\n") == 1 and err.startswith("error: ") and "8 dropped; first: " in err
+    assert (
+        err.count("\n") == 1
+        and err.startswith("error: ")
+        and "8 dropped, 4 skipped; first: " in err
+    )
     assert "Next" in out  # training would still run
     written = json.loads((tmp_path / "out" / "problems.json").read_text())
-    assert [p["id"] for p in written["problems"]] == list(range(1, 9))
-    assert written["counts"] == {"no_area": 8}
-    assert {p["severity"] for p in written["problems"]} == {"dropped"}
+    dropped = [p for p in written["problems"] if p["severity"] == "dropped"]
+    assert [p["id"] for p in dropped] == list(range(1, 9))
+    assert written["counts"] == {"no_area": 8, "empty": 4}  # four images have no other object
     (drawn.images / "6.png").unlink()
     out, err = run(capsys, drawn.json, status=1)
-    assert err.startswith("error: ") and "1 refused, 8 dropped; first: " in err
+    assert err.startswith("error: ") and "1 refused, 8 dropped, 4 skipped; first: " in err
     assert "Next" not in out
 
 
-def test_warnings_end_with_status_0(capsys, drawn):
+def test_conversions_and_warnings_end_with_status_0(capsys, drawn):
     drawn.data["annotations"][0]["area"] = 0
+    drawn.data["annotations"][1]["id"] = 1
     drawn.save()
     out, err = run(capsys, drawn.json)
-    assert err == "" and "1 warning: " in out and "id 1: the area is 0" in out and "Next" in out
+    assert err == "" and "1 warning: " in out and "1 converted: " in out
+    assert "id 1: the area is 0" in out and "Next" in out
 
 
 def test_label_maps_with_names(capsys, tmp_path):

@@ -16,7 +16,7 @@ from e3va.data.check_instances import check_instances
 from e3va.data.coco import ReadOptions, read_coco
 from e3va.data.contact_sheet import write_sheet
 from e3va.data.masks import to_rle
-from e3va.data.problems import DROPPED, KINDS, REFUSED, WARNING
+from e3va.data.problems import CONVERTED, DROPPED, KINDS, REFUSED, SKIPPED, WARNING
 from e3va.data.report import report_numbers, report_text
 from e3va.data.voc import CLASSES, read_voc
 
@@ -238,8 +238,10 @@ def test_keypoints_are_accepted_and_panoptic_files_refused(drawn):
 
 
 READER = {"category", "category_twice", "image_record", "image_twice", "no_images", "missing"}
-READER |= {"unknown_category", "box", "no_mask", "mask", "nothing"}
-DROPS = {"unknown_image", "no_area", "polygons"}
+READER |= {"unknown_category", "box", "crowd", "mask", "nothing"}
+DROPS = {"unknown_image", "no_area", "no_mask", "polygons"}
+# Warnings that only the check gives.
+ONLY_CHECKED = {"unused", "outside", "polygon_outside", "empty_mask", "disagree"}
 
 
 def test_severities_cover_the_readers():
@@ -247,6 +249,8 @@ def test_severities_cover_the_readers():
     assert {severities[kind] for kind in READER} == {REFUSED}
     assert {kind for kind, severity in severities.items() if severity == DROPPED} == DROPS
     assert severities["turned"] == severities["disagree"] == WARNING
+    assert severities["empty"] == severities["parent"] == severities["hidden"] == SKIPPED
+    assert severities["number"] == severities["unturned"] == severities["area"] == CONVERTED
 
 
 BOXES = st.lists(
@@ -257,10 +261,11 @@ BOXES = st.lists(
 POLYGON = st.lists(st.floats(-20, 120), min_size=2, max_size=9)
 CHANGES = st.one_of(
     st.fixed_dictionaries({"bbox": st.one_of(BOXES, BOXES, BOXES, st.none())}),
-    st.fixed_dictionaries({"segmentation": st.lists(POLYGON, max_size=2)}),
-    st.fixed_dictionaries({"category_id": st.sampled_from([3, 7, 3, 7, 8, None])}),
+    st.fixed_dictionaries({"segmentation": st.one_of(st.lists(POLYGON, max_size=2), POLYGON)}),
+    st.fixed_dictionaries({"category_id": st.sampled_from([3, 7, "3", 7.0, 8, None])}),
     st.fixed_dictionaries({"image_id": st.sampled_from([1, 2, 3, 77, None, "1"])}),
-    st.fixed_dictionaries({"iscrowd": st.sampled_from([0, 1])}),
+    st.fixed_dictionaries({"iscrowd": st.sampled_from([0, 1, True, "1", None, 2])}),
+    st.fixed_dictionaries({"area": st.sampled_from([0, -1, None, "40", math.nan, 1e20])}),
 )
 RARE = ["gone", "no height", "image twice", "category twice", "category without name"]
 
@@ -288,12 +293,12 @@ def test_the_check_agrees_with_training(drawn, changes, rare, images):
             with pytest.raises(UserError):
                 read_coco(drawn.json, drawn.images, ReadOptions(found.masks, training=True))
             return
+        expected = {kind: n for kind, n in kinds.items() if kind not in ONLY_CHECKED}
+        trained = read_coco(drawn.json, drawn.images, ReadOptions(found.masks, training=True))
+        assert trained.images and trained.notes == expected
         data = read_coco(drawn.json, drawn.images, ReadOptions(found.masks))
-        assert dict(data.dropped) == {KINDS[k].title: n for k, n in kinds.items() if k in DROPS}
-        one = [[a.get("bbox") for a in found.annotations[i["id"]]] for i in data.images]
-        other = [[a["bbox"] for a in data.annotations[i["id"]]] for i in data.images]
-        assert one == other
-        assert read_coco(drawn.json, drawn.images, ReadOptions(found.masks, training=True)).images
+        expected.pop("empty", None)
+        assert data.notes == expected and data.annotations == found.annotations
     finally:
         drawn.data = whole
 
@@ -337,7 +342,10 @@ def test_valid_files_have_no_problem_and_right_counts(drawn, annotations):
     present = {a["category_id"] for a in annotations}
     singles = [a for a in annotations if not a["iscrowd"]]
     allowed = {"unused"} if len(present) < 2 else set()
-    assert found.problems.counts().keys() <= allowed | (set() if singles else {"nothing"})
+    counts = found.problems.counts()
+    assert counts.keys() <= allowed | ({"empty"} if singles else {"nothing"})
+    if singles:
+        assert counts.get("empty", 0) == 6 - len({a["image_id"] for a in singles})
     numbers = report_numbers(found)
     assert numbers["annotated"] == len({a["image_id"] for a in annotations})
     assert numbers["empty"] == 6 - numbers["annotated"]

@@ -146,7 +146,9 @@ def test_ids_may_be_anything_that_json_holds(drawn, key):
     if key == "category_id":
         assert "the category_id is [3]" in refused(drawn)
     else:
-        assert read(drawn).notes.keys() == {"unknown_image" if key == "image_id" else "annotation_twice"}
+        assert read(drawn).notes.keys() == {
+            "unknown_image" if key == "image_id" else "annotation_twice"
+        }
 
 
 def test_unknown_categories_and_unlisted_images(drawn):
