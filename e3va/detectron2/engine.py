@@ -14,6 +14,7 @@ from detectron2.utils.events import TensorboardXWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ..data.workers import WorkerBatches
 from ..utils.errors import UserError
 from .checkpoint import HighwayCheckpointer, find_weights
 from .checks import is_device
@@ -134,7 +135,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
         return None
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     with masks_on_demand(model):
-        results = inference_on_dataset(model, loader, evaluator)
+        results = inference_on_dataset(model, WorkerBatches(loader), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results

@@ -160,7 +160,8 @@ def test_heic_without_its_reader_says_what_to_install(tmp_path, monkeypatch):
     path = tmp_path / "a.HEIC"
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    monkeypatch.setattr(Image, "EXTENSION", {})
+    Image.init()
+    monkeypatch.delitem(Image.EXTENSION, ".heic", raising=False)
     with pytest.raises(UserError, match="a.HEIC cannot be read.*pip install pillow-heif"):
         read_image(path)
     assert find_images([str(tmp_path)]) == [path]
