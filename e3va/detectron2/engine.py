@@ -25,7 +25,7 @@ from .hooks import AdapterWriter, MetricPrinter, MetricWriter, PeakMemory, Train
 from .launch import launch, one_message
 from .masks import masks_on_demand
 from .own_data import (
-    check_validation_data,
+    check_data,
     has_validation_data,
     resolve_classes,
     resolve_validation,
@@ -68,8 +68,10 @@ def prepare(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False) -
     if "data" in cfg:
         resolve_validation(cfg)
         resolve_classes(cfg)
+        if not eval_only:
+            check_data(cfg, training=True)
         if has_validation_data(cfg.data):
-            validation = check_validation_data(cfg)
+            validation = check_data(cfg, training=False)
     try:
         os.makedirs(cfg.train.output_dir, exist_ok=True)
     except OSError as error:

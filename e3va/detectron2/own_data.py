@@ -62,22 +62,24 @@ def has_validation_data(data: DictConfig) -> bool:
     return any(data.val.get(key) for key in _PLACES)
 
 
-def check_validation_data(cfg: DictConfig) -> list[str]:
-    """Check the validation data, and that they have the classes of the training data.
+def check_data(cfg: DictConfig, training: bool) -> list[str]:
+    """Check the training or the validation data, which must have the classes of the model.
 
     Returns:
         The names of the images.
     """
-    data, dataset = cfg.data, cfg.dataloader.test.dataset
+    places = cfg.data.train if training else cfg.data.val
+    dataset = (cfg.dataloader.train if training else cfg.dataloader.test).dataset
     # A config that an earlier version saved has no options.
-    options = instantiate(dataset.get("options")) or DataOptions(classes=data.classes)
-    if "labels" in data.val:
-        places, classes = (data.val.images, data.val.labels), data.classes
-        records = label_dicts(*places, training=False, classes=classes, options=options)
+    options = instantiate(dataset.get("options")) or DataOptions(classes=cfg.data.classes)
+    if "labels" in places:
+        settings = {"training": training, "classes": cfg.data.classes, "options": options}
+        records = label_dicts(places.images, places.labels, **settings)
         return [Path(record["file_name"]).name for record in records]
-    masks = dataset.get("masks", True)
-    found = read_data(data.val.json, data.val.images, training=False, masks=masks, options=options)
-    return [image["file_name"] for image in found.images]
+    settings = {"training": training, "masks": dataset.get("masks", True), "options": options}
+    return [
+        image["file_name"] for image in read_data(places.json, places.images, **settings).images
+    ]
 
 
 def store_split(cfg: DictConfig, names: list[str], same: bool) -> None:
@@ -89,7 +91,7 @@ def store_split(cfg: DictConfig, names: list[str], same: bool) -> None:
         UserError: with ``same``, the earlier split was another one.
     """
     path = Path(cfg.train.output_dir) / SPLIT_FILE
-    names = sorted(set(names))
+    names, seed = sorted(set(names)), cfg.train.get("seed", 0)
     if same and path.is_file():
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))["validation"]
@@ -97,11 +99,11 @@ def store_split(cfg: DictConfig, names: list[str], same: bool) -> None:
             raise UserError(f"{path} cannot be read: restore the file, or delete it") from None
         if stored != names:
             raise UserError(
-                f"data.val_split={cfg.data.val_split} with train.seed={cfg.train.seed} selects "
+                f"data.val_split={cfg.data.val_split} with train.seed={seed} selects "
                 f"other images than those in {path}: expected the data, the share and the seed of "
                 "the earlier run; or start a new run in another train.output_dir"
             )
         return
-    facts = {"val_split": cfg.data.val_split, "seed": cfg.train.seed, "validation": names}
+    facts = {"val_split": cfg.data.val_split, "seed": seed, "validation": names}
     with atomic_open(path, "w") as file:
         json.dump(facts, file, indent=1)

@@ -470,7 +470,18 @@ def test_a_model_is_written_before_it_is_scored(pretrained_config, tmp_path, mon
     assert all(json.loads(line, parse_constant=pytest.fail) for line in lines)
 
 
-# --- weights ---
+# --- what stops a run before it writes ---
+
+
+def test_training_data_that_cannot_be_read_stop_a_run_before_it_writes(own, overrides, tmp_path):
+    (own.images / "2.png").unlink()
+    cfg = load_config(CASCADE, [*overrides, *own.given("train")])
+    with pytest.raises(UserError, match=r"2\.png"):
+        engine.prepare(cfg)
+    cfg.data.train.images = ""
+    with pytest.raises(UserError, match=r"data\.train\.images"):
+        engine.prepare(cfg)
+    assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.parametrize("key", ["init_checkpoint", "trunk"])

@@ -38,7 +38,7 @@ _options = L(DataOptions)(
     keep_empty="${data.keep_empty}",
     max_detections="${data.max_detections}",
     val_split="${data.val_split}",
-    seed="${train.seed}",
+    seed="${oc.select:train.seed,0}",
     classes="${data.classes}",
 )
 

@@ -36,7 +36,9 @@ _classes = L(label_classes)(
     skip_missing="${data.skip_missing}",
 )
 _options = L(DataOptions)(
-    skip_missing="${data.skip_missing}", val_split="${data.val_split}", seed="${train.seed}"
+    skip_missing="${data.skip_missing}",
+    val_split="${data.val_split}",
+    seed="${oc.select:train.seed,0}",
 )
 
 dataloader = OmegaConf.create()
