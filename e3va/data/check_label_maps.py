@@ -10,7 +10,17 @@ from ..utils.errors import UserError
 from ..utils.paths import find_images
 from .contact_sheet import Picture
 from .images import Size, check_image, in_threads
-from .label_maps import IGNORED, MOST_CLASSES, LabelMapFault, check_folders, load_labels
+from .label_maps import (
+    IGNORED,
+    MOST_CLASSES,
+    TWO_LABELS,
+    LabelMapFault,
+    check_folders,
+    find_hidden,
+    find_label_maps,
+    read_labels,
+    shift_labels,
+)
 from .problems import REFUSED, Findings, Problems
 
 
@@ -72,20 +82,34 @@ def check_label_maps(
     found.names = list(names) or [f"class {index}" for index in range(count)]
     if not used.size:
         found.problems.note("nothing", folder, None, "no pixel has a class")
+    elif used.tolist() == [0]:
+        _note_one_class(found, first)
     for label, name in enumerate(found.names):
         if not found.pixels[label]:
             found.problems.note("unused", folder, label, f"no pixel of the class {name!r}")
     return found
 
 
+def _note_one_class(found: LabelMapFindings, first: int) -> None:
+    """Note that no pixel has another class than the first one."""
+    if found.pixels[IGNORED] and not first:
+        found.problems = Problems(p for p in found.problems if p.kind != "two_labels_map")
+        found.problems.note("two_labels", found.source, None, TWO_LABELS)
+    else:
+        found.problems.note("one_class", found.source, None, f"every label is {first}")
+
+
 def _pair(found: LabelMapFindings) -> list[tuple[str | None, str | None]]:
     """Return images with their label maps; one of the two may be missing."""
     note = found.problems.note
-    maps = {path.stem: str(path) for path in sorted(Path(found.source).glob("*.png"))}
     if found.root is not None:
         check_folders(found.root, found.source)
+    is_folder = Path(found.source).is_dir()
+    maps = {k: str(path) for k, path in find_label_maps(found.source).items()} if is_folder else {}
     if not maps:
         raise UserError(f"{found.source} has no label maps: expected PNG files")
+    for path in find_hidden(found.root, found.source):
+        note("hidden", path, None, "the name begins with a dot")
     if found.root is None:
         return [(None, path) for path in maps.values()]
     images = defaultdict(list)
@@ -110,18 +134,19 @@ def _check(
     problems, counts, size, map_size = Problems(), None, None, None
     if path is not None:
         try:
-            labels = load_labels(path, first)
+            raw, mode = read_labels(path)
         except LabelMapFault as fault:
             problems.note(fault.kind, path, None, fault.text)
         else:
+            if mode:
+                text = f"Pillow's mode {mode}, with labels from {raw.min()} to {raw.max()}"
+                problems.note("map_depth", path, None, text)
+            labels = shift_labels(raw, first)
             map_size = size = labels.shape[::-1]
             counts = np.bincount(labels.ravel(), minlength=256)
             _check_classes(counts, path, first, limit, problems)
     if image is not None:
-        size = check_image(image, problems)
-        if None not in (size, map_size) and size != map_size:
-            text = f"the map is {map_size[0]}×{map_size[1]}, its image {size[0]}×{size[1]}"
-            problems.note("map_size", path, None, text)
+        size = check_image(image, problems, None, map_size, None if map_size is None else path)
     return size, counts, problems
 
 
@@ -129,6 +154,8 @@ def _check_classes(counts: np.ndarray, path: str, first: int, limit: int, proble
     used = np.flatnonzero(counts[:IGNORED])
     if not used.size:
         problems.note("ignored", path, None, f"every pixel is {IGNORED}")
+    if not first and used.tolist() == [0] and counts[IGNORED]:
+        problems.note("two_labels_map", path, None, TWO_LABELS)
     outside = [str(label + first) for label in used[used >= limit]]
     if outside:
         shown = ", ".join(outside[:8]) + (f" … {outside[-1]}" if len(outside) > 8 else "")

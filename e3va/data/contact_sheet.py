@@ -1,17 +1,19 @@
 """A contact sheet: images of every class with their annotations drawn on them."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycocotools.mask
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from ..utils.atomic import atomic_open
 from ..utils.colors import COLORS
-from .images import BROKEN, Size, in_threads
+from ..utils.errors import UserError
+from .images import Size, in_threads, read_image
 from .label_maps import IGNORED, read_label_map
 from .masks import to_rle
 from .problems import Findings
@@ -145,11 +147,8 @@ def _draw_tile(picture: Picture, names: Sequence[str]) -> Image.Image:
     scale = TILE / max(width, height)
     image = Image.new("RGB", (max(1, round(width * scale)), max(1, round(height * scale))), PAPER)
     if picture.image is not None:
-        try:
-            with Image.open(picture.image) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB").resize(image.size)
-        except BROKEN:
-            pass  # the file has changed since the check: the tile stays white
+        with suppress(UserError):  # if the file has changed since the check, the tile stays white
+            image = read_image(picture.image, picture.size).resize(image.size)
     canvas = np.asarray(image, np.float32).copy()
     if picture.labels:
         return _draw_labels(canvas, picture, names)

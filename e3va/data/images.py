@@ -1,68 +1,222 @@
-"""Sizes of image files, a check of their content, and work on many images in threads."""
+"""Image files: their sizes, their pixels, a check of their content, and work on them in threads.
 
+A photo may have an EXIF orientation: the *stored* picture is what the file's pixels are, and the
+*upright* picture is turned as EXIF says. Annotations were drawn on one of them.
+"""
+
+import importlib
 import os
+import re
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image
 
-from ..utils.errors import brief, unreadable_image
+from ..utils.errors import UserError, brief, unreadable_image
+from ..utils.optional import HOW_TO_INSTALL
 from ..utils.progress import Progress
 from .problems import Problems
 
 ORIENTATION = 0x0112  # the EXIF tag: 1 is upright; from 5 to 8 the picture lies on its side
+TURNS = {  # EXIF orientation: what makes the stored picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TURNS_BACK = TURNS | {6: TURNS[8], 8: TURNS[6]}
+# What to install where Pillow does not read a suffix.
+READERS = dict.fromkeys((".heic", ".heif"), HOW_TO_INSTALL["pillow_heif"])
+READERS[".avif"] = "pip install --upgrade pillow"
+WHITE = 65535  # the largest value of 16 bits
 # Pillow raises these for broken files; the last one for files of absurd size.
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Pillow refuses images of more than twice this warning's limit, and reads all others.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 Size = tuple[int, int]  # width and height in pixels
 
 
-def check_image(
-    path: str, problems: Problems, identity: Any = None, recorded: Size | None = None
-) -> Size | None:
-    """Decode an image to its end, note its problems, and return its upright size if it is usable.
+def read_image(path: str | os.PathLike, size: Size | None = None) -> Image.Image:
+    """Decode an image as RGB with 8 bits in each channel, in its EXIF orientation.
 
-    Its size must be the ``recorded`` one, if that is given.
+    16 bits are scaled to 8: 65535 becomes 255.
+
+    Args:
+        path: path of the image file.
+        size: width and height in pixels of the picture that the annotations were drawn on. If only
+            the stored picture has this size, it is returned as it is stored.
+
+    Raises:
+        UserError: the file does not exist or does not decode; neither the upright nor the stored
+            picture has the size; the values are float or do not fit 16 bits; the image has more
+            pixels than Pillow reads.
     """
     try:
-        with Image.open(path) as image:
-            size, orientation = image.size, image.getexif().get(ORIENTATION, 1)
-            # A JPEG file is read to its end, but at an eighth of its size, which is faster.
-            image.draft("RGB", (size[0] // 8 or 1, size[1] // 8 or 1))
+        with _open(path) as image:
+            before, (upright, stored) = _orientation(image), _sizes(image)
             image.load()
+            after = _orientation(image)  # Pillow turns TIFF files while it decodes them
+            picture, problem = _to_8_bits(image)
+            picture = picture.convert("RGB")
     except BROKEN as error:
-        problems.note("undecodable", path, identity, brief(error))
+        raise _refusal(path, error) from None
+    if problem and problem[0] == "image_float":
+        raise UserError(f"image {path} {problem[1]}")
+    if size not in (None, upright, stored):
+        text = _wrong_size(upright, stored, size, "the annotations say")
+        raise UserError(f"image {path} {text}; correct the width and height that they give")
+    if size not in (None, upright):
+        return picture if before == after else picture.transpose(TURNS_BACK[before])
+    return picture.transpose(TURNS[after]) if after in TURNS else picture
+
+
+def check_image(
+    path: str,
+    problems: Problems,
+    identity: Any = None,
+    recorded: Size | None = None,
+    labels: str | None = None,
+) -> Size | None:
+    """Decode an image to its end, note its problems, and return its size if it is usable.
+
+    The upright or the stored picture must have the ``recorded`` size, if that is given. It is the
+    size of the label map ``labels``, or without a label map the size in the image's record.
+    """
+    try:
+        with _open(path) as image:
+            orientation, (upright, stored) = _orientation(image), _sizes(image)
+            # A JPEG file is read to its end, but at an eighth of its size, which is faster.
+            image.draft("RGB", (stored[0] // 8 or 1, stored[1] // 8 or 1))
+            image.load()
+            problem = _to_8_bits(image)[1]
+    except BROKEN as error:
+        kind, text = _fault(path, error)
+        problems.note(kind, path, identity, text)
         return None
-    width, height = upright = _upright(size, orientation)
+    if problem:
+        problems.note(problem[0], path, identity, problem[1])
+        if problem[0] == "image_float":
+            return None
+    if recorded not in (None, upright, stored):
+        whose = "its label map is" if labels else "its record says"
+        text = _wrong_size(upright, stored, recorded, whose)
+        problems.note("map_size" if labels else "image_size", labels or path, identity, text)
+        return None
     if recorded not in (None, upright):
-        text = f"the image is {width}×{height}, its record says {recorded[0]}×{recorded[1]}"
-        if size == recorded:
-            text += ", its size before its EXIF orientation is applied"
-        problems.note("image_size", path, identity, text)
-        return None
-    if orientation in range(2, 9):
-        text = f"EXIF orientation {orientation}: the upright image is {width}×{height}"
+        text = (
+            f"EXIF orientation {orientation}: the stored picture is {stored[0]}×{stored[1]}, the "
+            f"upright one {upright[0]}×{upright[1]}"
+        )
+        problems.note("unturned", path, identity, text)
+        return stored
+    if orientation in TURNS:
+        text = f"EXIF orientation {orientation}: the upright image is {upright[0]}×{upright[1]}"
         problems.note("turned", path, identity, text)
     return upright
 
 
 def image_size(path: str | os.PathLike) -> Size:
-    """Return the width and height of an image in pixels, upright; only its header is read."""
+    """Return the width and height of an upright image in pixels; only its header is read."""
+    return image_sizes(path)[0]
+
+
+def image_sizes(path: str | os.PathLike) -> tuple[Size, Size]:
+    """Return the sizes of the upright and of the stored picture; only the header is read.
+
+    Raises:
+        UserError: the file is no image that Pillow reads.
+    """
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             # In a PNG file, Pillow decodes all pixels to look for EXIF data behind them.
-            tags = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
-            return _upright(image.size, tags.get(ORIENTATION, 1))
+            if image.format == "PNG" and "exif" not in image.info:
+                return image.size, image.size
+            return _sizes(image)
     except BROKEN as error:
-        raise unreadable_image(path, error) from None
+        raise _refusal(path, error) from None
 
 
-def _upright(size: Size, orientation: int) -> Size:
-    return size[::-1] if orientation in (5, 6, 7, 8) else size
+def _open(path: str | os.PathLike) -> Image.Image:
+    if Path(path).suffix.lower() in (".heic", ".heif"):
+        with suppress(ImportError):
+            importlib.import_module("pillow_heif").register_heif_opener()
+    return Image.open(path)
+
+
+def _fault(path: str | os.PathLike, error: BaseException) -> tuple[str, str]:
+    """Return the kind and text of the problem that Pillow does not decode a file."""
+    if isinstance(error, Image.DecompressionBombError):
+        found, limit = (f"{int(number):,}" for number in re.findall(r"\d+", str(error))[:2])
+        text = f"has {found} pixels, Pillow reads at most {limit}: shrink it, or cut it into tiles"
+        return "too_large", text
+    if isinstance(error, FileNotFoundError):
+        return "undecodable", "the file does not exist"
+    how = READERS.get(suffix := Path(path).suffix.lower())
+    if how and suffix not in Image.registered_extensions():
+        return "undecodable", f"Pillow does not read {suffix} files yet; {how}"
+    return "undecodable", brief(error)
+
+
+def _refusal(path: str | os.PathLike, error: BaseException) -> UserError:
+    kind, text = _fault(path, error)
+    return (
+        UserError(f"image {path} {text}") if kind == "too_large" else unreadable_image(path, text)
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # corrupt EXIF data raise errors of many types
+        return 1
+
+
+def _sizes(image: Image.Image) -> tuple[Size, Size]:
+    """Return the sizes of the upright and of the stored picture, before the image is decoded."""
+    stored = image.size
+    if image.format == "TIFF":  # Pillow's size is the stored or the upright one, by its version
+        stored = (image.tag_v2[256], image.tag_v2[257])
+    return stored[::-1] if _orientation(image) in (5, 6, 7, 8) else stored, stored
+
+
+def _wrong_size(upright: Size, stored: Size, wanted: Size, whose: str) -> str:
+    (width, height), turned = upright, ""
+    if stored != upright:
+        turned = f" ({stored[0]}×{stored[1]} before its EXIF orientation is applied)"
+    return f"is {width}×{height}{turned}, {whose} {wanted[0]}×{wanted[1]}"
+
+
+def _to_8_bits(image: Image.Image) -> tuple[Image.Image, tuple[str, str] | None]:
+    """Scale the values of a gray image of 16 bits; return a problem's kind and text where it is so.
+
+    The kind ``image_float`` stands for values that no scale fits.
+    """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image, None
+    values = np.asarray(image)
+    usable = values[np.isfinite(values)]
+    low, high = (usable.min(), usable.max()) if usable.size else (0, 0)
+    if image.mode == "F" or low < 0 or high > WHITE:
+        kind = "float values" if image.mode == "F" else "whole numbers"
+        text = f"has {kind} from {low:g} to {high:g}: expected 8 bits, or whole numbers up to "
+        return image, ("image_float", f"{text}{WHITE}; scale its values to 0–255 and write 8 bits")
+    if high <= 255 and image.format == "TIFF" and image.mode == "I":
+        return image, None  # 32 bits hold the values of 8 bits
+    scaled = (values.astype(np.uint32) * 255 + WHITE // 2) // WHITE
+    text = f"values from {low} to {high} become {scaled.min()} to {scaled.max()}"
+    return Image.fromarray(scaled.astype(np.uint8)), ("image_depth", text)
 
 
 def in_threads(

@@ -1,13 +1,15 @@
 """Label maps: PNG files with a class number in every pixel, one for each image.
 
-The label map of ``images/a.jpg`` is ``labels/a.png``, of the same size. Label k is class k, and 255
-stands for no class. In a PNG file with a palette, the indices are the labels, not the colors.
+The label map of ``images/a.jpg`` is ``labels/a.png``, of the size of the upright or of the stored
+picture, see :mod:`e3va.data.images`. Label k is class k, and 255 stands for no class. In a PNG file
+with a palette, the indices are the labels, not the colors. Files of one or 16 bits are read as they
+are, and colors as labels if their red, green and blue are equal.
 """
 
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,19 @@ from PIL import Image
 from torch import Tensor
 
 from ..utils.errors import UserError, brief
-from ..utils.paths import find_images
-from .images import BROKEN, image_size
+from ..utils.paths import IMAGE_SUFFIXES, LABEL_MAP_SUFFIXES, find_images, list_files
+from .images import BROKEN, image_sizes
+from .problems import count_line
 
 IGNORED = 255
 MOST_CLASSES = IGNORED  # labels have 8 bits
+# Pillow's modes that can hold labels, besides those of more than 8 bits.
+MODES = ("L", "P", "1", "LA", "RGB", "RGBA")
+BLACK_AND_WHITE = {0, IGNORED}  # the labels of a mask that was drawn in black and white
+TWO_LABELS = (
+    f"the only labels are 0 and {IGNORED}, and {IGNORED} stands for no class: write 1 for the "
+    "second class"
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,14 @@ class LabelledImage:
     height: int
 
 
+class LabelledImages(list[LabelledImage]):
+    """Images with label maps; ``counts`` has the number of problems by kind."""
+
+    def __init__(self, pairs: Iterable[LabelledImage] = (), counts: Counter | None = None):
+        super().__init__(pairs)
+        self.counts = counts or Counter()
+
+
 class LabelMapFault(UserError):
     """The reason why a label map cannot be used, as a kind of e3va.data.problems and a text."""
 
@@ -43,18 +61,46 @@ class LabelMapFault(UserError):
         self.kind, self.text = kind, text
 
 
-def pair_label_maps(images: str | os.PathLike, labels: str | os.PathLike) -> list[LabelledImage]:
+def pair_label_maps(
+    images: str | os.PathLike, labels: str | os.PathLike, skip_missing: bool = False
+) -> LabelledImages:
     """Find the label map of every image in a folder; only the files' headers are read.
 
-    Subfolders are not read, and label maps without an image are skipped.
+    Subfolders are not read. Label maps without an image are skipped and counted, and with
+    ``skip_missing`` also images without a label map.
 
     Raises:
         UserError: a folder does not exist or has no images, or both folders are the same; an image
             has no label map; a file cannot be read; a label map has another size than its image,
-            or more than one channel of 8 bits.
+            or colors.
     """
-    root, maps = check_folders(images, labels)
-    return [_pair(path, maps / f"{path.stem}.png") for path in find_images([str(root)])]
+    root, folder = check_folders(images, labels)
+    maps, found, counts = find_label_maps(folder), find_images([str(root)]), Counter()
+    if skip_missing:
+        listed = len(found)
+        found = [path for path in found if path.stem in maps]
+        counts["no_map_skipped"] = listed - len(found)
+        if not found:
+            raise UserError(f"no image in {root} has a label map in {folder}")
+    counts["no_image"] = len(maps.keys() - {path.stem for path in found})
+    counts["hidden"] = len(find_hidden(root, folder))
+    pairs = []
+    for path in found:
+        pair, is_turned = _pair(path, maps.get(path.stem, folder / f"{path.stem}.png"))
+        pairs.append(pair)
+        counts["unturned"] += not is_turned
+    return LabelledImages(pairs, counts)
+
+
+def find_label_maps(folder: str | os.PathLike) -> dict[str, Path]:
+    """Return the label maps of a folder by their names without the suffix."""
+    return {path.stem: path for path in list_files(folder, LABEL_MAP_SUFFIXES)}
+
+
+def find_hidden(root: str | os.PathLike | None, folder: str | os.PathLike) -> list[Path]:
+    """Return images and label maps that are skipped since their names begin with a dot."""
+    images = [] if root is None else list_files(root, IMAGE_SUFFIXES, hidden=True)
+    return images + list_files(folder, LABEL_MAP_SUFFIXES, hidden=True)
 
 
 def check_folders(*folders: str | os.PathLike) -> list[Path]:
@@ -71,48 +117,72 @@ def check_folders(*folders: str | os.PathLike) -> list[Path]:
     return paths
 
 
-def _pair(image: Path, labels: Path) -> LabelledImage:
+def _pair(image: Path, labels: Path) -> tuple[LabelledImage, bool]:
+    """Return an image with its label map, and whether the map fits the upright picture."""
     if not labels.is_file():
         raise UserError(
             f"image {image} has no label map {labels}: expected a PNG file of the same name with a "
-            "class number in every pixel"
+            "class number in every pixel; --skip-missing (data.skip_missing=true with Detectron2) "
+            "leaves out such images"
         )
-    width, height = size = image_size(image)
+    upright, stored = image_sizes(image)
     with _open(labels) as file:
         map_size = file.size
-    if map_size != size:
+    if map_size not in (upright, stored):
         raise UserError(
             f"label map {labels} is {map_size[0]}×{map_size[1]}, its image {image} is "
-            f"{width}×{height}: expected the same size"
+            f"{upright[0]}×{upright[1]}: expected the same size"
         )
-    return LabelledImage(image, labels, width, height)
+    return LabelledImage(image, labels, *map_size), map_size == upright
 
 
 @contextmanager
 def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as file:
-            if file.mode not in ("L", "P"):
-                raise LabelMapFault(
-                    "map_mode",
-                    path,
-                    f"has Pillow's mode {file.mode}: expected one channel of 8 bits (L) or a "
-                    "palette (P), with a class number in every pixel instead of a color",
-                )
+            if file.mode not in MODES and not file.mode.startswith("I"):
+                raise _no_labels(path, file.mode)
             yield file
     except BROKEN as error:
         raise LabelMapFault("undecodable", path, f"cannot be read: {brief(error)}") from None
 
 
-def load_labels(path: str | os.PathLike, first: int = 0) -> np.ndarray:
-    """Read a label map as classes, [H, W] uint8; raise LabelMapFault if it cannot be used."""
+def _no_labels(path: str | os.PathLike, mode: str) -> LabelMapFault:
+    text = (
+        f"has Pillow's mode {mode}: expected one channel of 8 bits (L) or a palette (P), with a "
+        "class number in every pixel instead of a color"
+    )
+    return LabelMapFault("map_mode", path, text)
+
+
+def read_labels(path: str | os.PathLike) -> tuple[np.ndarray, str]:
+    """Read a label map as it is, [H, W] uint8; raise LabelMapFault if it cannot be used.
+
+    Also return Pillow's mode of the file if it was converted, and "" otherwise.
+    """
     with _open(path) as file:
-        labels = np.array(file)
-    if first:
-        ignored = (labels < first) | (labels == IGNORED)
-        labels -= np.uint8(first)
-        labels[ignored] = IGNORED
-    return labels
+        labels, mode = np.array(file), file.mode
+    if mode in ("L", "P"):
+        return labels, ""
+    if labels.ndim == 3:  # colors, and an alpha channel in LA and RGBA
+        alpha = mode.endswith("A")
+        colors = labels[..., : labels.shape[-1] - alpha]
+        if (colors != colors[..., :1]).any() or (alpha and (labels[..., -1] != 255).any()):
+            raise _no_labels(path, mode)
+        labels = colors[..., 0]
+    low, high = int(labels.min()), int(labels.max())
+    if not 0 <= low <= high <= IGNORED:
+        text = f"has labels from {low} to {high}: expected 0 to {IGNORED}"
+        raise LabelMapFault("map_mode", path, text)
+    return labels.astype(np.uint8), mode
+
+
+def shift_labels(labels: np.ndarray, first: int) -> np.ndarray:
+    """Return labels that start at ``first`` as classes; lower ones become :data:`IGNORED`."""
+    if not first:
+        return labels
+    ignored = (labels < first) | (labels == IGNORED)
+    return np.where(ignored, np.uint8(IGNORED), labels - np.uint8(first))
 
 
 def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_CLASSES) -> Tensor:
@@ -124,7 +194,11 @@ def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_
     Raises:
         UserError: the file cannot be read, or has a label that stands for no class.
     """
-    labels = load_labels(path, first)
+    try:
+        labels = shift_labels(read_labels(path)[0], first)
+    except LabelMapFault as fault:
+        # A worker process of torch can send an exception only if its text rebuilds it.
+        raise UserError(str(fault)) from None
     largest = int(labels.max(initial=0, where=labels != IGNORED))
     if largest >= classes:
         raise UserError(
@@ -136,14 +210,22 @@ def read_label_map(path: str | os.PathLike, first: int = 0, classes: int = MOST_
 
 def largest_label(path: str | os.PathLike) -> int:
     """Return the largest label of a class, or −1; a file is read again only if it has changed."""
+    return max((label for label in labels_of(path)[0] if label != IGNORED), default=-1)
+
+
+def labels_of(path: str | os.PathLike) -> tuple[bytes, bool]:
+    """Return the labels that occur in a label map, and whether it has another form than 8 bits.
+
+    A file is read again only if it has changed.
+    """
     status = os.stat(path)
-    return _largest_label(str(path), status.st_mtime_ns, status.st_size)
+    return _labels_of(str(path), status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _largest_label(path: str, _changed: int, _size: int) -> int:
-    labels = read_label_map(path).numpy()
-    return int(labels[labels != IGNORED].astype(int).max(initial=-1))
+def _labels_of(path: str, _changed: int, _size: int) -> tuple[bytes, bool]:
+    labels, mode = read_labels(path)
+    return np.unique(labels).tobytes(), bool(mode)
 
 
 def class_names(text: str | None) -> tuple[str, ...]:
@@ -165,21 +247,49 @@ def check_names(names: Sequence[str], option: str) -> None:
 
 
 def check_labels(pairs: Iterable[LabelledImage], names: Sequence[str]) -> None:
-    """Check that every label is a class, and that at least one pixel has a class."""
-    labelled = False
+    """Check that every label is a class, and that the label maps are not drawn as 0 and 255.
+
+    Raises:
+        UserError: a label stands for no class, every label is 255, or the only labels are 0 and
+            255: a model would learn that everything is class 0.
+    """
+    used: set[int] = set()
     for pair in pairs:
+        used.update(labels_of(pair.labels)[0])
         largest = largest_label(pair.labels)
-        labelled = labelled or largest >= 0
         if largest >= len(names):
             raise UserError(
                 f"label map {pair.labels} has the label {largest}, but the classes are 0 to "
                 f"{len(names) - 1} ({', '.join(names)}); {IGNORED} stands for no class"
             )
-    if not labelled:
+    folder = pair.labels.parent
+    if used == {IGNORED}:
         raise UserError(
-            f"every pixel of the label maps in {pair.labels.parent} is {IGNORED}, which stands "
+            f"every pixel of the label maps in {folder} is {IGNORED}, which stands "
             "for no class: expected a class number in every pixel"
         )
+    if used == BLACK_AND_WHITE:
+        raise UserError(f"label maps in {folder}: {TWO_LABELS}")
+
+
+def summarize_labels(
+    source: str, pairs: Sequence[LabelledImage], names: Sequence[str], counts: Mapping[str, int]
+) -> str:
+    """Return one line: numbers of images and classes, and all that is converted or left out.
+
+    ``source`` is the folder of the images, and ``counts`` are those of :class:`LabelledImages`.
+    """
+    counts, used = Counter(counts), set()
+    for pair in pairs:
+        labels, converted = labels_of(pair.labels)
+        used.update(labels)
+        counts["map_depth"] += converted
+        counts["two_labels_map"] += set(labels) == BLACK_AND_WHITE
+    counts["one_class"] = len(pairs) * (used - {IGNORED} == {0})
+    text = f"{source}: {len(pairs)} images with label maps, {len(names)} classes"
+    text += f" ({', '.join(names)}){count_line(counts)}"
+    unused = [name for label, name in enumerate(names) if label not in used]
+    return f"{text}; no pixel of the classes {', '.join(unused)}" if unused else text
 
 
 def numbered_classes(pairs: Iterable[LabelledImage]) -> list[str]:

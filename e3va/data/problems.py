@@ -21,7 +21,14 @@ WARNING = "warning"  # it uses the data, which may be wrong
 SEVERITIES = (REFUSED, DROPPED, SKIPPED, CONVERTED, WARNING)
 
 # Warnings that the line of :func:`count_line` counts: they change what is trained on and scored.
-COUNTED = ("file_twice", "name_twice", "polygon_left_out")
+COUNTED = (
+    "file_twice",
+    "name_twice",
+    "polygon_left_out",
+    "no_image",
+    "two_labels_map",
+    "one_class",
+)
 
 
 class Kind(NamedTuple):
@@ -64,6 +71,7 @@ image_again: repeated image records; list each image once
 absent: images that do not exist; check the image folder, or remove their records
 empty: images without objects (keep_empty keeps them); annotate them, or use --keep-empty
 parent: unused parent categories; nothing has to be done
+no_map_skipped: images without a label map; nothing has to be done
 hidden: hidden files, whose names begin with a dot; nothing has to be done""",
     CONVERTED: """\
 number: records with numbers as text, as 64.0 or as true; write whole numbers such as 64
@@ -74,7 +82,8 @@ area: areas that are not positive numbers; write the pixels of the mask as 'area
 mask_form: masks with flat or deeply nested polygons or numbers as text; write [[x1, y1, x2, …]]
 crowd_used: crowd regions read as objects; nothing has to be done
 unturned: images read without their EXIF orientation; their records have the size before it
-image_depth: images of 16 bits per channel, scaled to 8; nothing has to be done""",
+image_depth: images of 16 bits per channel, scaled to 8; nothing has to be done
+map_depth: label maps in another form than 8 bits with one channel; their labels are used""",
     WARNING: """\
 annotation_twice: annotation ids that are missing or appear twice; training numbers them again
 file_twice: files that are listed as several images; list each file once
@@ -88,7 +97,9 @@ disagree: boxes that disagree with their mask; find out which is right
 turned: images that EXIF data rotate or mirror; check that the annotations fit the upright image
 no_image: label maps without an image; add the image, or remove the label map
 ambiguous: images that share a label map; give them names that differ in more than the suffix
-ignored: label maps without a labelled pixel; annotate the image, or remove it""",
+ignored: label maps without a labelled pixel; annotate the image, or remove it
+two_labels_map: label maps with only the labels 0 and 255; write 1 if 255 is meant as a class
+one_class: label maps with only the label 0; annotate another class""",
 }
 KINDS = {
     kind: Kind(severity, *texts.split("; "))

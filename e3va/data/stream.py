@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..utils.seeding import derive_seed, seed_everything
+from .workers import WorkerBatches
 
 
 @dataclass(eq=False)
@@ -76,7 +77,9 @@ def stream_batches(
 ) -> Iterator[list[Any]]:
     """Iterate over batches as lists of examples, made by ``workers`` processes (0: this one)."""
     options = {"num_workers": workers, "worker_init_fn": _ignore_interrupts}
-    return iter(DataLoader(dataset, batch_sampler=stream, collate_fn=list, **options))
+    return iter(
+        WorkerBatches(DataLoader(dataset, batch_sampler=stream, collate_fn=list, **options))
+    )
 
 
 def _ignore_interrupts(_: int) -> None:

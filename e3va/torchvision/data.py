@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from ..data.coco import READ_ALL, CocoData, ReadOptions
 from ..data.formats import read_annotations
-from ..data.images import BROKEN
-from ..data.label_maps import check_labels, numbered_classes, pair_label_maps, read_label_map
+from ..data.images import read_image
+from ..data.label_maps import (
+    check_labels,
+    numbered_classes,
+    pair_label_maps,
+    read_label_map,
+    summarize_labels,
+)
 from ..data.masks import to_rle
-from ..utils.errors import UserError, unreadable_image
+from ..utils.errors import UserError
 from ..utils.progress import track
 from .masks import RunLengthMasks
 
@@ -45,15 +51,6 @@ class Dataset:
         return tuple(c["id"] for c in self.coco.categories) if self.coco else ()
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Decode an image as RGB in its EXIF orientation."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except BROKEN as error:
-        raise unreadable_image(path, error) from None
-
-
 def to_tensor(image: Image.Image) -> Tensor:
     """Convert an RGB image to a tensor [3, H, W] float32 in 0..1."""
     return v2.functional.to_dtype(v2.functional.pil_to_tensor(image), torch.float32, scale=True)
@@ -61,13 +58,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 def read_record_image(record: Record) -> Image.Image:
     """Read the image of a record; raise UserError if it does not have the recorded size."""
-    image = read_image(record["path"])
-    if image.size != (record["width"], record["height"]):
-        raise UserError(
-            f"image {record['path']} is {image.size[0]}×{image.size[1]}, but the annotations say "
-            f"{record['width']}×{record['height']}: correct the file's width and height"
-        )
-    return image
+    return read_image(record["path"], (record["width"], record["height"]))
 
 
 def read_example(record: Record, dataset: Dataset) -> tuple[Tensor, Target]:
@@ -128,7 +119,7 @@ def open_dataset(
             f"folder of label maps), got {'both' if labels else 'neither'}"
         )
     if labels:
-        return label_dataset(images, labels, classes)
+        return label_dataset(images, labels, classes, options.skip_missing)
     if classes:
         raise UserError("--classes is for label maps: the annotation file has its own class names")
     return coco_dataset(annotations, images, options, split)
@@ -181,12 +172,15 @@ def _read_mask(data: CocoData, record: Record, annotation: dict) -> dict:
         ) from None
 
 
-def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Dataset:
+def label_dataset(
+    images: str, labels: str, names: tuple[str, ...] = (), skip_missing: bool = False
+) -> Dataset:
     """Open images with label maps, see :mod:`e3va.data.label_maps`; every map is checked.
 
-    The default class names are ``class 0`` … up to the largest label.
+    The default class names are ``class 0`` … up to the largest label. ``skip_missing`` leaves out
+    images without a label map.
     """
-    pairs = pair_label_maps(images, labels)
+    pairs = pair_label_maps(images, labels, skip_missing)
     tracked = partial(track, pairs, "reading label maps", "image")
     names = tuple(names) or tuple(numbered_classes(tracked()))
     check_labels(tracked(), names)
@@ -194,8 +188,8 @@ def label_dataset(images: str, labels: str, names: tuple[str, ...] = ()) -> Data
         {"path": str(p.image), "labels": str(p.labels), "width": p.width, "height": p.height}
         for p in pairs
     ]
-    summary = f"{images}: {len(records)} images with label maps, {len(names)} classes"
-    return Dataset(records, names, _read_label_target, f"{summary} ({', '.join(names)})")
+    summary = summarize_labels(images, pairs, names, pairs.counts)
+    return Dataset(records, names, _read_label_target, summary)
 
 
 def _read_label_target(record: Record) -> Target:

@@ -1,7 +1,8 @@
 """Image files that a user names, and the folder of the project's config files."""
 
 import glob
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 from .errors import UserError
@@ -12,16 +13,41 @@ CONFIG_ROOT = next(
     (root for root in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if root.is_dir()),
     _PACKAGE / "configs",
 )
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+# In lower case. A suffix that this Pillow does not read is listed too: its files are not skipped
+# without a word, and reading one says what to install.
+IMAGE_SUFFIXES = {
+    *(".avif", ".bmp", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff"),
+    ".webp",
+}
+LABEL_MAP_SUFFIXES = {".png"}
+
+
+def list_files(folder: str | os.PathLike, suffixes: Set[str], hidden: bool = False) -> list[Path]:
+    """Return the files of a folder with one of the suffixes, in upper or lower case, sorted.
+
+    Files whose names begin with a dot are left out, as macOS writes ``._a.jpg`` beside ``a.jpg``;
+    with ``hidden``, only these are returned.
+    """
+    with os.scandir(folder) as entries:
+        return sorted(
+            Path(entry.path)
+            for entry in entries
+            if os.path.splitext(entry.name)[1].lower() in suffixes
+            and entry.name.startswith(".") == hidden
+            and entry.is_file()
+        )
 
 
 def find_images(inputs: Iterable[str]) -> list[Path]:
-    """Return the image files that paths, folders (without their subfolders) and globs name."""
+    """Return the image files that paths, folders (without their subfolders) and globs name.
+
+    Files of a folder whose names begin with a dot are left out.
+    """
     found: dict[Path, None] = {}
     for entry in inputs:
         path = Path(entry).expanduser()
         if path.is_dir():
-            images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            images = list_files(path, IMAGE_SUFFIXES)
         elif path.is_file():
             images = [path]
         else:

@@ -201,7 +201,7 @@ def test_images_that_exif_turns(drawn, orientation):
     image.save(path, exif=exif)
     drawn.data["images"][0]["file_name"] = "1.jpg"
     lies = orientation >= 5
-    assert found_in(drawn) == [("image_size" if lies else "turned", str(path), 1)]
+    assert found_in(drawn) == [("unturned" if lies else "turned", str(path), 1)]
     if lies:
         problem = check(drawn).problems[0]
         assert "80×96" in problem.text and "96×80" in problem.text and "EXIF" in problem.text

@@ -9,14 +9,15 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from e3va import UserError
+from e3va.data.images import image_size
 from e3va.data.label_maps import (
     IGNORED,
     check_labels,
-    image_size,
     largest_label,
     numbered_classes,
     pair_label_maps,
     read_label_map,
+    summarize_labels,
 )
 
 LABELS = np.array([[0, 1, 2, 255], [1, 1, 0, 0], [2, 0, 0, 1]], np.uint8)
@@ -105,9 +106,11 @@ def spoil(folders, kind):
     elif kind == "other size":
         Image.fromarray(LABELS.T.copy()).save(path)
     elif kind == "colours":
-        Image.new("RGB", (4, 3)).save(path)
+        Image.new("RGB", (4, 3), (1, 1, 2)).save(path)
+    elif kind == "transparent":
+        Image.new("RGBA", (4, 3), (1, 1, 1, 0)).save(path)
     elif kind == "16 bits":
-        Image.fromarray(LABELS.astype(np.uint16)).save(path)
+        Image.fromarray(LABELS.astype(np.uint16) + 300).save(path)
     elif kind == "no image":
         (images / "b.png").write_text("hello")
     elif kind == "truncated":
@@ -126,7 +129,8 @@ def spoil(folders, kind):
         ("no map", r"image .*b.png has no label map .*labels.b.png"),
         ("other size", r"label map .*b.png is 3×4, its image .*b.png is 4×3"),
         ("colours", r"label map .*b.png .*mode RGB"),
-        ("16 bits", r"label map .*b.png .*mode I;16"),
+        ("transparent", r"label map .*b.png .*mode RGBA"),
+        ("16 bits", r"label map .*b.png .*labels from 300 to 555"),
         ("no image", r"image .*b.png cannot be read: cannot identify"),
         ("truncated", r"label map .*b.png cannot be read: "),
         ("unknown label", r"label map .*b.png has the label 9, .* 0 to 2 \(x, y"),
@@ -151,3 +155,95 @@ def test_wrong_folders_are_refused(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="names no image"):
         pair_label_maps(tmp_path / "empty", labels)
+
+
+@pytest.mark.parametrize("form", ["16 bits", "32 bits", "RGB", "RGBA", "LA", "1"])
+def test_labels_in_another_form_are_read_and_counted(folders, form):
+    """Many tools write class numbers into 16 bits or into three equal channels."""
+    path, labels = folders[1] / "b.png", LABELS % 2 if form == "1" else LABELS
+    if form == "16 bits":
+        Image.fromarray(labels.astype(np.uint16)).save(path)
+    elif form == "32 bits":
+        Image.fromarray(labels.astype(np.int32)).save(path, format="TIFF")
+    elif form == "1":
+        Image.fromarray(labels * np.uint8(255)).convert("1").save(path)
+    else:
+        Image.fromarray(labels).convert("RGB").convert(form).save(path)
+    with Image.open(path) as file:
+        assert file.mode not in ("L", "P")
+    assert read_label_map(path).tolist() == labels.tolist()
+    pairs = pair_label_maps(*folders)
+    names = ["x", "y", "z"]
+    check_labels(pairs, names)
+    summary = summarize_labels("photos", pairs, names, pairs.counts)
+    assert "converted: 1 label maps in another form" in summary
+
+
+def test_suffixes_in_upper_case_belong_together_and_hidden_files_are_skipped(folders):
+    images, labels = folders
+    (images / "a.jpg").rename(images / "a.JPG")
+    (labels / "a.png").rename(labels / "a.PNG")
+    (images / "b.png").rename(images / "b.jfif")
+    for path in (images / "._a.JPG", labels / "._a.png", labels / ".DS_Store"):
+        path.write_bytes(b"Mac OS X")
+    pairs = pair_label_maps(*folders)
+    assert [(p.image.name, p.labels.name) for p in pairs] == [
+        ("a.JPG", "a.PNG"),
+        ("b.jfif", "b.png"),
+    ]
+    assert pairs.counts["hidden"] == 2
+
+
+def test_missing_label_maps_are_refused_or_skipped_and_counted(folders):
+    images, labels = folders
+    (labels / "b.png").rename(labels / "c.png")
+    with pytest.raises(UserError, match=r"b.png has no label map .*labels.b.png.*--skip-missing"):
+        pair_label_maps(*folders)
+    pairs = pair_label_maps(*folders, skip_missing=True)
+    assert [p.image.name for p in pairs] == ["a.jpg"]
+    assert pairs.counts["no_map_skipped"] == 1 and pairs.counts["no_image"] == 1
+    text = summarize_labels("photos", pairs, ["x", "y", "z", "sea"], pairs.counts)
+    for part in ("1 images with label maps, 4 classes", "1 images without a label map"):
+        assert part in text
+    assert "1 label maps without an image" in text and text.endswith("no pixel of the classes sea")
+    (labels / "a.png").unlink()
+    with pytest.raises(UserError, match="no image in .*images has a label map in .*labels"):
+        pair_label_maps(*folders, skip_missing=True)
+
+
+@pytest.mark.parametrize("names", [["background", "crack"], ["class 0"]])
+def test_masks_in_black_and_white_are_refused(folders, names):
+    """255 stands for no class, so a model would learn that everything is class 0."""
+    labels = np.where(LABELS == 1, 255, 0).astype(np.uint8)
+    for name in "ab":
+        Image.fromarray(labels).save(folders[1] / f"{name}.png")
+    pairs = pair_label_maps(*folders)
+    with pytest.raises(UserError, match="labels: the only labels are 0 and 255.*write 1"):
+        check_labels(pairs, names)
+    Image.fromarray(np.where(labels == 255, 1, 0).astype(np.uint8)).save(folders[1] / "a.png")
+    pairs, two = pair_label_maps(*folders), ["background", "crack"]
+    check_labels(pairs, two)  # class 1 occurs
+    summary = summarize_labels("photos", pairs, two, pairs.counts)
+    assert "warnings: 1 label maps with only the labels 0 and 255" in summary
+
+
+def test_one_label_is_a_warning(folders):
+    for name in "ab":
+        Image.new("L", (4, 3), 0).save(folders[1] / f"{name}.png")
+    pairs = pair_label_maps(*folders)
+    check_labels(pairs, ["background"])
+    summary = summarize_labels("photos", pairs, ["background"], pairs.counts)
+    assert "warnings: 2 label maps with only the label 0" in summary
+
+
+@pytest.mark.parametrize("as_stored", [True, False])
+def test_the_size_of_the_map_says_which_picture_it_fits(folders, as_stored):
+    images, labels = folders
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 3)).save(images / "a.jpg", exif=exif)
+    if not as_stored:
+        Image.fromarray(LABELS.T.copy()).save(labels / "a.png")
+    pairs = pair_label_maps(*folders)
+    assert (pairs[0].width, pairs[0].height) == ((4, 3) if as_stored else (3, 4))
+    assert pairs.counts["unturned"] == as_stored

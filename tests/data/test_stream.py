@@ -11,7 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from e3va import UserError
+from e3va.data.images import read_image
+from e3va.data.label_maps import read_label_map
 from e3va.data.stream import BatchStream, SeededDataset, stream_batches
 from e3va.utils.seeding import derive_seed, seed_everything
 
@@ -111,3 +115,61 @@ def test_all_processes_together_have_the_batch_of_one(wide, share, world, start)
     streams = [BatchStream(wide, share, 0, start, rank, world) for rank in range(world)]
     for number, pieces in enumerate(zip(*(take(stream, 4) for stream in streams), strict=True)):
         assert [pair for piece in pieces for pair in piece] == one[number]
+
+
+SMALL_MEMORY = """
+import sys, torch
+from e3va import UserError
+from e3va.data.stream import BatchStream, SeededDataset, stream_batches
+
+dataset = SeededDataset([0, 1, 2], lambda number: torch.full((700, 1000), number), 0)
+batches = stream_batches(dataset, BatchStream([True] * 3, 2, 0), workers=2)
+try:
+    for _, batch in zip(range(4), batches):
+        print([int(image.sum()) // 700_000 for image in batch], flush=True)
+except UserError as error:
+    print(f"error: {error.line}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["4k", "1m", "60m"])
+def test_batches_arrive_whatever_the_size_of_shared_memory(size):
+    """An image has 5.3 MiB; torch would wait without an end. Locks do not fit into 4 KiB."""
+    mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("this machine does not allow a /dev/shm of our own")
+    command = f'{mount} && exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", command, sys.executable, SMALL_MEMORY],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    if size == "4k":
+        assert done.stdout.startswith("error: ") and "--workers 0" in done.stdout
+        return
+    order = take(BatchStream([True] * 3, 2, 0), 4)
+    expected = [str([index for _, index in batch]) for batch in order]
+    assert done.stdout.splitlines() == expected
+    assert len(done.stderr.splitlines()) == (size == "1m")  # a note, once
+    assert size == "60m" or "/dev/shm has 1 MiB" in done.stderr
+
+
+def test_a_mistake_in_a_worker_process_is_one_line(tmp_path):
+    Image.new("RGB", (4, 3), "red").save(tmp_path / "a.png")
+    for read in (read_image, read_label_map):  # a missing image, and colors as a label map
+        name = "gone.png" if read is read_image else "a.png"
+        dataset = SeededDataset([tmp_path / name], read, 0)
+        batches = stream_batches(dataset, BatchStream([True], 1, 0), workers=1)
+        with pytest.raises(UserError) as caught:
+            next(batches)
+        assert str(tmp_path / name) in caught.value.line
+        assert "Traceback" not in caught.value.line and "File" not in caught.value.line
+
+
+def test_a_killed_worker_process_is_one_line():
+    dataset = SeededDataset([0], lambda _: os.kill(os.getpid(), signal.SIGKILL), 0)
+    with pytest.raises(UserError, match="--workers 0"):
+        next(stream_batches(dataset, BatchStream([True], 1, 0), workers=1))

@@ -12,6 +12,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 from e3va import UserError
 from e3va.detectron2.data import ImageMapper, class_names, coco_dicts, coco_evaluator, count_classes
 from e3va.detectron2.loader import TrainLoader
+from e3va.detectron2.masks import RLEMasks
 
 
 def mapper(training=True):
@@ -58,7 +59,7 @@ def test_polygons_and_rle_both_become_masks(drawn):
     drawn.save()
     examples = [mapper()(record) for record in load(drawn, training=True)[:3]]
     kinds = [type(example["instances"].gt_masks) for example in examples]
-    assert kinds == [PolygonMasks, BitMasks, BitMasks]
+    assert kinds == [PolygonMasks, RLEMasks, RLEMasks]
     for example in examples:  # every mask is its rectangle
         boxes = example["instances"].gt_boxes
         assert len(boxes) == 2
@@ -84,8 +85,8 @@ def broken(drawn, kind):
     [
         ("truncated", "cannot be read", 0),
         ("no image", "cannot be read: cannot identify", 0),
-        ("size", "another size than its annotation file states", 0),
-        ("size", "another size than its annotation file states", 1),
+        ("size", "is 96×80, the annotations say 101×80", 0),
+        ("size", "is 96×80, the annotations say 101×80", 1),
     ],
 )
 def test_unusable_image_is_one_clear_line(drawn, kind, message, workers):

@@ -124,7 +124,7 @@ def test_boxes_are_clipped_to_the_image(drawn):
 
 def test_broken_images_and_wrong_sizes_give_one_line(instances, drawn):
     record = dict(instances.records[0])
-    with pytest.raises(UserError, match="is 96×80, but the annotations say 97×80"):
+    with pytest.raises(UserError, match="is 96×80, the annotations say 97×80"):
         read_example({**record, "width": 97}, instances)
     (drawn.images / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with pytest.raises(UserError, match="image .*1.png cannot be read: .*expected an image file"):
@@ -168,7 +168,7 @@ def test_wrong_label_maps_give_one_line(drawn, drawn_labels, tmp_path):
     Image.new("L", (5, 6)).save(path)
     with pytest.raises(UserError, match="is 5×6, its image .*1.png is 96×80"):
         read()
-    Image.new("RGB", (96, 80)).save(path)
+    Image.new("RGB", (96, 80), "red").save(path)
     with pytest.raises(UserError, match="has Pillow's mode RGB: expected one channel of 8"):
         read()
     path.write_bytes(good[:60])
