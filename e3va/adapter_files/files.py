@@ -206,7 +206,9 @@ def apply_adapter(
         own = {name: value for name, value in own.items() if name.startswith(ours)}
         if config.backbone.out_features != backbone.out_features:
             norms = {name for name in own.keys() ^ state.keys() if ".out_norm." in name}
-            own, state = ({k: v for k, v in part.items() if k not in norms} for part in (own, state))
+            own, state = (
+                {k: v for k, v in part.items() if k not in norms} for part in (own, state)
+            )
     elif framework and config.framework and framework != config.framework:
         state, left = to_framework(state, framework)
         if left:

@@ -181,7 +181,7 @@ def _of_other_heads(state: Mapping[str, Tensor]) -> set[str]:
 def _move_background(detectron2: str, value: Tensor, framework: str) -> Tensor:
     """Move the background entries of a tensor with this Detectron2 name to their new place."""
     module = detectron2.rpartition(".")[0]
-    if module.endswith(".cls_score"):
+    if module.startswith("roi_heads.") and module.endswith(".cls_score"):
         return value.roll(-1 if framework == "detectron2" else 1, 0)
     count = {_MASK_PREDICTOR: 1, f"{_BOX_PREDICTORS[0]}.bbox_pred": 4}.get(module)
     if count is None:
