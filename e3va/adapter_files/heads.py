@@ -3,9 +3,9 @@
 Torchvision and Detectron2 name the tensors differently and place the background differently:
 
 - Class scores: background is the last class in Detectron2 and the first one in torchvision.
-- Masks, and the boxes of a Mask R-CNN or Faster R-CNN (four numbers for each class): only torchvision has entries
-  for background, which nothing reads. They are dropped on the way to Detectron2 and are zero on
-  the way back.
+- Masks, and the boxes of a Mask R-CNN or Faster R-CNN (four numbers for each class): only
+  torchvision has entries for background, which nothing reads. They are dropped on the way to
+  Detectron2 and are zero on the way back.
 - RetinaNet and FCOS have no background, and their pyramid begins at p3. Their tensors are only
   renamed.
 
@@ -127,9 +127,9 @@ def to_framework(
     """Translate a model's tensors to the names of a framework.
 
     The translation covers the FPN, the RPN, the heads of Faster R-CNN, Mask R-CNN and Cascade Mask
-    R-CNN (box heads of two fully connected layers, masks for each class), those of RetinaNet without
-    norms and of FCOS with GroupNorm (four convolutions each), and the head of semantic FPN with
-    GroupNorm.
+    R-CNN (box heads of two fully connected layers, masks for each class), the heads of RetinaNet
+    without norms and of FCOS with GroupNorm (four convolutions each), and the head of semantic FPN
+    with GroupNorm.
 
     Args:
         state: state dict of a model of either framework, with or without its trunk.
@@ -181,7 +181,7 @@ def _of_other_heads(state: Mapping[str, Tensor]) -> set[str]:
 def _move_background(detectron2: str, value: Tensor, framework: str) -> Tensor:
     """Move the background entries of a tensor with this Detectron2 name to their new place."""
     module = detectron2.rpartition(".")[0]
-    if module.endswith(".cls_score"):
+    if module.startswith("roi_heads.") and module.endswith(".cls_score"):
         return value.roll(-1 if framework == "detectron2" else 1, 0)
     count = {_MASK_PREDICTOR: 1, f"{_BOX_PREDICTORS[0]}.bbox_pred": 4}.get(module)
     if count is None:

@@ -51,7 +51,8 @@ class _LabelsFromOne:
     """Labels count from 1 in targets and detections, as in torchvision's models with a background.
 
     torchvision's RetinaNet and FCOS count them from 0 and have no background. Losses and boxes are
-    computed in float32, also under autocast, where coordinates would lose whole pixels.
+    computed in float32, also under autocast, where coordinates would lose whole pixels. Boxes
+    without an area are left out.
     """
 
     def compute_loss(self, targets, head_outputs, *others) -> dict[str, Tensor]:
@@ -64,15 +65,22 @@ class _LabelsFromOne:
         """Return the detections of each image, see torchvision's model."""
         outputs = {name: [v.float() for v in levels] for name, levels in head_outputs.items()}
         detections = super().postprocess_detections(outputs, *others)
-        return [{**found, "labels": found["labels"] + 1} for found in detections]
+        for found in detections:
+            found["labels"] = found["labels"] + 1
+        # A box outside of the image has no area after clipping.
+        areas = [(found["boxes"][:, 2:] > found["boxes"][:, :2]).all(1) for found in detections]
+        return [
+            {name: value[kept] for name, value in found.items()}
+            for found, kept in zip(detections, areas, strict=True)
+        ]
 
 
 class LabeledRetinaNet(_LabelsFromOne, RetinaNet):
-    """torchvision's RetinaNet with labels from 1; the loss is in float32."""
+    """torchvision's RetinaNet with labels from 1."""
 
 
 class LabeledFCOS(_LabelsFromOne, FCOS):
-    """torchvision's FCOS with labels from 1; the loss is in float32."""
+    """torchvision's FCOS with labels from 1."""
 
 
 def retinanet_anchors(smallest: int) -> ExactAnchors:

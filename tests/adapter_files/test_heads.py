@@ -165,11 +165,14 @@ def test_tensors_without_a_counterpart_are_listed():
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
-def test_other_heads_of_one_stage_have_no_counterpart(kind):
+def test_heads_of_one_stage_are_renamed_and_other_ones_have_no_counterpart(kind):
     state, _ = to_framework(random_state(kind), "detectron2")
     assert (
         len(state["backbone.fpn_lateral3.weight"]) and "backbone.fpn_lateral2.weight" not in state
     )
+    ours = random_state(kind)
+    renamed, _ = to_framework(ours, "detectron2")  # without a background there is nothing to move
+    assert all(any(value is own for own in ours.values()) for value in renamed.values())
     deeper = state | {"head.cls_subnet.12.weight": torch.zeros(1)}
     assert left_of(deeper) == ("head.cls_subnet.12.weight",)
     # A RetinaNet with norms has the names of neither model.

@@ -13,12 +13,20 @@ from e3va import PRESETS, UserError
 from e3va.model_zoo.trunks import DEMO_FILE
 from e3va.torchvision import ModelConfig, build_model, load_model, load_pretrained
 from e3va.torchvision.data import read_example
-from e3va.torchvision.models import MODELS, default_heads, model_parts, read_trunk
+from e3va.torchvision.models import (
+    BOX_MODELS,
+    MASK_MODELS,
+    MODELS,
+    default_heads,
+    model_parts,
+    read_trunk,
+)
 from e3va.torchvision.pyramid import LEVEL_NAMES
 from e3va.torchvision.semantic import IGNORED, SemanticHead
 from e3va.utils.atomic import save_atomically
 
-DETECTORS = ("mask_rcnn", "cascade_mask_rcnn")
+DETECTORS = (*MASK_MODELS, *BOX_MODELS)
+LOSSES = {"mask_rcnn": 5, "cascade_mask_rcnn": 9, "faster_rcnn": 4, "retinanet": 2, "fcos": 3}
 
 
 def batch_of(dataset, count=2):
@@ -33,7 +41,7 @@ def test_detectors_give_finite_losses_and_gradients_outside_the_trunk(kind, make
     _, model = make_small(kind)
     images, targets = batch_of(instances)
     losses = model(images, targets)
-    assert len(losses) == (5 if kind == "mask_rcnn" else 9)
+    assert len(losses) == LOSSES[kind]
     sum(losses.values()).backward()
     trunk = model.backbone.bottom_up.trunk
     trunk.check_frozen(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1))
@@ -48,15 +56,14 @@ def test_detectors_give_finite_losses_and_gradients_outside_the_trunk(kind, make
 @pytest.mark.parametrize("kind", DETECTORS)
 def test_detectors_learn_from_images_without_objects(kind, make_small):
     _, model = make_small(kind)
-    empty = {
-        "boxes": torch.zeros(0, 4),
-        "labels": torch.zeros(0, dtype=torch.int64),
-        "masks": torch.zeros(0, 50, 60, dtype=torch.uint8),
-    }
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    if kind in MASK_MODELS:
+        empty["masks"] = torch.zeros(0, 50, 60, dtype=torch.uint8)
     losses = model([torch.rand(3, 50, 60)], [empty])
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
-    assert losses["loss_mask"] == 0
+    for name in ("loss_mask", "bbox_regression", "bbox_ctrness"):
+        assert losses.get(name, 0) == 0
 
 
 @pytest.mark.slow
@@ -88,7 +95,9 @@ def test_predictions_have_the_size_of_the_image(kind, height, width):
         assert found["labels"].shape == (height, width)
         assert found["labels"].min() >= 0 and found["labels"].max() <= 1
         return
-    assert found["masks"].shape == (len(found["scores"]), 1, height, width)
+    if kind in MASK_MODELS:
+        assert found.pop("masks").shape == (len(found["scores"]), 1, height, width)
+    assert found.keys() == {"boxes", "labels", "scores"}
     x1, y1, x2, y2 = found["boxes"].T
     assert (x1 >= 0).all() and (x2 <= width + 1e-3).all() and (y2 <= height + 1e-3).all()
     assert (x1 <= x2).all() and (y1 <= y2).all()
@@ -165,8 +174,9 @@ def test_config_survives_conversion_to_plain_data(make_small):
         ModelConfig.from_dict({**config.to_dict(), "surprise": 1}, "m.pth")
 
 
-def test_saved_models_come_back_equal(make_small, tmp_path):
-    config, model = make_small("cascade_mask_rcnn")
+@pytest.mark.parametrize("kind", ["cascade_mask_rcnn", *BOX_MODELS])
+def test_saved_models_come_back_equal(kind, make_small, tmp_path):
+    config, model = make_small(kind)
     path = tmp_path / "model.pth"
     save_atomically({"model": model.state_dict(), "config": config.to_dict()}, path)
     loaded, loaded_config = load_model(path)
@@ -182,7 +192,8 @@ def test_saved_models_come_back_equal(make_small, tmp_path):
         load_model(path)
     other = replace(config, classes=("a", "b", "c"), category_ids=(1, 2, 3))
     save_atomically({"model": model.state_dict(), "config": other.to_dict()}, path)
-    with pytest.raises(UserError, match="model.pth .* 8 of another shape"):
+    count = {"cascade_mask_rcnn": 8, "faster_rcnn": 4}.get(kind, 2)
+    with pytest.raises(UserError, match=f"model.pth .* {count} of another shape"):
         load_model(path)
 
 
