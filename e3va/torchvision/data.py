@@ -27,7 +27,7 @@ from ..utils.progress import track
 from .masks import RunLengthMasks
 
 Record = dict[str, Any]
-Target = dict[str, Tensor]
+Target = dict[str, Tensor | RunLengthMasks]
 
 
 @dataclass

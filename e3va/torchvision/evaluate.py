@@ -108,13 +108,15 @@ def coco_scores(
     """
     scores, data = Scores(), dataset.coco
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own tables
-        # pycocotools changes the records that it gets.
-        own = [dict(a) for image in data.images for a in data.annotations[image["id"]]]
+        listed = (a for image in data.images for a in data.annotations[image["id"]])
+        # pycocotools changes the records that it gets, and takes id 0 for "no object".
+        own = [{**annotation, "id": number} for number, annotation in enumerate(listed, 1)]
         truth = _index(data, own)
         found = truth.loadRes([dict(r) for r in results]) if results else _index(data, [])
         for kind, name in (("bbox", "box"), ("segm", "mask"))[: 1 + masks]:
             run = COCOeval(truth, found, kind)
             run.params.maxDets = [limit]
+            run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], ["all"]
             run.evaluate()
             run.accumulate()
             precision = run.eval["precision"][..., 0, 0]  # [IoU from 0.5 to 0.95, recall, class]

@@ -175,3 +175,17 @@ def publish_quietly(user) -> None:
     """The adapter in a zoo, without the commands that show how it comes there."""
     importlib.import_module("zoo_faults").train(user.folder / "output")
     publish(user.folder / "output", "shapes", user.folder / "zoo")
+
+
+@pytest.mark.slow
+def test_a_hundred_masks_of_a_large_photo_are_never_in_memory_together(script, tmp_path, capsys):
+    size = ("--width", 2000, "--height", 1500, "--cases", "torchvision eval")
+    _, status = script("mask_memory", *size, "--output", tmp_path)
+    assert status == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    case, count, peak, without, difference = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (case, count) == ("torchvision eval", "100")
+    assert int(peak.replace(",", "")) > int(without.replace(",", "")) > 100
+    # A hundred masks of 3 megapixels are 1144 MiB as float32 and 286 MiB as uint8.
+    assert int(difference.replace(",", "")) < 150
+    assert row in (tmp_path / "mask_memory.md").read_text()
