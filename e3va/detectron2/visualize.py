@@ -15,6 +15,7 @@ from ..utils.atomic import atomic_open
 from ..utils.errors import UserError
 from ..utils.paths import find_images, free_name
 from ..utils.progress import Progress
+from ..utils.terminal import escape_unprintable
 from .images import read_array
 from .predictor import LazyPredictor
 
@@ -111,6 +112,7 @@ def predict_folder(
 
 def main(description: str) -> None:
     """Run the command line of ``projects/E3VA/demo.py``."""
+    escape_unprintable()
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
