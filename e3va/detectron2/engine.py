@@ -17,6 +17,7 @@ from torch import nn
 
 from ..data.workers import WorkerBatches
 from ..utils.errors import UserError
+from ..utils.paths import check_tensorboard_folder
 from ..utils.terminal import escape_unprintable
 from .checkpoint import HighwayCheckpointer
 from .checks import is_device
@@ -54,6 +55,7 @@ def prepare(cfg: DictConfig) -> DictConfig:
         if key not in cfg:
             raise UserError(f"the config has no {key!r}: expected a training config such as COCO/…")
     check_device(cfg.train.device)
+    check_tensorboard_folder(cfg.train.output_dir, "train.output_dir")
     if "data" in cfg:
         resolve_classes(cfg)
         if has_validation_data(cfg.data):

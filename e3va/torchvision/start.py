@@ -18,6 +18,7 @@ from ..swin.presets import get_preset
 from ..utils.atomic import make_folder
 from ..utils.errors import UserError
 from ..utils.optional import require
+from ..utils.paths import check_tensorboard_folder
 from .data import Dataset, check_classes, open_dataset
 from .description import FRAMEWORK, fits, recognize
 from .evaluate import evaluate
@@ -117,6 +118,7 @@ def start_training(
     writer = None
     if tensorboard:
         require("tensorboard", "--tensorboard")
+        check_tensorboard_folder(folder, "--tensorboard with --output")
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(make_folder(folder)))
