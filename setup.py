@@ -22,6 +22,13 @@ COMMAND = [
     "tqdm>=4.60",
 ]
 
+# What reading YOLO folders, Pascal VOC and labelme needs: e3va.data.formats says why.
+FORMATS = [
+    "defusedxml>=0.7.1",
+    "pyyaml>=6",
+    "supervision>=0.31.2,<0.32",  # its readers of single files, which may change
+]
+
 # What e3va.detectron2 needs besides the above and Detectron2, which is on no package index.
 DETECTRON2 = [
     "omegaconf>=2.1,<2.4",
@@ -51,10 +58,12 @@ setup(
     install_requires=COMMAND,
     extras_require={
         "detectron2": DETECTRON2,
+        "formats": FORMATS,
         "accuracy": ["matplotlib>=3.7", "peft>=0.13"],
         "plot": ["matplotlib>=3.7"],
         "tensorboard": ["tensorboard>=2.12"],
         "test": [
+            *FORMATS,
             "build>=1.2",
             "hypothesis>=6.90",
             "import-linter>=2.3",

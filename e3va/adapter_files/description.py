@@ -139,8 +139,13 @@ class AdapterConfig:
         backbone = BackboneConfig(preset, read_highway(own, preset.embed_dim), tuple(levels))
         return cls(backbone, TrunkOrigin(UNKNOWN, fingerprint(trunk)), prefix)
 
-    def check_backbone(self, backbone: E3VABackbone, source: str) -> None:
+    def check_backbone(
+        self, backbone: E3VABackbone, source: str, backbone_only: bool = False
+    ) -> None:
         """Check that the adapter, named ``source`` in messages, fits a backbone.
+
+        With ``backbone_only`` the pyramid levels may differ in all but the last one, on which the
+        number of adapters depends.
 
         Raises:
             UserError: the backbone has another setting; the message names all that differ.
@@ -148,6 +153,8 @@ class AdapterConfig:
         ours, theirs = _flat(backbone.config), _flat(self.backbone)
         if same_geometry(backbone.config.preset, self.backbone.preset):
             theirs["preset"] = ours["preset"]
+        if backbone_only and backbone.out_features[-1] == self.backbone.out_features[-1]:
+            theirs["out_features"] = ours["out_features"]
         differ = [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]
         if differ:
             pairs = ((k, theirs.get(k, "absent"), ours.get(k, "absent")) for k in differ)

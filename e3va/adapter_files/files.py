@@ -159,7 +159,8 @@ def load_adapter(
         model: model with an E³VA backbone.
         path: folder of the adapter, or one of its files.
         backbone_only: whether to load only the highway, which fits the models of any framework and
-            task; neck and heads then keep their weights.
+            task; neck and heads then keep their weights, and so does the norm of a pyramid level
+            that the adapter lacks.
         any_trunk: whether to accept a trunk with another fingerprint than the adapter's.
         framework: framework of the model; heads of the other framework are translated, see
             :mod:`e3va.adapter_files.heads`.
@@ -193,7 +194,7 @@ def apply_adapter(
 ) -> None:
     """Load the result of :func:`read_adapter` into a model; see :func:`load_adapter`."""
     _, backbone = find_backbone(model)
-    config.check_backbone(backbone, source)
+    config.check_backbone(backbone, source, backbone_only)
     if not any_trunk:
         config.check_origin(backbone.trunk, source)
     prefix = trunk_prefix(model)
@@ -203,6 +204,9 @@ def apply_adapter(
         part, _ = backbone_part(state, config)
         state = {ours + name[len(theirs) :]: value for name, value in part.items()}
         own = {name: value for name, value in own.items() if name.startswith(ours)}
+        if config.backbone.out_features != backbone.out_features:
+            norms = {name for name in own.keys() ^ state.keys() if ".out_norm." in name}
+            own, state = ({k: v for k, v in part.items() if k not in norms} for part in (own, state))
     elif framework and config.framework and framework != config.framework:
         state, left = to_framework(state, framework)
         if left:

@@ -3,9 +3,11 @@
 Torchvision and Detectron2 name the tensors differently and place the background differently:
 
 - Class scores: background is the last class in Detectron2 and the first one in torchvision.
-- Masks, and the boxes of a Mask R-CNN (four numbers for each class): only torchvision has entries
+- Masks, and the boxes of a Mask R-CNN or Faster R-CNN (four numbers for each class): only torchvision has entries
   for background, which nothing reads. They are dropped on the way to Detectron2 and are zero on
   the way back.
+- RetinaNet and FCOS have no background, and their pyramid begins at p3. Their tensors are only
+  renamed.
 
 docs/weights-and-adapters.md lists the differences that remain.
 """
@@ -28,7 +30,7 @@ _MASK_PREDICTOR = "roi_heads.mask_head.predictor"  # Detectron2's name
 
 
 def _table() -> dict[str, str]:
-    """Return a dict from Detectron2's names of tensors to torchvision's."""
+    """Return a dict from Detectron2's names of tensors to torchvision's, from p2 on."""
     names = {}
 
     def add(detectron2: str, torchvision: str, kinds: tuple[str, ...] = _BOTH) -> None:
@@ -60,8 +62,42 @@ def _table() -> dict[str, str]:
     return names
 
 
-_TO_TORCHVISION = _table()
-_TO_DETECTRON2 = {theirs: own for own, theirs in _TO_TORCHVISION.items()}
+def _one_stage_table(fcos: bool) -> dict[str, str]:
+    """Return the same for RetinaNet or FCOS, from p3 on."""
+    modules = {
+        "head.cls_score": "head.classification_head.cls_logits",
+        "head.bbox_pred": "head.regression_head.bbox_reg",
+    }
+    for level in range(3):
+        modules[f"backbone.fpn_lateral{level + 3}"] = f"backbone.fpn.inner_blocks.{level}.0"
+        modules[f"backbone.fpn_output{level + 3}"] = f"backbone.fpn.layer_blocks.{level}.0"
+    for level in ("p6", "p7"):
+        modules[f"backbone.top_block.{level}"] = f"backbone.fpn.extra_blocks.{level}"
+    if fcos:
+        modules["head.ctrness"] = "head.regression_head.bbox_ctrness"
+    for theirs, ours in (("cls_subnet", "classification"), ("bbox_subnet", "regression")):
+        for layer in range(4):
+            # Convolution, GroupNorm and ReLU in FCOS; convolution and ReLU in RetinaNet.
+            for place in (3 * layer, 3 * layer + 1) if fcos else (2 * layer,):
+                own = place if fcos else f"{layer}.0"
+                modules[f"head.{theirs}.{place}"] = f"head.{ours}_head.conv.{own}"
+    return {f"{own}.{kind}": f"{other}.{kind}" for own, other in modules.items() for kind in _BOTH}
+
+
+_TABLES = {"": _table(), "retinanet": _one_stage_table(False), "fcos": _one_stage_table(True)}
+# Tensors that only one kind of model has, and every model of that kind.
+_MARKS = {
+    "retinanet": ("head.cls_subnet.2.weight", "head.classification_head.conv.0.0.weight"),
+    "fcos": ("head.ctrness.weight", "head.regression_head.bbox_ctrness.weight"),
+}
+
+
+def _table_of(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the table for the kind of model that a state belongs to."""
+    for kind, marks in reversed(_MARKS.items()):
+        if any(mark in state for mark in marks):
+            return _TABLES[kind]
+    return _TABLES[""]
 
 
 def smallest_anchor(size: int) -> int:
@@ -71,8 +107,10 @@ def smallest_anchor(size: int) -> int:
 
 def framework_of(state: Mapping[str, Tensor]) -> str | None:
     """Return the framework of the names in ``state``; None if both frameworks have them."""
-    torchvision = [n for n in state if n in _TO_DETECTRON2 and n not in _TO_TORCHVISION]
-    detectron2 = [n for n in state if n in _TO_TORCHVISION and n not in _TO_DETECTRON2]
+    table = _table_of(state)
+    names = set(table.values())
+    torchvision = [n for n in state if n in names and n not in table]
+    detectron2 = [n for n in state if n in table and n not in names]
     if torchvision and detectron2:
         raise UserError(
             f"a state with torchvision's {torchvision[0]} and Detectron2's {detectron2[0]}: "
@@ -88,8 +126,9 @@ def to_framework(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Translate a model's tensors to the names of a framework.
 
-    The translation covers the FPN, the RPN, the heads of Mask R-CNN and Cascade Mask R-CNN (box
-    heads of two fully connected layers, masks for each class) and the head of semantic FPN with
+    The translation covers the FPN, the RPN, the heads of Faster R-CNN, Mask R-CNN and Cascade Mask
+    R-CNN (box heads of two fully connected layers, masks for each class), those of RetinaNet without
+    norms and of FCOS with GroupNorm (four convolutions each), and the head of semantic FPN with
     GroupNorm.
 
     Args:
@@ -103,9 +142,11 @@ def to_framework(
     check_choice("framework", framework, FRAMEWORKS)
     if framework_of(state) in (None, framework):
         return dict(state), ()
-    names, others = _TO_DETECTRON2, set()
+    names, others = _table_of(state), set()
     if framework == "torchvision":
-        names, others = _TO_TORCHVISION, _of_other_heads(state)
+        others = _of_other_heads(state)
+    else:
+        names = {theirs: own for own, theirs in names.items()}
     mapped, left = {}, []
     for name, value in state.items():
         if name.startswith(BACKBONE):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..torchvision.models import MOST_DETECTIONS
 from ..utils.errors import UserError, brief
 
 ANY_TRUNK = "accept another trunk than that of the adapter's training"
@@ -34,6 +35,23 @@ def whole(least: int) -> Callable[[str], int]:
 
 positive = _number(float, "a number above 0", lambda value: 0 < value < float("inf"))
 share = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+split_share = _number(float, "a number between 0 and 1", lambda value: 0 < value < 1)
+detections = _number(
+    int,
+    f"a whole number from 1 to {MOST_DETECTIONS}",
+    lambda value: 1 <= value <= MOST_DETECTIONS,
+)
+MAX_DETECTIONS = {
+    "type": detections,
+    "metavar": "N",
+    "help": "largest number of objects that the model finds in an image",
+}
+# Options that say how annotations of instances are read.
+READING = {
+    "skip_missing": "leave out images that do not exist, instead of refusing the data",
+    "use_crowds": "use objects with iscrowd 1 as ordinary objects",
+    "keep_empty": "keep images without objects in the training data",
+}
 
 
 def add_model(parser: Parser) -> None:
@@ -50,11 +68,16 @@ def add_trunk(parser: Parser, text: str) -> None:
 
 
 def add_data(parser: Parser, prefix: str, purpose: str, **options: Any) -> None:
-    """Add the folder of images, and the annotation file or the folder of label maps."""
+    """Add the folder of images, and the annotations or the folder of label maps."""
     for name, metavar, text in (
         ("images", "DIR", f"folder of the images to {purpose}"),
-        ("annotations", "JSON", "COCO-format file with the annotations of the images"),
-        ("labels", "DIR", "folder of label maps (PNG files), instead of a COCO-format file"),
+        (
+            "annotations",
+            "PATH",
+            "annotations of the images: a COCO-format file, the data.yaml of YOLO, or a folder of "
+            "Pascal VOC or labelme files",
+        ),
+        ("labels", "DIR", "folder of label maps (PNG files), instead of annotations"),
     ):
         parser.add_argument(f"--{prefix}{name}", metavar=metavar, help=text, **options)
 
@@ -80,3 +103,10 @@ def pick_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: {brief(error)}; expected cpu, cuda or cuda:N") from None
     return device
+
+
+def add_reading(parser: Parser, *names: str, **options: Any) -> None:
+    """Add flags of :data:`READING`."""
+    for name in names:
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, action="store_true", help=READING[name], **options)

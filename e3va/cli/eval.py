@@ -4,15 +4,25 @@ import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from ..data.coco import ReadOptions
 from ..torchvision.data import check_classes, open_dataset
 from ..torchvision.evaluate import evaluate
 from ..torchvision.loading import load_model
-from ..torchvision.start import DATA_OF_MODEL
+from ..torchvision.models import MASK_MODELS, limit_detections
+from ..torchvision.options import DATA_OF_MODEL
+from ..torchvision.training_data import crowded_note
 from ..utils.atomic import atomic_open, make_folder
 from ..utils.errors import UserError
-from .arguments import add_data, add_device, add_model, pick_device
+from .arguments import (
+    MAX_DETECTIONS,
+    add_data,
+    add_device,
+    add_model,
+    add_reading,
+    pick_device,
+)
 
-DESCRIPTION = "Score a trained model: box and mask AP for instances, mIoU for label maps."
+DESCRIPTION = "Score a trained model: box and mask AP for objects, mIoU for label maps."
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -20,6 +30,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.set_defaults(run=run)
     add_model(parser)
     add_data(parser, "", "evaluate on")
+    add_reading(parser, "skip_missing", "use_crowds")
+    parser.add_argument("--max-detections", **MAX_DETECTIONS)
     parser.add_argument("--output", metavar="FILE", help="file for the scores, as JSON")
     add_device(parser)
 
@@ -36,12 +48,29 @@ def run(args: Namespace) -> None:
     semantic = config.model == "semantic_fpn"
     if args.annotations if semantic else args.labels:
         raise UserError(f"{args.model} {DATA_OF_MODEL[semantic]}")
-    names = config.classes if semantic else ()
-    dataset = open_dataset(args.images, args.annotations, args.labels, classes=names, prefix="--")
+    dataset = open_dataset(
+        *(args.images, args.annotations, args.labels),
+        classes=config.classes if semantic else (),
+        options=ReadOptions(
+            masks=None if config.model in MASK_MODELS else False,
+            skip_missing=args.skip_missing,
+            use_crowds=args.use_crowds,
+            classes=config.classes,
+        ),
+        split="val",
+        prefix="--",
+    )
     print(dataset.summary)
     check_classes(dataset, config.classes)
+    if config.model in MASK_MODELS and not dataset.coco.masks:
+        print("the annotations are boxes without masks: only boxes are scored")
+    limit = args.max_detections or config.detections
+    limit_detections(model, limit)
+    crowded = crowded_note([dataset], limit)
+    if crowded:
+        print(crowded)
     scores = evaluate(model, dataset, device)
     print(scores.table())
     if output:
         with atomic_open(output, "w") as file:
-            json.dump({"scores": scores.values, "per_class": scores.per_class}, file, indent=1)
+            json.dump(scores.to_json(), file, indent=1, allow_nan=False)

@@ -12,19 +12,36 @@ from ..highway.registry import SETTINGS, adapter_kinds
 from ..swin.precision import PRECISIONS as TRUNK_PRECISIONS
 from ..torchvision import curves
 from ..torchvision.models import DEMO_TRUNK, HEADS, MODELS, RANDOM
+from ..torchvision.options import DEFAULTS
 from ..torchvision.settings import TrainSettings
-from ..torchvision.start import DEFAULTS, start_training
+from ..torchvision.start import start_training
 from ..torchvision.trainer import MODEL, STATE
 from ..utils.errors import UserError
 from ..utils.training import PRECISIONS
-from .arguments import ANY_TRUNK, add_data, add_device, add_output, pick_device, positive, whole
+from .arguments import (
+    ANY_TRUNK,
+    MAX_DETECTIONS,
+    READING,
+    add_data,
+    add_device,
+    add_output,
+    add_reading,
+    pick_device,
+    positive,
+    split_share,
+    whole,
+)
 
 DESCRIPTION = """\
 Fine-tune a model on your own images.
 
-Instance segmentation, from a COCO-format file:
+Objects, from a COCO-format file. The model is Mask R-CNN if the file has masks, and Faster R-CNN if
+it has only boxes:
   e3va train --images photos --annotations photos.json \\
              --val-images more --val-annotations more.json
+Objects from other formats, and a tenth of the images to validate on:
+  e3va train --annotations yolo/data.yaml
+  e3va train --images JPEGImages --annotations Annotations --val-split 0.1
 Semantic segmentation, from label maps: photos/a.jpg has the label map labels/a.png, with a class
 number in every pixel:
   e3va train --images photos --labels labels --classes background,road,car
@@ -38,7 +55,7 @@ Ctrl-C saves the run; the same command with --resume continues exactly where it 
 # Defaults that depend on the data, the trunk or the device.
 _DEFAULT_NOTES = {
     "preset": "those of the weights file",
-    "model": "mask_rcnn, for label maps semantic_fpn",
+    "model": "for masks mask_rcnn, for boxes faster_rcnn, for label maps semantic_fpn",
     "heads": "light for trunks smaller than Swin-T, else standard",
     "lr": ", ".join(f"{sizes.lr:g} for {name} heads" for name, sizes in HEADS.items()),
     "precision": "on a GPU bf16, on older ones fp16, else fp32",
@@ -66,6 +83,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "adapter": {"metavar": "PATH", "help": "adapter to start from: its folder, or e3va://NAME"},
     "preset": {"metavar": "NAME", "help": "size and window of the Swin, such as swin_t"},
     "model": {"choices": MODELS, "help": "kind of model"},
+    "val_split": {
+        "type": split_share,
+        "metavar": "SHARE",
+        "help": "share of the images to validate on, such as 0.1, if there are no other data",
+    },
+    "max_detections": MAX_DETECTIONS,
     "memory": {"choices": MEMORY, "help": "lean: less memory, more time; plain: for tests"},
     "trunk_precision": {"choices": TRUNK_PRECISIONS, "help": "data type of a frozen trunk"},
     "heads": {"choices": HEADS, "help": "widths of neck and heads"},
@@ -96,7 +119,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_data(data, "", "train on", **absent)
     add_data(data, "val-", "validate on", **absent)
-    add(data, "classes")
+    add(data, "val_split", "classes")
+    add_reading(data, *READING, **absent)
     add_output(output, "output", "output folder")
     output.add_argument("--resume", action="store_true", help="continue the run in --output")
     output.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's files")
@@ -114,7 +138,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         dest="highway_settings",
         help="changes to the recipe, such as rank=24 taps=residual",
     )
-    add(model, "memory", "trunk_precision", "heads", "size", "max_size")
+    add(model, "memory", "trunk_precision", "heads", "size", "max_size", "max_detections")
     add(training, "steps", "batch_size", "lr", "adapter_lr", "trunk_lr", "precision", "seed")
     text = "number of processes that read images (default: 4 with a GPU, else 0)"
     training.add_argument("--workers", type=whole(0), metavar="N", help=text)

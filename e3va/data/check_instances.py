@@ -1,11 +1,10 @@
 """Check a COCO-format file and its images as a whole, so that no problem hides another.
 
-Whether an annotation can be used is decided in :mod:`e3va.data.coco`, as for training. This module
-adds the problems that only an opened image or a drawn mask shows.
+What is used, left out or converted is decided in :mod:`e3va.data.coco`, as for training. This
+module adds the problems that only an opened image or a drawn mask shows.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 import pycocotools.mask
 
 from ..utils.errors import UserError
-from .coco import is_polygon, list_annotations, list_categories, list_images, list_records
+from .coco import Content, has_object, nothing_to_train, read_records
+from .coco_records import ReadOptions, list_records
 from .contact_sheet import Picture
 from .images import check_image, in_threads
 from .masks import find_extent, to_rle
@@ -91,7 +91,8 @@ def check_instances(
     """Check the content of the annotation file ``source``, and decode its images below ``root``."""
     if kind_of_file(data) == "panoptic":
         annotations = list_records(data, "annotations", source)
-        segments = sum(len(a.get("segments_info") or ()) for a in annotations)
+        lists = [a.get("segments_info") for a in annotations]
+        segments = sum(len(own) for own in lists if isinstance(own, list))
         raise UserError(
             f"{source} is a COCO panoptic file ({len(annotations)} images, {segments} segments): "
             "expected instances; use the instances_*.json of the same images, and a folder of "
@@ -99,58 +100,57 @@ def check_instances(
         )
     found = InstanceFindings(str(source), str(root), data=data)
     note = found.problems.note
-    categories = list_categories(data, source, note)
-    found.classes = [ClassCount(category["id"], str(category["name"])) for category in categories]
-    names = Counter(row.name for row in found.classes)
-    for row in found.classes:
-        if (count := names[row.name]) > 1:
-            note("name_twice", source, row.id, f"{count} classes have the name {row.name!r}")
-    images = list_images(data, source, Path(root), note)
-    found.listed, found.annotations = len(data["images"]), {identity: [] for identity in images}
-    records = list_records(data, "annotations", source)
-    found.masks = not records or any(a.get("segmentation") for a in records)
-    usable = list_annotations(data, source, images, found.class_index, found.masks, note)
-    for _, image, annotation in usable:
+    content = read_records(data, source, Path(root), ReadOptions(masks=None), note)
+    found.classes = [
+        ClassCount(category["id"], category["name"]) for category in content.categories
+    ]
+    found.listed, found.masks = len(data["images"]), content.masks
+    found.annotations = {image["id"]: [] for image in content.images.by_key.values()}
+    for _, image, annotation in content.annotations:
         found.annotations[image["id"]].append(annotation)
-    _check_images(found, list(images.values()))
+    _check_images(found, content)
     _count(found)
     for row in found.classes:
         if not row.sizes and not row.crowds:
             note("unused", source, row.id, f"no object of the class {row.name!r}")
     if not any(row.sizes for row in found.classes):
-        note("nothing", source, None, "no usable object")
+        text = nothing_to_train(sum(row.crowds for row in found.classes))
+        note("nothing", source, None, f"the file has {text}")
+        return found
+    for image in found.images:
+        if not has_object(found.annotations[image["id"]]):
+            note("empty", image["path"], image["id"], "no object that is no crowd region")
     return found
 
 
-def _check_images(found: InstanceFindings, images: list[dict]) -> None:
-    """Decode the images, and fill in the usable ones and their usable annotations."""
+def _check_images(found: InstanceFindings, content: Content) -> None:
+    """Decode the images, fill in the usable ones, and note the problems of their annotations."""
+    by_image: dict[int, list[tuple[Any, dict]]] = {}
+    for identity, image, annotation in content.annotations:
+        by_image.setdefault(image["id"], []).append((identity, annotation))
 
-    def work(image: dict) -> tuple[bool, list[dict], Problems]:
-        problems, path, identity = Problems(), image["path"], image["id"]
-        if not Path(path).is_file():
-            problems.note("missing", path, identity, "the file does not exist")
-            return False, [], problems
-        usable = [a for a in found.annotations[identity] if _check_shape(a, image, problems)]
-        size = check_image(path, problems, identity, (image["width"], image["height"]))
-        return size is not None, usable, problems
+    def work(image: dict) -> tuple[bool, Problems]:
+        problems, path = Problems(), image["path"]
+        for identity, annotation in by_image.get(image["id"], ()):
+            _check_shape(annotation, identity, image, problems)
+        size = check_image(path, problems, image["id"], (image["width"], image["height"]))
+        return size is not None, problems
 
+    images = content.images.present
     results = in_threads(work, images, "checking images")
-    for image, (is_usable, annotations, problems) in zip(images, results, strict=True):
+    for image, (is_usable, problems) in zip(images, results, strict=True):
         found.problems += problems
-        found.annotations[image["id"]] = annotations
         if is_usable:
             found.images.append(image)
 
 
-def _check_shape(annotation: dict, image: dict, problems: Problems) -> bool:
-    """Note the problems of an annotation's box and mask; return whether the mask can be read."""
+def _check_shape(annotation: dict, identity: Any, image: dict, problems: Problems) -> None:
+    """Note where the box and the mask of an annotation look wrong."""
     width, height = image["width"], image["height"]
 
     def note(kind: str, text: str) -> None:
-        problems.note(kind, image["path"], annotation.get("id"), text)
+        problems.note(kind, image["path"], identity, text)
 
-    if not _is_area(annotation.get("area", 1)):
-        note("area", f"the area is {annotation['area']!r}")
     x, y, w, h = annotation["bbox"]
     box = _numbers(annotation["bbox"])
     beyond = max(-x, -y, x + w - width, y + h - height)
@@ -158,31 +158,23 @@ def _check_shape(annotation: dict, image: dict, problems: Problems) -> bool:
         note("outside", f"the box {box} reaches {beyond:.4g} pixels beyond the image")
     segmentation = annotation.get("segmentation")
     if not segmentation:
-        return True
+        return
     if isinstance(segmentation, list):
         _check_polygons(segmentation, width, height, note)
-    try:
-        rle = to_rle(segmentation, height, width)
-    except ValueError as error:
-        note("mask", str(error))
-        return False
+    rle = to_rle(segmentation, height, width)
     if not pycocotools.mask.area(rle):
         note("empty_mask", "the mask has no pixel")
-        return True
+        return
     x1, y1, x2, y2 = mask = find_extent(segmentation, rle, width, height)
     edges = (max(x, 0), max(y, 0), min(x + w, width), min(y + h, height))
     apart = max(abs(one - other) for one, other in zip(edges, mask, strict=True))
     if apart > max(APART, APART_SHARE * max(w, h)):
         own = _numbers([x1, y1, x2 - x1, y2 - y1])
         note("disagree", f"the box is {box}, the box of the mask {own} (x, y, width, height)")
-    return True
 
 
 def _check_polygons(polygons: list, width: int, height: int, note) -> None:
-    good = [polygon for polygon in polygons if is_polygon(polygon)]
-    if len(good) < len(polygons):
-        note("polygon_left_out", f"{len(polygons) - len(good)} of {len(polygons)} polygons")
-    xs, ys = [x for p in good for x in p[0::2]], [y for p in good for y in p[1::2]]
+    xs, ys = [x for p in polygons for x in p[0::2]], [y for p in polygons for y in p[1::2]]
     beyond = max(-min(xs), -min(ys), max(xs) - width, max(ys) - height)
     if beyond > OUTSIDE:
         note("polygon_outside", f"a point lies {beyond:.4g} pixels beyond the image")
@@ -199,14 +191,9 @@ def _count(found: InstanceFindings) -> None:
         annotations = found.annotations[image["id"]]
         for annotation in annotations:
             row = by_id[annotation["category_id"]]
-            if annotation.get("iscrowd"):
+            if annotation["iscrowd"]:
                 row.crowds += 1
             else:
-                box, area = annotation["bbox"], annotation.get("area")
-                row.sizes.append(math.sqrt(area if _is_area(area) else box[2] * box[3]))
+                row.sizes.append(math.sqrt(annotation["area"]))
         for identity in {annotation["category_id"] for annotation in annotations}:
             by_id[identity].images += 1
-
-
-def _is_area(area: Any) -> bool:
-    return isinstance(area, (int, float)) and 0 < area < math.inf

@@ -1,58 +1,50 @@
-"""Read COCO-format annotation files, check them, and drop annotations that cannot be used."""
+"""Read COCO-format annotation files in every form that tools write, and refuse what is wrong.
+
+Records of categories and images are read in :mod:`e3va.data.coco_records`, annotations in
+:mod:`e3va.data.coco_annotations`. Training and ``e3va check`` read a file by the same functions.
+"""
 
 import json
-import math
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..utils.atomic import atomic_open
-from ..utils.errors import UserError
-from .problems import DROPPED, KINDS, REFUSED
+from ..utils.errors import UserError, brief
+from .coco_annotations import list_annotations
+from .coco_records import (
+    READ_ALL,
+    Images,
+    Note,
+    ReadOptions,
+    list_categories,
+    list_images,
+    list_records,
+)
+from .coco_values import show
+from .masks import has_mask
+from .problems import KINDS, REFUSED, count_line
 
-# A function that takes note of a problem: its kind, file, id and text, see Problems.note.
-Note = Callable[[str, Any, Any, str], None]
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """What to read, and what to leave out.
-
-    Attributes:
-        masks: whether every object needs a mask; False reads boxes only, and None reads masks if at
-            least one object has a mask.
-        training: whether the data are for training, which leaves out images without objects.
-        keep_empty: whether training keeps images without objects.
-        skip_missing: whether to leave out images that do not exist, instead of refusing them.
-        use_crowds: whether objects with ``iscrowd`` 1 count as ordinary objects.
-        classes: class names of the model that the data are for; () if it has none yet. A category
-            with one of these names stays a class even if it looks like an unused parent.
-    """
-
-    masks: bool | None = True
-    training: bool = False
-    keep_empty: bool = False
-    skip_missing: bool = False
-    use_crowds: bool = False
-    classes: tuple[str, ...] = ()
-
-
-READ_ALL = ReadOptions()
+__all__ = ["READ_ALL", "CocoData", "ReadOptions", "read_coco", "read_content"]
 
 
 @dataclass
 class CocoData:
-    """A checked annotation file."""
+    """A checked annotation file, as training and scoring need it."""
 
     source: str  # path of the annotation file
-    images: list[dict]  # records, sorted by id, with ``path`` added
-    annotations: dict[int, list[dict]]  # usable records of each image id
-    categories: list[dict]  # records, sorted by id; a class index is a position in this list
-    dropped: Counter = field(default_factory=Counter)  # number of dropped annotations by reason
+    # Records {id, file_name, width, height, path}, sorted by id, a whole number.
+    images: list[dict]
+    # Records of each image id, see coco_annotations.list_annotations.
+    annotations: dict[int, list[dict]]
+    # Records {id, name}, sorted by id; the names are different. A class index is a position here.
+    categories: list[dict]
+    # Number of problems by kind (a key of problems.KINDS): left out, converted and warned of.
+    notes: Counter = field(default_factory=Counter)
     masks: bool = True  # whether the objects have masks
 
     @property
@@ -66,16 +58,13 @@ class CocoData:
         return {category["id"]: index for index, category in enumerate(self.categories)}
 
     def summary(self) -> str:
-        """Return one line: numbers of images, objects and classes, and dropped annotations."""
+        """Return one line: numbers of images, objects and classes, and what was not used as is."""
         count = sum(map(len, self.annotations.values()))
-        text = (
+        names = ", ".join(" ".join(name.split()) for name in self.class_names)
+        return (
             f"{self.source}: {len(self.images)} images, {count} objects, "
-            f"{len(self.categories)} classes ({', '.join(self.class_names)})"
+            f"{len(self.categories)} classes ({names}){count_line(self.notes)}"
         )
-        if self.dropped:
-            reasons = ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
-            text += f"; dropped {self.dropped.total()} annotations: {reasons}"
-        return text
 
     def write(self, path: str | os.PathLike) -> None:
         """Write the usable annotations as a COCO-format file, atomically."""
@@ -86,9 +75,42 @@ class CocoData:
             json.dump(data, file)
 
 
+@dataclass
+class Content:
+    """Usable records of an annotation file; :class:`CocoData` lists the fields of a record."""
+
+    categories: list[dict]
+    images: Images
+    # (id in the file, image record, annotation record) in the file's order
+    annotations: list[tuple[Any, dict, dict]]
+    masks: bool
+
+
 def read_categories(json_file: str | os.PathLike) -> list[dict]:
-    """Return the category records of an annotation file, sorted by id; raise UserError if none."""
-    return list_categories(load_json(json_file), json_file, _refuse_in(json_file))
+    """Return the categories as {id, name}, sorted by id; raise UserError if there are none."""
+    return _categories(load_json(json_file), json_file)
+
+
+def category_names(
+    data: Mapping[str, Any], source: str | os.PathLike, classes: Sequence[str] = ()
+) -> list[str]:
+    """Return the class names that :func:`read_content` finds; images need not exist.
+
+    Args:
+        data: content of the file.
+        source: path of the annotation file, for messages.
+        classes: class names of the model that the data are for, see :class:`ReadOptions`.
+
+    Raises:
+        UserError: a category has no id or name, or there is none.
+    """
+    return [category["name"] for category in _categories(data, source, classes)]
+
+
+def _categories(
+    data: Mapping[str, Any], source: str | os.PathLike, classes: Sequence[str] = ()
+) -> list[dict]:
+    return list_categories(data, source, _note_for_reader(Counter(), source, source), classes)
 
 
 def read_coco(
@@ -106,11 +128,12 @@ def read_content(
     image_root: str | os.PathLike,
     options: ReadOptions = READ_ALL,
 ) -> CocoData:
-    """Check the content of an annotation file.
+    """Read and check the content of an annotation file.
 
-    Annotations are dropped and counted if their image is not listed, if their box has no area
-    inside the image, or if none of their polygons has three points, as is usual for COCO. Missing
-    ``iscrowd``, ``area`` and ``id`` are filled in.
+    What tools write in another form is converted. Annotations are left out if their image is not
+    listed, if their box has no area inside the image, or if they have no usable mask in a file with
+    masks. Missing ``iscrowd`` and ``area`` are filled in, and annotation ids are numbered from 1.
+    ``CocoData.notes`` counts all of that.
 
     Args:
         data: content of the file.
@@ -119,56 +142,115 @@ def read_content(
         options: what to read, and what to leave out.
 
     Raises:
-        UserError: the file is missing, is not JSON, or lacks one of its lists; an image file does
-            not exist; an annotation is malformed; no image with objects is left for training.
+        UserError: the file lacks one of its lists; an image file does not exist; a record is
+            malformed; the file has no masks and needs them; training would have no object.
     """
-    refuse = _refuse_in(json_file)
-    masks = options.masks
-    if masks is None:
-        records = list_records(data, "annotations", json_file)
-        masks = any(record.get("segmentation") for record in records)
-    categories = list_categories(data, json_file, refuse)
-    images = list_images(data, json_file, Path(image_root), refuse)
-    missing = [image["path"] for image in images.values() if not os.path.isfile(image["path"])]
-    if missing:
+    notes, root = Counter(), Path(image_root)
+    note = _note_for_reader(notes, json_file, root)
+    content = read_records(data, json_file, root, options, note)
+    images = sorted(content.images.present, key=lambda image: image["id"])
+    if notes["missing"] or not images:
+        raise _missing_images(content.images, json_file, root)
+    annotations: dict[int, list[dict]] = {image["id"]: [] for image in images}
+    for _, image, annotation in content.annotations:
+        annotations[image["id"]].append(annotation)
+    notes = +notes  # without zeros
+    result = CocoData(str(json_file), images, annotations, content.categories, notes, content.masks)
+    return without_empty(result, options) if options.training else result
+
+
+def without_empty(data: CocoData, options: ReadOptions) -> CocoData:
+    """Leave out the images without objects, unless the options keep them, and count them.
+
+    Raises:
+        UserError: the data have no object to train on.
+    """
+    crowds = sum(a["iscrowd"] for found in data.annotations.values() for a in found)
+    if crowds == sum(map(len, data.annotations.values())):
+        raise UserError(f"{data.source} has {nothing_to_train(crowds)}{count_line(data.notes)}")
+    if options.keep_empty:
+        return data
+    images = [image for image in data.images if has_object(data.annotations[image["id"]])]
+    annotations = {image["id"]: data.annotations[image["id"]] for image in images}
+    notes = +(data.notes + Counter(empty=len(data.images) - len(images)))
+    return replace(data, images=images, annotations=annotations, notes=notes)
+
+
+def read_records(
+    data: Mapping[str, Any],
+    source: str | os.PathLike,
+    root: Path,
+    options: ReadOptions,
+    note: Note,
+) -> Content:
+    """Return the usable records of an annotation file, and note every problem.
+
+    Args:
+        data: content of the file.
+        source: path of the annotation file.
+        root: folder of the images.
+        options: what to read, and what to leave out.
+        note: function that takes note of a problem.
+
+    Raises:
+        UserError: the file lacks one of its lists, or has no masks and ``options.masks`` is True.
+    """
+    categories = list_categories(data, source, note, options.classes)
+    images = list_images(data, source, root, note, options.skip_missing)
+    records = list_records(data, "annotations", source)
+    found = not records or any(has_mask(record.get("segmentation")) for record in records)
+    if options.masks and not found:
         raise UserError(
-            f"{len(missing)} of {len(images)} images in {json_file} do not exist "
-            f"(first: {missing[0]}): check the folder of images, {image_root}"
+            f"{source} has boxes only: none of its {len(records)} annotations has a mask in "
+            "'segmentation', which the model learns; train a model that finds boxes (--model "
+            "faster_rcnn, or custom/retinanet_e3va_swin_t.py with Detectron2), or draw the masks"
         )
-    ordered = [images[image_id] for image_id in sorted(images)]
-    empty = {image["id"]: [] for image in ordered}
-    result = CocoData(str(json_file), ordered, empty, categories, masks=masks)
-    counts: Counter = Counter()
+    options = replace(options, masks=found if options.masks is None else options.masks)
+    ids = {category["id"] for category in categories}
+    annotations = list(list_annotations(records, source, images, ids, options, note))
+    return Content(categories, images, annotations, options.masks)
 
-    def note(kind: str, path: Any, identity: Any, text: str) -> None:
+
+def has_object(annotations: Sequence[dict]) -> bool:
+    """Return whether an image has an object that is no crowd region."""
+    return any(not annotation["iscrowd"] for annotation in annotations)
+
+
+def nothing_to_train(crowds: int) -> str:
+    """Return why data without a usable object, but with a number of crowd regions, are refused."""
+    if crowds:
+        return (
+            f"no usable annotation to train on, since iscrowd is 1 in all {crowds} of them: read "
+            "crowd regions as objects with --use-crowds (data.use_crowds=true with Detectron2)"
+        )
+    return (
+        "no usable annotation to train on: expected at least one object with a box inside its image"
+    )
+
+
+def _note_for_reader(counts: Counter, source: str | os.PathLike, root: str | os.PathLike) -> Note:
+    """Return a function that counts problems, and raises UserError for what training refuses."""
+
+    def note(kind: str, file: Any, identity: Any, text: str) -> None:
         counts[kind] += 1
-        if KINDS[kind].severity == REFUSED:
-            name = "an annotation" if identity is None else f"annotation {identity}"
-            image = os.path.relpath(path, image_root)
-            raise UserError(f"{json_file}: {name} of {image}: {text}")
-
-    usable = list(list_annotations(data, json_file, images, result.class_index, masks, note))
-    for number, image, annotation in usable:
-        width, height = annotation["bbox"][2:]
-        annotation = {"iscrowd": 0, "area": width * height, **annotation}
-        if isinstance(annotation.get("segmentation"), list):
-            annotation["segmentation"] = [p for p in annotation["segmentation"] if is_polygon(p)]
-        if counts["annotation_twice"]:
-            annotation["id"] = number
-        result.annotations[image["id"]].append(annotation)
-    dropped = {kind: n for kind, n in counts.items() if KINDS[kind].severity == DROPPED}
-    result.dropped.update({KINDS[kind].title: number for kind, number in dropped.items()})
-    if options.training:
-        _require_objects(result)
-    return result
-
-
-def _refuse_in(source: str | os.PathLike) -> Note:
-    def note(kind: str, _path: Any, _identity: Any, text: str) -> None:
-        if KINDS[kind].severity == REFUSED:
-            raise UserError(f"{source}: {text}")
+        # Missing images are counted to the end: if all are missing, their folder is wrong.
+        if KINDS[kind].severity != REFUSED or kind == "missing":
+            return
+        if kind in ("unknown_category", "box", "crowd", "mask"):
+            name = "an annotation" if identity is None else f"annotation {show(identity)}"
+            text = f"{name} of {os.path.relpath(file, root)}: {text}"
+        raise UserError(f"{source}: {text}")
 
     return note
+
+
+def _missing_images(images: Images, source: str | os.PathLike, root: Path) -> UserError:
+    first = next(image for image in images.by_key.values() if image["id"] in images.missing)
+    text = f"{len(images.missing)} of {len(images.by_key)} images in {source} do not exist"
+    advice = f"check the folder of images, {root}"
+    if images.present:
+        advice += ", or leave them out with --skip-missing (data.skip_missing=true with Detectron2)"
+    return UserError(f"{text} (first: {first['path']}): {advice}")
 
 
 def load_json(json_file: str | os.PathLike) -> dict:
@@ -176,175 +258,13 @@ def load_json(json_file: str | os.PathLike) -> dict:
     if not os.path.isfile(json_file):
         raise UserError(f"no annotation file {json_file}: expected a COCO-format .json file")
     try:
-        with open(json_file, encoding="utf-8") as file:
-            data = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{json_file} is not JSON ({error}): expected COCO format") from None
+        # From bytes, json finds the encoding by itself, with or without a byte-order mark.
+        data = json.loads(Path(json_file).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{json_file} is not JSON ({brief(error)}): expected COCO format") from None
     if not isinstance(data, dict):
         raise UserError(
             f"{json_file} holds a {type(data).__name__}: expected COCO format, an object with "
             "images, annotations and categories"
         )
     return data
-
-
-def list_records(data: Mapping[str, Any], key: str, source: str | os.PathLike) -> list[dict]:
-    """Return the records under ``key`` of an annotation file; raise UserError if it has none."""
-    records = data.get(key)
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        problem = "has no" if key not in data else "has a malformed"
-        raise UserError(
-            f"{source} {problem} {key!r}: expected COCO format, a list of records in each of "
-            "images, annotations and categories"
-        )
-    return records
-
-
-def list_categories(data: Mapping[str, Any], source: str | os.PathLike, note: Note) -> list[dict]:
-    """Return the usable category records, sorted by id; note the problems of the others."""
-    usable: dict[int, dict] = {}
-    records = list_records(data, "categories", source)
-    if not records:
-        note("category", source, None, "'categories' is empty: expected a record for each class")
-    for record in records:
-        identity, name = record.get("id"), record.get("name")
-        if not isinstance(identity, int) or not name:
-            text = f"category {record} needs an integer 'id' and a 'name'"
-            note("category", source, identity, text)
-        elif identity in usable:
-            text = f"category id {identity} is both {usable[identity]['name']!r} and {name!r}"
-            note("category_twice", source, identity, text)
-        else:
-            usable[identity] = record
-    return [usable[identity] for identity in sorted(usable)]
-
-
-def list_images(
-    data: Mapping[str, Any], source: str | os.PathLike, root: Path, note: Note
-) -> dict[int, dict]:
-    """Return the usable image records by id, with ``path`` added; note the others' problems."""
-    usable, names = {}, {}
-    records = list_records(data, "images", source)
-    if not records:
-        note("no_images", source, None, "'images' is empty: expected a record for each image")
-    types = {"id": int, "file_name": str, "height": int, "width": int}
-    for record in records:
-        identity, name = record.get("id"), record.get("file_name")
-        wrong = [key for key, kind in types.items() if not isinstance(record.get(key), kind)]
-        path = str(root / name) if isinstance(name, str) else None
-        if wrong:
-            expected = f"{wrong[0]!r} of type {types[wrong[0]].__name__}"
-            note("image_record", source, identity, f"image {name or identity!r} has no {expected}")
-        elif identity in usable:
-            first = usable[identity]["file_name"]
-            text = f"image id {identity} appears twice, for {first!r} and {name!r}"
-            note("image_twice", path, identity, text)
-        else:
-            if name in names:
-                note("file_twice", path, identity, f"the image {names[name]} has the same file")
-            names.setdefault(name, identity)
-            usable[identity] = {**record, "path": path}
-    return usable
-
-
-def list_annotations(
-    data: Mapping[str, Any],
-    source: str | os.PathLike,
-    images: Mapping[int, dict],
-    class_index: Mapping[int, int],
-    masks: bool,
-    note: Note,
-) -> Iterator[tuple[int, dict, dict]]:
-    """Yield usable annotations as (number from 1, image record, annotation record).
-
-    ``class_index`` has the category ids as keys. With ``masks``, annotations need a mask.
-    """
-    ids = set()
-    for number, annotation in enumerate(list_records(data, "annotations", source), 1):
-        identity = annotation.get("id")
-        image = _get(images, annotation.get("image_id"))
-        path = image["path"] if image else source
-        if not isinstance(identity, int):
-            note("annotation_twice", path, identity, "the annotation has no integer id")
-        elif identity in ids:
-            note("annotation_twice", path, identity, "another annotation has the same id")
-        else:
-            ids.add(identity)
-        if image is None:
-            text = f"the image_id is {annotation.get('image_id')!r}, which is not listed"
-            note("unknown_image", path, identity, text)
-        elif fault := _find_fault(annotation, image, class_index, masks):
-            note(fault[0], path, identity, fault[1])
-        else:
-            yield number, image, annotation
-
-
-def _find_fault(
-    annotation: dict, image: dict, class_index: Mapping[int, int], masks: bool
-) -> tuple[str, str] | None:
-    """Return the kind and text of the problem that makes an annotation unusable, or None."""
-    category, box = annotation.get("category_id"), annotation.get("bbox")
-    segmentation = annotation.get("segmentation")
-    if _get(class_index, category) is None:
-        text = f"the category_id is {category!r}, expected one of {list(class_index)}"
-        return "unknown_category", text
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        return "box", f"the bbox is {box!r}, expected [x, y, width, height] in pixels"
-    if not _has_area(box, image):
-        return "no_area", f"the box {box} has no area inside the image"
-    if not segmentation:
-        text = "there is no 'segmentation', expected polygons or RLE, since the model learns masks"
-        return ("no_mask", text) if masks else None
-    if isinstance(segmentation, list):
-        if any(map(is_polygon, segmentation)):
-            return None
-        return "polygons", "no polygon has three points or more"
-    if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), list | str):
-        keys = f" with the keys {list(segmentation)}" if isinstance(segmentation, dict) else ""
-        kind = type(segmentation).__name__ + keys
-        return "mask", f"the 'segmentation' is a {kind}, expected polygons or RLE with 'counts'"
-    size, expected = segmentation.get("size"), [image["height"], image["width"]]
-    if size != expected:
-        return "mask", f"the RLE has the size {size}, expected the image's {expected}"
-    return None
-
-
-def _get(mapping: Mapping, key: Any) -> Any:
-    """Return the value of a key, or None; the key may be any JSON value."""
-    return mapping.get(key) if isinstance(key, Hashable) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def is_polygon(points: Any) -> bool:
-    """Return whether ``points`` is [x1, y1, x2, y2, …] with at least three points, all finite."""
-    return (
-        isinstance(points, list)
-        and len(points) >= 6
-        and len(points) % 2 == 0
-        and all(_is_number(value) and math.isfinite(value) for value in points)
-    )
-
-
-def _has_area(box: list[float], image: dict) -> bool:
-    x, y, width, height = box
-    inside_width = min(x + width, image["width"]) - max(x, 0)
-    inside_height = min(y + height, image["height"]) - max(y, 0)
-    return all(map(math.isfinite, box)) and inside_width > 0 and inside_height > 0
-
-
-def _require_objects(data: CocoData) -> None:
-    data.annotations = {
-        image_id: annotations
-        for image_id, annotations in data.annotations.items()
-        if any(not annotation["iscrowd"] for annotation in annotations)
-    }
-    data.images = [image for image in data.images if image["id"] in data.annotations]
-    if not data.images:
-        dropped = f" (dropped: {dict(data.dropped)})" if data.dropped else ""
-        raise UserError(
-            f"{data.source} has no usable annotation to train on{dropped}: "
-            "expected at least one object with a box inside its image"
-        )

@@ -1,13 +1,14 @@
 """Locations of data: paths that a user names, or data sets of Detectron2 by name."""
 
 import itertools
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError
-from ..utils.paths import IMAGE_SUFFIXES
+from ..utils.paths import IMAGE_SUFFIXES, list_files
 
 VARIABLE = "DETECTRON2_DATASETS"
 ADE20K, ADE20K_CLASSES = "ADEChallengeData2016", 150
@@ -39,17 +40,21 @@ VOC = {
     for split in splits.split()
 }
 NAMES = (*COCO, *KEYPOINTS, *ADE20K_SPLITS, *VOC)
+ACCEPTED = (
+    "a COCO-format .json file, YOLO's data.yaml, a folder of Pascal VOC (XML), or a folder of "
+    "labelme's .json files"
+)
 
 
 @dataclass(frozen=True)
 class DataLocation:
     """The files of a data set."""
 
-    kind: str  # coco (path is a file), labels or voc (path is a folder)
+    kind: str  # coco, yolo (path is a file), voc, labelme or labels (path is a folder)
     path: Path  # the annotations
     images: Path | None  # None if they are not given and not found yet
     name: str = ""  # name of the data set in Detectron2, "" for the user's own data
-    split: str = ""  # name of VOC's list of images, "" for all images
+    split: str = ""  # YOLO's train or val; name of VOC's list of images, "" for all images
     first_label: int = 0  # label of class 0 in the label maps
     notes: tuple[str, ...] = ()  # sentences for the user about what was assumed
 
@@ -57,43 +62,85 @@ class DataLocation:
 def find_location(path: str, images: str | None = None) -> DataLocation:
     """Find the data at a path, or one of :data:`NAMES`; raise UserError if there are none.
 
-    The path is a COCO-format file, a folder of label maps, or a folder of Pascal VOC. Without
-    ``images``, the folder of the images is looked for beside it.
+    The path is one of :data:`ACCEPTED`, or a folder of label maps. Without ``images``, the folder
+    of the images is looked for beside it.
     """
     given = Path(path).expanduser()
     root = None if images is None else Path(images).expanduser()
     if root is not None and not root.is_dir():
         raise UserError(f"no folder {images}: expected the folder of the images (--images)")
-    if given.is_file():
-        if given.suffix.lower() != ".json":
-            raise UserError(f"{path} is not a .json file: expected COCO format, or a folder")
-        return DataLocation("coco", given, root)
-    if given.is_dir():
-        return _find_in_folder(given, root)
-    if path in NAMES:
-        return _find_by_name(path, root)
-    raise UserError(
-        f"no file or folder {path}: expected a COCO-format .json file, a folder of label maps, a "
-        f"folder of Pascal VOC, or a data set of Detectron2 such as {', '.join(NAMES[4:6])}"
-    )
+    if not given.exists():
+        if path in NAMES:
+            return _find_by_name(path, root)
+        raise UserError(
+            f"no file or folder {path}: expected {ACCEPTED}, a folder of label maps, or a data "
+            f"set of Detectron2 such as {', '.join(NAMES[4:6])}"
+        )
+    if given.is_dir() and not _kind_of_folder(given) and visible_files(given, ".png"):
+        return _find_label_maps(given, root)
+    kind, file = find_kind(given)
+    return DataLocation(kind, file, root, split="train" if kind == "yolo" else "")
 
 
-def _find_in_folder(given: Path, root: Path | None) -> DataLocation:
-    has_folder = (given / "Annotations").is_dir()
-    if has_folder or any(given.glob("*.xml")):
-        parent = given if has_folder else given.parent
-        return DataLocation("voc", given, root or parent / "JPEGImages")
-    maps = sorted(given.glob("*.png"))
-    if maps:
-        names = [f"{maps[0].stem}{suffix}" for suffix in IMAGE_SUFFIXES]
-        likely = [p for p in _likely_image_folders(given) if p != given]
-        root = root or next((p for p in likely if any((p / n).is_file() for n in names)), None)
-        notes = () if root else ("no --images: only the label maps are checked",)
-        return DataLocation("labels", given, root, notes=notes)
-    raise UserError(
-        f"{given} has neither label maps (PNG) nor annotations of Pascal VOC (XML): expected one "
-        "of them, or a COCO-format .json file"
-    )
+def find_kind(path: Path) -> tuple[str, Path]:
+    """Return the kind of annotations of instances at a path, and their file or folder.
+
+    The kind is ``coco``, ``yolo``, ``voc`` or ``labelme``. For a folder with a ``data.yaml``, the
+    path is that of the file.
+
+    Raises:
+        UserError: the path is none of :data:`ACCEPTED`.
+    """
+    kinds = {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
+    if path.is_dir():
+        if kind := _kind_of_folder(path):
+            return kind, next(iter(_data_yaml(path)), path)
+        names = [file.name for file in visible_files(path, ".json")][:2]
+        hint = f"; name one of its files, such as {names[0]}" if names else ""
+        if visible_files(path, ".txt") or any(path.glob("labels/*")):
+            hint = "; a folder of YOLO needs a data.yaml, which names its classes and images"
+        raise UserError(f"the folder {path} has no annotations: expected {ACCEPTED}{hint}")
+    if path.suffix.lower() not in kinds:
+        what = "is not a .json file or data.yaml" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}: expected {ACCEPTED}")
+    return kinds[path.suffix.lower()], path
+
+
+def visible_files(folder: Path, suffix: str) -> list[Path]:
+    """Return the files of a folder with a suffix, sorted, without hidden ones such as ``._a``."""
+    return list_files(folder, {suffix}) if folder.is_dir() else []
+
+
+def find_xml_folder(folder: Path) -> Path | None:
+    """Return the folder of VOC's XML files, ``Annotations`` in a folder or the folder itself."""
+    folders = (folder / "Annotations", folder / "annotations", folder)
+    return next((place for place in folders if visible_files(place, ".xml")), None)
+
+
+def _kind_of_folder(folder: Path) -> str | None:
+    if _data_yaml(folder):
+        return "yolo"
+    if find_xml_folder(folder):
+        return "voc"
+    files = visible_files(folder, ".json")
+    try:
+        return "labelme" if files and "shapes" in json.loads(files[0].read_bytes()) else None
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _data_yaml(folder: Path) -> list[Path]:
+    places = [folder / name for name in ("data.yaml", "data.yml")]
+    return [place for place in places if place.is_file()]
+
+
+def _find_label_maps(given: Path, root: Path | None) -> DataLocation:
+    maps = visible_files(given, ".png")
+    likely = [p for p in _likely_image_folders(given) if p != given and p.is_dir()]
+    stems = ((p, {file.stem for file in list_files(p, IMAGE_SUFFIXES)}) for p in likely)
+    root = root or next((p for p, own in stems if maps[0].stem in own), None)
+    notes = () if root else ("no --images: only the label maps are checked",)
+    return DataLocation("labels", given, root, notes=notes)
 
 
 def _find_by_name(name: str, images: Path | None) -> DataLocation:
@@ -143,6 +190,7 @@ def find_image_root(json_file: Path, records: Any) -> Path:
     folders = _likely_image_folders(json_file)
     records = [r for r in records[:20] if isinstance(r, dict)] if isinstance(records, list) else []
     names = [r["file_name"] for r in records if isinstance(r.get("file_name"), str)]
+    names += [name.replace("\\", "/") for name in names if "\\" in name]
     for name, folder in itertools.product(names, folders):
         if (folder / name).is_file():
             return folder

@@ -3,7 +3,6 @@
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from .check_instances import InstanceFindings
 from .check_label_maps import LabelMapFindings
@@ -29,13 +28,13 @@ def _instances(found: InstanceFindings) -> list[str]:
         return [_detectron2("VOC/retinanet_e3va_swin_t.py")]
     if name in COCO:
         return [_detectron2("COCO/cascade_mask_rcnn_e3va_swin_t_1x.py")]
-    if found.location.kind == "voc" and Path(found.source).is_dir():
-        return ["write the boxes in COCO format for training: add --output FOLDER"]
-    data = [override("data.train.json", found.source), override("data.train.images", found.root)]
-    if not found.masks:
-        return [_detectron2("custom/retinanet_e3va_swin_t.py", data)]
-    train = ["e3va", "train", "--images", found.root, "--annotations", found.source]
-    return [shlex.join(train), _detectron2("custom/cascade_mask_rcnn_e3va_swin_t.py", data)]
+    train = ["e3va", "train", "--annotations", found.source]
+    data = [override("data.train.json", found.source)]
+    if found.location.kind != "yolo":  # a data.yaml names its images
+        train[2:2] = ["--images", found.root]
+        data.append(override("data.train.images", found.root))
+    model = "cascade_mask_rcnn" if found.masks else "retinanet"
+    return [shlex.join(train), _detectron2(f"custom/{model}_e3va_swin_t.py", data)]
 
 
 def _labels(found: LabelMapFindings) -> list[str]:

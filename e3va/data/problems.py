@@ -43,32 +43,44 @@ _TEXTS = {  # kind: title; advice
     REFUSED: """\
 category: categories without id or name; add an integer 'id' and a 'name'
 category_twice: category ids that appear twice; give each class its own id
-image_record: incomplete image records; add id, file_name, height and width
+image_record: wrong image records; write id, file_name, and height and width in whole pixels
 image_twice: image ids that appear twice; give each image its own id
 no_images: files without images; list the images under 'images'
-missing: images that do not exist; check the image folder, or remove their records
+missing: images that do not exist; check the image folder, or leave them out with --skip-missing
 undecodable: files that do not decode; replace or remove them
+image_size: images with another size than their record; correct width and height
 image_float: images of floating-point numbers; save them with 8 or 16 bits per channel
 too_large: images with more pixels than can be opened; cut them into smaller images
-image_size: images with another size than their record; correct width and height
 unknown_category: annotations of unknown categories; list the category, or correct category_id
 box: malformed boxes; write [x, y, width, height] in pixels
-no_mask: annotations without a mask in a file with masks; draw the masks, or train on boxes only
+crowd: wrong values of 'iscrowd'; write 1 for a crowd region and 0 for one object
 mask: masks that cannot be read or have the wrong size; write polygons, or RLE of the image's size
 nothing: data with nothing to train on; annotate some objects
 no_map: images without a label map; add a PNG file with the name of the image
 map_size: label maps with another size than their image; write them with the image's size
 map_mode: label maps with more than one channel of 8 bits; write class numbers instead of colors
-two_labels: label maps whose only labels are 0 and 255; 255 means no class, so write 1 instead
-label: label maps with labels that are no class; name more classes, or write 255 for no class""",
+label: label maps with labels that are no class; name more classes, or write 255 for no class
+two_labels: label maps whose only labels are 0 and 255; 255 means no class, so write 1 instead""",
     DROPPED: """\
 unknown_image: annotations of images that are not listed; correct image_id, or list the image
 no_area: boxes with no area inside the image; write [x, y, width, height], not two corners
+no_mask: annotations without a mask in a file with masks; draw the masks, or train on boxes only
 polygons: masks without a polygon of three points or more; draw the mask again""",
     SKIPPED: """\
+image_again: repeated image records; list each image once
+absent: images that do not exist; check the image folder, or remove their records
+empty: images without objects (keep_empty keeps them); annotate them, or use --keep-empty
+parent: unused parent categories; nothing has to be done
 no_map_skipped: images without a label map; nothing has to be done
 hidden: hidden files, whose names begin with a dot; nothing has to be done""",
     CONVERTED: """\
+number: records with numbers as text, as 64.0 or as true; write whole numbers such as 64
+image_numbered: files with image ids that are not whole numbers; nothing has to be done
+category_name: class names that are not text; write them in quotation marks
+backslash: file names with backslashes; write slashes
+area: areas that are not positive numbers; write the pixels of the mask as 'area'
+mask_form: masks with flat or deeply nested polygons or numbers as text; write [[x1, y1, x2, …]]
+crowd_used: crowd regions read as objects; nothing has to be done
 unturned: images read without their EXIF orientation; their records have the size before it
 image_depth: images of 16 bits per channel, scaled to 8; nothing has to be done
 map_depth: label maps in another form than 8 bits with one channel; their labels are used""",
@@ -82,7 +94,6 @@ outside: boxes that reach beyond their image; clip them to the image
 polygon_outside: polygons that reach beyond their image; clip them to the image
 empty_mask: masks without a pixel; draw the mask again, or remove the annotation
 disagree: boxes that disagree with their mask; find out which is right
-area: areas that are not positive numbers; write the pixels of the mask as 'area'
 turned: images that EXIF data rotate or mirror; check that the annotations fit the upright image
 no_image: label maps without an image; add the image, or remove the label map
 ambiguous: images that share a label map; give them names that differ in more than the suffix

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from torch import nn
@@ -130,7 +131,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
 
     def _load_adapter(self, path: Path) -> None:
         state, description = read_adapter(path)
-        description.check_backbone(find_backbone(self.model)[1], self._source)
+        backbone = find_backbone(self.model)[1]
+        description.check_backbone(backbone, self._source, self._backbone_only)
         if description.framework == "torchvision" and not self._backbone_only:
             _check_anchors_and_pooling(self.model, description, self._source)
         trunk = self._trunk_of(description, path if path.is_dir() else path.parent)
@@ -257,13 +259,17 @@ def warn_of_rounding(trunk: SwinTrunk, description: AdapterConfig, source: str) 
 def _check_anchors_and_pooling(model: nn.Module, description: AdapterConfig, source: str) -> None:
     """Check that a model has those of a torchvision adapter, whose tensors would fit others too."""
     overrides, size = [], description.model.get("size")
-    rpn = getattr(model, "proposal_generator", None)
-    if isinstance(rpn, RPN) and isinstance(size, int):
+    rpn, one_stage = getattr(model, "proposal_generator", None), isinstance(model, RetinaNet)
+    if (isinstance(rpn, RPN) or one_stage) and isinstance(size, int):
         least = smallest_anchor(size)
-        x1, y1, x2, y2 = next(iter(rpn.anchor_generator.cell_anchors))[0].tolist()
+        generator = model.anchor_generator if one_stage else rpn.anchor_generator
+        x1, y1, x2, y2 = next(iter(generator.cell_anchors))[0].tolist()
         if round(math.sqrt((x2 - x1) * (y2 - y1))) != least:
-            sizes = ",".join(f"[{least * 2**level}]" for level in range(5))
-            overrides.append(f"model.proposal_generator.anchor_generator.sizes=[{sizes}]")
+            scales = [2 ** (third / 3) for third in range(3)] if one_stage else [1]
+            levels = ([least * 2**level * scale for scale in scales] for level in range(5))
+            sizes = ",".join(str(level).replace(" ", "") for level in levels)
+            module = "model" if one_stage else "model.proposal_generator"
+            overrides.append(f"{module}.anchor_generator.sizes=[{sizes}]")
     heads = getattr(model, "roi_heads", None)
     plain = isinstance(heads, StandardROIHeads) and not isinstance(heads, CascadeROIHeads)
     if plain and description.model.get("pooling", "torchvision") == "torchvision":

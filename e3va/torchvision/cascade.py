@@ -17,6 +17,8 @@ from torchvision.ops import roi_align
 from torchvision.ops._utils import convert_boxes_to_roi_format
 from torchvision.ops.poolers import LevelMapper
 
+from .masks import crop_masks, mask_loss
+
 IOUS = (0.5, 0.6, 0.7)
 # Sampling of RoIs in training, and choice of detections in evaluation, as in Detectron2.
 ROI_SETTINGS: dict[str, Any] = {
@@ -134,9 +136,17 @@ class CascadeRoIHeads(RoIHeads):
 
     def _losses(self, features, proposals: Boxes, shapes, targets) -> dict[str, Tensor]:
         proposals, matched, labels, box_targets = self.select_training_samples(proposals, targets)
-        losses = {
-            "loss_mask": self._mask_loss(features, proposals, shapes, labels, matched, targets)
-        }
+        on = [torch.where(label > 0)[0] for label in labels]
+        boxes = [p[chosen] for p, chosen in zip(proposals, on, strict=True)]
+        side = 2 * self.mask_roi_pool.output_size[0]  # the mask predictor doubles it
+        wanted = [
+            crop_masks(target["masks"], box, index[chosen], side, aligned=True) >= 0.5
+            for target, box, index, chosen in zip(targets, boxes, matched, on, strict=True)
+        ]
+        kinds = torch.cat([label[chosen] for label, chosen in zip(labels, on, strict=True)])
+        # The masks are decoded outside of the function that lean runs twice.
+        loss = self._mask_loss(features, boxes, shapes, kinds, torch.cat(wanted))
+        losses = {"loss_mask": loss}
         for stage in range(len(IOUS)):
             logits, deltas = self._run_stage(stage, features, proposals, shapes)
             classes, wanted = torch.cat(labels), torch.cat(box_targets)
@@ -168,20 +178,9 @@ class CascadeRoIHeads(RoIHeads):
     def _mask_logits(self, features, boxes: Boxes, shapes) -> Tensor:
         return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, shapes)))
 
-    def _mask_loss(self, features, proposals: Boxes, shapes, labels, matched, targets) -> Tensor:
-        on = [torch.where(label > 0)[0] for label in labels]
-        boxes = [p[chosen] for p, chosen in zip(proposals, on, strict=True)]
+    def _mask_loss(self, features, boxes: Boxes, shapes, classes, wanted) -> Tensor:
         logits = self._mask_logits(features, boxes, shapes)
-        if not len(logits):
-            return logits.sum() * 0
-        side, wanted = logits.shape[-1], []
-        for target, box, index, chosen in zip(targets, boxes, matched, on, strict=True):
-            rois = torch.cat([index[chosen, None].to(box), box], dim=1)
-            masks = target["masks"][:, None].to(box)
-            wanted.append(roi_align(masks, rois, (side, side), aligned=True)[:, 0] >= 0.5)
-        classes = torch.cat([label[chosen] for label, chosen in zip(labels, on, strict=True)])
-        logits = logits[torch.arange(len(classes), device=logits.device), classes]
-        return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted).to(logits.dtype))
+        return mask_loss(logits, classes, wanted.to(logits.dtype))
 
     def _detect(self, features, proposals: Boxes, shapes) -> list[dict[str, Tensor]]:
         probabilities = 0

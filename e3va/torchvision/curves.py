@@ -9,16 +9,16 @@ from ..utils.errors import UserError
 from ..utils.optional import require
 from .trainer import METRICS
 
-SCORES = ("AP mask", "mIoU")
+SCORES = ("AP mask", "AP box", "mIoU")
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of a run's ``metrics.jsonl``."""
+def read_metrics(folder: Path) -> list[dict[str, float | None]]:
+    """Return the lines of a run's ``metrics.jsonl``; a score without any object is None."""
     lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
-def plot(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
+def plot(runs: dict[str, list[dict[str, float | None]]], path: Path) -> None:
     """Draw losses and scores of runs as PNG; draw nothing without matplotlib.
 
     ``runs`` are results of :func:`read_metrics`, by the names for the legend.
@@ -30,14 +30,16 @@ def plot(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    score = next((s for s in SCORES for run in runs.values() if any(s in m for m in run)), None)
+    lines = [line for run in runs.values() for line in run]
+    score = next((s for s in SCORES if any(line.get(s) is not None for line in lines)), None)
     figure, _ = pyplot.subplots(1, 2 if score else 1, figsize=(10 if score else 5, 3.4))
     for name, metrics in runs.items():
         for axis, key in zip(figure.axes, ("loss", score), strict=False):
-            values = [m[key] for m in metrics if key in m]
+            steps = [m["step"] for m in metrics if m.get(key) is not None]
+            values = [m[key] for m in metrics if m.get(key) is not None]
             if key == "loss":
                 values = list(accumulate(values, lambda mean, new: 0.7 * mean + 0.3 * new))
-            axis.plot([m["step"] for m in metrics if key in m], values, label=name)
+            axis.plot(steps, values, label=name)
             axis.set_xlabel("step")
             axis.set_title("training loss" if key == "loss" else f"{key}, validation")
             axis.grid(alpha=0.3)

@@ -6,12 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pycocotools.mask
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..data.coco import READ_ALL, CocoData, ReadOptions
@@ -27,6 +24,7 @@ from ..data.label_maps import (
 from ..data.masks import to_rle
 from ..utils.errors import UserError
 from ..utils.progress import track
+from .masks import RunLengthMasks
 
 Record = dict[str, Any]
 Target = dict[str, Tensor]
@@ -36,8 +34,9 @@ Target = dict[str, Tensor]
 class Dataset:
     """Records of images, and the function that reads their targets.
 
-    A target has ``boxes`` [N, 4] float32 (x1 y1 x2 y2), ``labels`` [N] int64 from 1 and ``masks``
-    [N, H, W] uint8; with label maps it has only ``labels`` [H, W] int64.
+    A target has ``boxes`` [N, 4] float32 (x1 y1 x2 y2), ``labels`` [N] int64 from 1 and, if the
+    data have masks, ``masks`` (:class:`RunLengthMasks`); with label maps it has only ``labels``
+    [H, W] int64.
     """
 
     records: list[Record]  # dicts with "path", "width", "height" and entries for read_target
@@ -57,10 +56,14 @@ def to_tensor(image: Image.Image) -> Tensor:
     return v2.functional.to_dtype(v2.functional.pil_to_tensor(image), torch.float32, scale=True)
 
 
+def read_record_image(record: Record) -> Image.Image:
+    """Read the image of a record; raise UserError if it does not have the recorded size."""
+    return read_image(record["path"], (record["width"], record["height"]))
+
+
 def read_example(record: Record, dataset: Dataset) -> tuple[Tensor, Target]:
     """Read the image [3, H, W] in 0..1 and the target of a record."""
-    image = read_image(record["path"], (record["width"], record["height"]))
-    return to_tensor(image), dataset.read_target(record)
+    return to_tensor(read_record_image(record)), dataset.read_target(record)
 
 
 @dataclass
@@ -72,15 +75,22 @@ class TrainMapper:
     def __call__(self, record: Record) -> tuple[Tensor, Target]:
         """Return the image and the target."""
         image, target = read_example(record, self.dataset)
-        name = "masks" if "boxes" in target else "labels"
-        pixels = {"image": tv_tensors.Image(image), name: tv_tensors.Mask(target[name])}
-        wrapped = {**target, **pixels}
+        if torch.rand(1) >= 0.5:
+            return image, target
+        target = dict(target)
+        if "masks" in target:
+            target["masks"] = target["masks"].flip()
         if "boxes" in target:
-            wrapped["boxes"] = tv_tensors.BoundingBoxes(
-                target["boxes"], format="XYXY", canvas_size=image.shape[-2:]
-            )
-        flipped = {k: v.as_subclass(Tensor) for k, v in v2.RandomHorizontalFlip()(wrapped).items()}
-        return flipped.pop("image"), flipped
+            target["boxes"] = flip_boxes(target["boxes"], image.shape[-1])
+        else:
+            target["labels"] = target["labels"].flip(-1)
+        return image.flip(-1), target
+
+
+def flip_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Flip boxes [N, 4] left to right in an image of ``width`` pixels."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack((width - x2, y1, width - x1, y2), 1)
 
 
 def open_dataset(
@@ -90,16 +100,18 @@ def open_dataset(
     *,
     classes: tuple[str, ...] = (),
     options: ReadOptions = READ_ALL,
+    split: str = "train",
     prefix: str = "",
 ) -> Dataset:
     """Open a folder of images with either an annotation file or a folder of label maps.
 
-    ``classes`` names the labels of label maps, ``options`` say how instances are read, and
-    ``prefix`` precedes the arguments' names in messages.
+    ``images`` may be None where the annotations name the images. ``classes`` names the labels of
+    label maps, ``prefix`` precedes the arguments' names in messages, and the others say how
+    instances are read, see :func:`e3va.data.formats.read_annotations`.
     """
-    if not images:
+    if not images and (not annotations or Path(annotations).suffix.lower() == ".json"):
         raise UserError(f"{prefix}images is not given: expected a folder of images")
-    if not Path(images).expanduser().is_dir():
+    if images and not Path(images).expanduser().is_dir():
         raise UserError(f"{prefix}images {images}: no such folder")
     if bool(annotations) == bool(labels):
         raise UserError(
@@ -110,7 +122,7 @@ def open_dataset(
         return label_dataset(images, labels, classes, options.skip_missing)
     if classes:
         raise UserError("--classes is for label maps: the annotation file has its own class names")
-    return coco_dataset(annotations, images, options)
+    return coco_dataset(annotations, images, options, split)
 
 
 def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
@@ -122,9 +134,15 @@ def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
         )
 
 
-def coco_dataset(annotations: str, images: str | None, options: ReadOptions = READ_ALL) -> Dataset:
+def coco_dataset(
+    annotations: str, images: str | None, options: ReadOptions = READ_ALL, split: str = "train"
+) -> Dataset:
     """Open annotations of instances, see :func:`e3va.data.formats.read_annotations`."""
-    data = read_annotations(annotations, images, options)
+    return from_coco(read_annotations(annotations, images, options, split))
+
+
+def from_coco(data: CocoData) -> Dataset:
+    """Return the data set of annotations that are read."""
     names = tuple(data.class_names)
     return Dataset(data.images, names, partial(_read_instances, data), data.summary(), data)
 
@@ -137,20 +155,21 @@ def _read_instances(data: CocoData, record: Record) -> Target:
     boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
     boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
     labels = [1 + data.class_index[a["category_id"]] for a in found]
-    masks = np.zeros((len(found), height, width), np.uint8)
-    for mask, annotation in zip(masks, found, strict=True):
-        try:
-            mask[:] = pycocotools.mask.decode(to_rle(annotation["segmentation"], height, width))
-        except ValueError as error:
-            raise UserError(
-                f"{data.source}: annotation {annotation.get('id')} of {record['path']}: "
-                f"{error}; correct or remove the annotation"
-            ) from None
-    return {
-        "boxes": boxes,
-        "labels": torch.tensor(labels, dtype=torch.int64),
-        "masks": torch.from_numpy(masks),
-    }
+    target = {"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.int64)}
+    if data.masks:
+        runs = [_read_mask(data, record, annotation) for annotation in found]
+        target["masks"] = RunLengthMasks(runs, (height, width))
+    return target
+
+
+def _read_mask(data: CocoData, record: Record, annotation: dict) -> dict:
+    try:
+        return to_rle(annotation["segmentation"], record["height"], record["width"])
+    except ValueError as error:
+        raise UserError(
+            f"{data.source}: annotation {annotation.get('id')} of {record['path']}: "
+            f"{error}; correct or remove the annotation"
+        ) from None
 
 
 def label_dataset(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,28 @@ from .models import DEMO_TRUNK, HEADS, RANDOM, ModelConfig, build_model
 FRAMEWORK = "torchvision"
 # Detectron2's configs train on images of 480 to 800 pixels and evaluate at 800.
 _AS_DETECTRON2 = {"size": 800, "max_size": 1333, "jitter": (0.6, 1.0), "pooling": "aligned"}
-# A tensor that only one kind of model has; its rows are the classes, and the background or not.
+
+
+class _Marks(NamedTuple):
+    """Tensors by which a kind of model is recognized."""
+
+    names: tuple[str, ...]  # the first one's rows are the classes
+    absent: tuple[str, ...] = ()
+    background: int = 1  # rows of the background
+    rows: int = 1  # rows of each class
+
+
+_BOXES, _CASCADE = (f"roi_heads.box_predictor{stage}.cls_score.weight" for stage in ("", ".0"))
+_MASKS = "roi_heads.mask_predictor.mask_fcn_logits.weight"
+_ONE_STAGE = "head.classification_head.cls_logits.weight"
+_CENTERNESS = "head.regression_head.bbox_ctrness.weight"
 _MARKS = {
-    "mask_rcnn": ("roi_heads.box_predictor.cls_score.weight", 1),
-    "cascade_mask_rcnn": ("roi_heads.box_predictor.0.cls_score.weight", 1),
-    "semantic_fpn": ("sem_seg_head.predictor.weight", 0),
+    "mask_rcnn": _Marks((_BOXES, _MASKS)),
+    "cascade_mask_rcnn": _Marks((_CASCADE, _MASKS)),
+    "faster_rcnn": _Marks((_BOXES,), absent=(_MASKS,)),
+    "retinanet": _Marks((_ONE_STAGE,), absent=(_CENTERNESS,), background=0, rows=9),
+    "fcos": _Marks((_ONE_STAGE, _CENTERNESS), background=0),
+    "semantic_fpn": _Marks(("sem_seg_head.predictor.weight",), background=0),
 }
 
 
@@ -98,7 +115,12 @@ def fit_model(
 
 def recognize(state: Mapping[str, Tensor]) -> tuple[str | None, str | None]:
     """Return the kind of model (in ``MODELS``) and the widths of its heads (in ``HEADS``)."""
-    kinds = [kind for kind, (mark, _) in _MARKS.items() if mark in state]
+    kinds = [
+        kind
+        for kind, marks in _MARKS.items()
+        if all(name in state for name in marks.names)
+        and not any(name in state for name in marks.absent)
+    ]
     lateral = state.get("backbone.fpn.inner_blocks.0.0.weight", ())
     widths = [name for name, sizes in HEADS.items() if sizes.channels == len(lateral)]
     return kinds[0] if len(kinds) == 1 else None, widths[0] if widths else None
@@ -108,8 +130,9 @@ def _config_from_tensors(about: AdapterConfig, state: Mapping[str, Tensor]) -> M
     kind, heads = recognize(state)
     if kind is None or heads is None:
         return None
-    mark, background = _MARKS[kind]
-    numbers = tuple(range(1, len(state[mark]) - background + 1))
+    marks = _MARKS[kind]
+    count = len(state[marks.names[0]]) // marks.rows - marks.background
+    numbers = tuple(range(1, count + 1))
     fitting = len(about.classes) == len(numbers)
     return ModelConfig(
         model=kind,

@@ -3,30 +3,41 @@
 import contextlib
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import pycocotools.mask
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
+from ..data.coco import CocoData
 from ..data.label_maps import IGNORED
 from ..utils.progress import track
-from .data import Dataset, read_example
+from .data import Dataset, read_record_image, to_tensor
+from .masks import encode_masks
+from .transform import detect
 
 
 @dataclass
 class Scores:
     """Scores of an evaluation, in percent; NaN if the data have no object.
 
-    They are ``AP box``, ``AP50 box``, ``AP75 box`` and the same of masks; or ``mIoU`` and ``pixel
-    accuracy``.
+    They are ``AP box``, ``AP50 box``, ``AP75 box`` and, if there are masks, the same of masks; or
+    ``mIoU`` and ``pixel accuracy``.
     """
 
     values: dict[str, float] = field(default_factory=dict)
-    per_class: dict[str, float] = field(default_factory=dict)  # mask AP or IoU by class name
+    per_class: dict[str, float] = field(default_factory=dict)  # AP or IoU by class name
+
+    def to_json(self) -> dict[str, dict[str, float | None]]:
+        """Return ``scores`` and ``per_class`` for a JSON file, which has null instead of NaN."""
+        parts = {"scores": self.values, "per_class": self.per_class}
+        return {
+            part: {name: None if math.isnan(value) else value for name, value in entries.items()}
+            for part, entries in parts.items()
+        }
 
     def table(self) -> str:
         """Return a line of text for each score and each class."""
@@ -37,74 +48,104 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, dataset: Dataset, device: torch.device) -> Scores:
-    """Evaluate a model on a data set; the model's mode is restored afterwards."""
+    """Evaluate a model on a data set; the model's mode is restored afterwards.
+
+    Mask AP needs masks in the data and in the model's output; otherwise boxes count only.
+    """
     was_training, results, count = model.training, [], len(dataset.classes)
     confusion = torch.zeros(count, count, dtype=torch.int64)
+    masks = dataset.coco is not None and dataset.coco.masks
     model.eval()
     try:
         for record in track(dataset.records, "evaluating", "image"):
-            image, target = read_example(record, dataset)
-            output = model([image.to(device)])[0]
+            found = detect(model, to_tensor(read_record_image(record)).to(device))
             if dataset.coco:
-                results += to_coco(output, record["id"], dataset.category_ids)
+                masks = masks and "masks" in found
+                results += to_coco(found, record["id"], dataset.category_ids)
             else:
-                confusion += confusion_matrix(target["labels"], output["labels"].cpu(), count)
+                truth = dataset.read_target(record)["labels"]
+                confusion += confusion_matrix(truth, found["labels"], count)
     finally:
         model.train(was_training)
     if dataset.coco:
-        return coco_scores(results, dataset)
+        return coco_scores(results, dataset, masks, largest_number(model))
     return label_scores(confusion, dataset.classes)
+
+
+def largest_number(model: nn.Module) -> int:
+    """Return the largest number of objects that a model finds in an image; 100 by default."""
+    return getattr(getattr(model, "roi_heads", model), "detections_per_img", 100)
 
 
 def to_coco(found: dict[str, Tensor], image_id: int, category_ids: tuple[int, ...]) -> list[dict]:
     """Convert a detector's output for one image to COCO results; masks become compressed RLE."""
-    boxes, records = found["boxes"].cpu().tolist(), []
-    masks = (found["masks"][:, 0] >= 0.5).to(torch.uint8).cpu().numpy()
-    for number, (x1, y1, x2, y2) in enumerate(boxes):
-        rle = pycocotools.mask.encode(np.asfortranarray(masks[number]))
-        records.append(
-            {
-                "image_id": image_id,
-                "category_id": category_ids[int(found["labels"][number]) - 1],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": float(found["scores"][number]),
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-            }
-        )
+    boxes, labels, scores = (found[key].tolist() for key in ("boxes", "labels", "scores"))
+    records = [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label - 1],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+        for (x1, y1, x2, y2), label, score in zip(boxes, labels, scores, strict=True)
+    ]
+    if "masks" in found:
+        for record, rle in zip(records, encode_masks(found["masks"]).records, strict=True):
+            record["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
     return records
 
 
-def coco_scores(results: list[dict], dataset: Dataset) -> Scores:
-    """Return box and mask AP of results in COCO's format."""
-    values: dict[str, float] = {}
-    per_class: dict[str, float] = {}
+def coco_scores(
+    results: list[dict], dataset: Dataset, masks: bool = True, limit: int = 100
+) -> Scores:
+    """Return the AP of results in COCO's format.
+
+    Args:
+        results: detections of all images, without ids.
+        dataset: data set with the true objects.
+        masks: whether to score masks besides boxes.
+        limit: largest number of detections of a class in an image that count.
+    """
+    scores, data = Scores(), dataset.coco
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own tables
-        truth = COCO()
-        data = dataset.coco
-        annotations = [dict(a) for image in data.images for a in data.annotations[image["id"]]]
-        truth.dataset = {"images": data.images, "categories": data.categories}
-        truth.dataset["annotations"] = annotations
-        truth.createIndex()
-        for kind, name in (("bbox", "box"), ("segm", "mask")):
-            keys = (f"AP {name}", f"AP50 {name}", f"AP75 {name}")
-            if not results:
-                values.update(dict.fromkeys(keys, 0.0))
-                continue
-            run = COCOeval(truth, truth.loadRes([dict(r) for r in results]), kind)
+        # pycocotools changes the records that it gets.
+        own = [dict(a) for image in data.images for a in data.annotations[image["id"]]]
+        truth = _index(data, own)
+        found = truth.loadRes([dict(r) for r in results]) if results else _index(data, [])
+        for kind, name in (("bbox", "box"), ("segm", "mask"))[: 1 + masks]:
+            run = COCOeval(truth, found, kind)
+            run.params.maxDets = [limit]
             run.evaluate()
             run.accumulate()
-            run.summarize()
-            values.update(zip(keys, map(_percent, run.stats[:3]), strict=True))
-            if kind == "segm":
-                precision = run.eval["precision"][..., 0, -1]  # [IoU, recall, class]
-                for index, class_name in enumerate(dataset.classes):
-                    own = precision[:, :, index]
-                    per_class[class_name] = _percent(own[own > -1].mean() if own.max() >= 0 else -1)
-    return Scores(values, per_class)
+            precision = run.eval["precision"][..., 0, 0]  # [IoU from 0.5 to 0.95, recall, class]
+            chosen = {f"AP {name}": precision, f"AP50 {name}": precision[0]}
+            chosen[f"AP75 {name}"] = precision[5]
+            scores.values |= {key: _percent(values) for key, values in chosen.items()}
+            classes = (precision[..., index] for index in range(len(dataset.classes)))
+            scores.per_class = _by_name(dataset.classes, map(_percent, classes))
+    return scores
 
 
-def _percent(value: float) -> float:
-    return 100 * float(value) if value >= 0 else math.nan
+def _index(data: CocoData, annotations: list[dict]) -> COCO:
+    result = COCO()
+    result.dataset = {"images": data.images, "categories": data.categories}
+    result.dataset["annotations"] = annotations
+    result.createIndex()
+    return result
+
+
+def _percent(precision: np.ndarray) -> float:
+    """Return the mean of the precisions in percent; -1 stands for a class without objects."""
+    known = precision[precision > -1]
+    return 100 * float(known.mean()) if known.size else math.nan
+
+
+def _by_name(classes: tuple[str, ...], values: Iterable[float]) -> dict[str, float]:
+    """Return a value for each class; a second class of the same name gets its number."""
+    result: dict[str, float] = {}
+    for number, (name, value) in enumerate(zip(classes, values, strict=True), 1):
+        result[f"{name} ({number})" if name in result else name] = value
+    return result
 
 
 def confusion_matrix(truth: Tensor, predicted: Tensor, count: int) -> Tensor:
@@ -123,4 +164,4 @@ def label_scores(confusion: Tensor, classes: tuple[str, ...]) -> Scores:
         "mIoU": float(iou.nanmean()),
         "pixel accuracy": float(100 * right.sum() / confusion.sum().clamp(min=1)),
     }
-    return Scores(values, dict(zip(classes, iou.tolist(), strict=True)))
+    return Scores(values, _by_name(classes, iou.tolist()))

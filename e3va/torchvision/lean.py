@@ -5,6 +5,7 @@ A whole piece is in memory while it is recomputed, so pieces are small where tha
 
 import torch
 from torch import nn
+from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
@@ -33,6 +34,10 @@ def prepare_model(model: nn.Module, mixed: bool) -> None:
         elif isinstance(module, RoIHeads):
             _recompute_chain(module.box_roi_pool, module.box_head, module.box_predictor)
             _recompute_chain(module.mask_roi_pool, module.mask_head, module.mask_predictor)
+        elif isinstance(module, (RetinaNet, FCOS)):
+            recompute(module.head.classification_head)
+            recompute(module.head.regression_head)
+            recompute(module.head, "compute_loss", runs=nn.Identity())
         elif isinstance(module, SemanticFPN):
             for level in module.sem_seg_head.levels:
                 recompute(level)

@@ -12,12 +12,11 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from ..adapter_files.heads import smallest_anchor
-from ..backbone import E3VABackbone
+from ..backbone import LEVELS, E3VABackbone
 from ..highway.config import (
     DEFAULT_RECIPE,
     RECIPES,
@@ -39,13 +38,21 @@ from ..weights.loading import (
     read_geometry,
     trunk_state,
 )
+from .boxes import box_iou_in_parts
 from .cascade import IOUS, ROI_SETTINGS, AlignedPooler, CascadePredictor, CascadeRoIHeads
+from .masks import MaskRoIHeads
+from .one_stage import LabeledFCOS, LabeledRetinaNet, fcos_anchors, retinanet_anchors
 from .pyramid import LEVEL_NAMES, PyramidBackbone
 from .semantic import SemanticFPN
+from .transform import Transform
 
 DEMO_TRUNK, RANDOM = DEMO, "random"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as Swin's pretraining
 POOLINGS = ("torchvision", "aligned")
+MASK_MODELS = ("mask_rcnn", "cascade_mask_rcnn")
+BOX_MODELS = ("faster_rcnn", "retinanet", "fcos")
+MOST_DETECTIONS = 10000
+CANDIDATES = 1000  # for the detections of an image; more if there may be more detections
 LIGHT_TRUNK = 96  # channels of stage 0 below which the heads are light too
 
 
@@ -86,8 +93,13 @@ class ModelConfig:
         max_size: largest longer side of the resized images in pixels.
         jitter: smallest and largest multiple of ``size`` in training.
         category_ids: id of each class in the annotation file; empty for label maps.
-        pooling: RoI pooling of a Mask R-CNN: ``"torchvision"``, or ``"aligned"`` as in Detectron2
-            and in the cascade. Weights lose accuracy if the pooling changes after the training.
+        pooling: RoI pooling of a Mask R-CNN or Faster R-CNN: ``"torchvision"``, or ``"aligned"`` as
+            in Detectron2 and in the cascade. Weights lose accuracy if the pooling changes after the
+            training.
+        detections: largest number of detections in an image, at most ``MOST_DETECTIONS``.
+
+    Raises:
+        UserError: ``highway`` or ``detections`` has a wrong value.
     """
 
     model: str
@@ -103,8 +115,10 @@ class ModelConfig:
     jitter: tuple[float, float] = (0.8, 1.2)
     category_ids: tuple[int, ...] = ()
     pooling: str = "torchvision"
+    detections: int = 100
 
     def __post_init__(self) -> None:
+        check_detections(self.detections)
         complete = as_highway_config(self.highway).complete(self.preset.embed_dim)
         object.__setattr__(self, "highway", complete)
 
@@ -183,6 +197,15 @@ def default_heads(preset: SwinPreset) -> str:
     return "light" if preset.embed_dim < LIGHT_TRUNK else "standard"
 
 
+def check_detections(count: Any) -> None:
+    """Raise a UserError unless ``count`` is a possible largest number of detections."""
+    if type(count) is not int or not 1 <= count <= MOST_DETECTIONS:
+        raise UserError(
+            f"detections {count!r}: expected a whole number of detections in an image, from 1 to "
+            f"{MOST_DETECTIONS}"
+        )
+
+
 def build_model(
     config: ModelConfig, trunk: SwinTrunk | None = None, bottom_up: E3VABackbone | None = None
 ) -> nn.Module:
@@ -191,14 +214,14 @@ def build_model(
     Args:
         config: the model's config.
         trunk: trunk to share with other models, see :class:`e3va.E3VABackbone`; None to build one.
-        bottom_up: backbone to use; None to build the one that ``config`` describes.
+        bottom_up: backbone to use, with the levels of :func:`levels_of`; None to build the one that
+            ``config`` describes.
 
     Raises:
         UserError: a setting is unknown, or the trunk cannot be shared.
     """
     for key, known in (("model", MODELS), ("heads", HEADS), ("pooling", POOLINGS)):
         check_choice(key, getattr(config, key), known)
-    detects = config.model != "semantic_fpn"
     # Neck and heads get the same random weights with every highway, for comparisons.
     with torch.random.fork_rng(devices=[]):
         bottom_up = bottom_up or E3VABackbone(
@@ -207,9 +230,36 @@ def build_model(
             memory=config.memory,
             trunk_precision=config.trunk_precision,
             trunk=trunk,
+            out_features=levels_of(config.model),
         )
-    backbone = PyramidBackbone(bottom_up, HEADS[config.heads].channels, extra_level=detects)
-    return MODELS[config.model](config, backbone)
+    top = {"semantic_fpn": None, "retinanet": "c5", "fcos": "p5"}.get(config.model, "pool")
+    backbone = PyramidBackbone(bottom_up, HEADS[config.heads].channels, top)
+    model = MODELS[config.model](config, backbone)
+    limit_detections(model, config.detections)
+    return model
+
+
+def levels_of(model: str) -> tuple[str, ...]:
+    """Return the levels of the backbone that a kind of model reads."""
+    return LEVELS[1:] if model in ("retinanet", "fcos") else LEVELS
+
+
+def limit_detections(model: nn.Module, count: int) -> None:
+    """Set the largest number of detections in an image, from 1 to ``MOST_DETECTIONS``.
+
+    A detector then also chooses from as many candidates. A model for label maps does not change.
+
+    Raises:
+        UserError: ``count`` is no such number.
+    """
+    check_detections(count)
+    candidates = max(CANDIDATES, count)
+    if isinstance(model, GeneralizedRCNN):
+        model.roi_heads.detections_per_img = count
+        for limits in (model.rpn._pre_nms_top_n, model.rpn._post_nms_top_n):
+            limits["testing"] = candidates
+    elif not isinstance(model, SemanticFPN):
+        model.detections_per_img, model.topk_candidates = count, candidates
 
 
 def load_pretrained(model: nn.Module, trunk: str) -> Loaded:
@@ -234,19 +284,19 @@ def model_parts(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _transform(config: ModelConfig) -> GeneralizedRCNNTransform:
+def _transform(config: ModelConfig) -> Transform:
     least, most = (round(config.size * factor) for factor in config.jitter)
     sizes = sorted({round(least + (most - least) * i / 8) for i in range(9)})
     # In evaluation torchvision uses the last size.
     sizes = (*(s for s in sizes if s != config.size), config.size)
-    return GeneralizedRCNNTransform(sizes, config.max_size, list(MEAN), list(STD))
+    return Transform(sizes, config.max_size, list(MEAN), list(STD))
 
 
 def _rpn(config: ModelConfig, channels: int) -> RegionProposalNetwork:
     least = smallest_anchor(config.size)
     sizes = tuple((least * 2**level,) for level in range(5))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-    return RegionProposalNetwork(
+    rpn = RegionProposalNetwork(
         anchors,
         RPNHead(channels, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=0.7,
@@ -257,6 +307,8 @@ def _rpn(config: ModelConfig, channels: int) -> RegionProposalNetwork:
         post_nms_top_n={"training": 1000, "testing": 1000},
         nms_thresh=0.7,
     )
+    rpn.box_similarity = box_iou_in_parts
+    return rpn
 
 
 def _pooler(aligned: bool, side: int) -> nn.Module:
@@ -270,8 +322,8 @@ def _pooler(aligned: bool, side: int) -> nn.Module:
     return pooler
 
 
-def _mask_rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCNN:
-    """Build a Mask R-CNN, with one box stage or those of a cascade."""
+def _rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCNN:
+    """Build a Faster R-CNN or Mask R-CNN, the latter with one box stage or those of a cascade."""
     sizes, channels, count = HEADS[config.heads], backbone.out_channels, 1 + len(config.classes)
     cascade = config.model == "cascade_mask_rcnn"
     stages, predictor = (len(IOUS), CascadePredictor) if cascade else (1, FastRCNNPredictor)
@@ -279,19 +331,33 @@ def _mask_rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCN
     # Random numbers are drawn in this order.
     box_heads = [TwoMLPHead(channels * 49, sizes.box) for _ in range(stages)]
     predictors = [predictor(sizes.box, count) for _ in range(stages)]
-    settings = {
-        **ROI_SETTINGS,
-        "batch_size_per_image": sizes.rois,
-        "mask_roi_pool": _pooler(aligned, 14),
-        "mask_head": MaskRCNNHeads(channels, sizes.mask, 1),
-        "mask_predictor": MaskRCNNPredictor(sizes.mask[-1], sizes.mask[-1], count),
-    }
+    settings = {**ROI_SETTINGS, "batch_size_per_image": sizes.rois}
+    if config.model in MASK_MODELS:
+        settings |= {
+            "mask_roi_pool": _pooler(aligned, 14),
+            "mask_head": MaskRCNNHeads(channels, sizes.mask, 1),
+            "mask_predictor": MaskRCNNPredictor(sizes.mask[-1], sizes.mask[-1], count),
+        }
     pooler = _pooler(aligned, 7)
     if cascade:
         roi_heads = CascadeRoIHeads(pooler, box_heads, predictors, **settings)
     else:
-        roi_heads = RoIHeads(pooler, *box_heads, *predictors, **settings)
+        heads = MaskRoIHeads if config.model in MASK_MODELS else RoIHeads
+        roi_heads = heads(pooler, *box_heads, *predictors, **settings)
     return GeneralizedRCNN(backbone, _rpn(config, channels), roi_heads, _transform(config))
+
+
+def _retinanet(config: ModelConfig, backbone: PyramidBackbone) -> LabeledRetinaNet:
+    anchors = retinanet_anchors(smallest_anchor(config.size))
+    model = LabeledRetinaNet(backbone, len(config.classes), anchor_generator=anchors)
+    model.transform = _transform(config)
+    return model
+
+
+def _fcos(config: ModelConfig, backbone: PyramidBackbone) -> LabeledFCOS:
+    model = LabeledFCOS(backbone, len(config.classes), anchor_generator=fcos_anchors())
+    model.transform = _transform(config)
+    return model
 
 
 def _semantic_fpn(config: ModelConfig, backbone: PyramidBackbone) -> SemanticFPN:
@@ -300,8 +366,11 @@ def _semantic_fpn(config: ModelConfig, backbone: PyramidBackbone) -> SemanticFPN
 
 
 MODELS = {
-    "mask_rcnn": _mask_rcnn,
-    "cascade_mask_rcnn": _mask_rcnn,
+    "mask_rcnn": _rcnn,
+    "cascade_mask_rcnn": _rcnn,
+    "faster_rcnn": _rcnn,
+    "retinanet": _retinanet,
+    "fcos": _fcos,
     "semantic_fpn": _semantic_fpn,
 }
 

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
+from torchvision.transforms import v2
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..utils.atomic import atomic_open, make_folder, rename_atomically
@@ -17,37 +19,65 @@ from ..utils.progress import Progress
 from .data import read_image, to_tensor
 from .evaluate import to_coco
 from .models import ModelConfig
+from .transform import detect
 
 READABLE = 480  # pixels of the shorter side; labels would cover smaller pictures
+BAND = 256  # rows of pixels that are painted at once
+LARGEST = 2000  # pixels of the longer side, to which small images are enlarged at most
 
 
 def draw_instances(
     image: Tensor, found: dict[str, Tensor], classes: tuple[str, ...], threshold: float = 0.0
 ) -> Tensor:
-    """Draw the objects of a detector's output, or of a target, over an image [3, H, W] in 0..1.
+    """Draw the objects of a detector's output, or of a target, over an image.
 
-    Masks, boxes, class names and scores of at least ``threshold`` are drawn. Small images are
-    enlarged: the result is [3, H', W'] uint8. ``classes`` has the names of the labels from 1.
+    Masks (if there are any), boxes, class names and scores of at least ``threshold`` are drawn.
+    Small images are enlarged.
+
+    Args:
+        image: image [3, H, W], uint8 or float in 0..1.
+        found: ``boxes``, ``labels``, and maybe ``masks`` (a tensor or run lengths) and ``scores``.
+        classes: names of the labels from 1.
+        threshold: smallest score of the objects that are drawn.
+
+    Returns:
+        The picture, [3, H', W'] uint8.
     """
-    scale = max(1, -(-READABLE // min(image.shape[-2:])))
-    canvas = _enlarge((image * 255).round().to(torch.uint8), scale)
-    masks = found["masks"].reshape(-1, *image.shape[-2:]) >= 0.5
-    scores = found.get("scores")
-    shown = torch.ones(len(masks), dtype=torch.bool) if scores is None else scores >= threshold
+    height, width = image.shape[-2:]
+    scale = min(-(-READABLE // min(height, width)), LARGEST // max(height, width))
+    scale = max(1, scale)
+    canvas = _enlarge(_to_bytes(image).clone(), scale)
+    scores, labels = found.get("scores"), found["labels"]
+    shown = torch.ones(len(labels), dtype=torch.bool) if scores is None else scores >= threshold
     if not shown.any():
         return canvas
-    labels = found["labels"][shown].tolist()
+    labels = labels[shown].tolist()
     colors, texts = _colors(labels), [classes[label - 1] for label in labels]
     if scores is not None:
         texts = [f"{t} {s:.0%}" for t, s in zip(texts, scores[shown].tolist(), strict=True)]
-    # torchvision paints pixels of several masks black: each goes to the first mask that has it.
-    disjoint, taken = masks[shown], torch.zeros_like(masks[0])
-    for mask in disjoint:
-        mask &= ~taken
-        taken |= mask
-    canvas = draw_segmentation_masks(canvas, _enlarge(disjoint, scale), alpha=0.45, colors=colors)
+    if "masks" in found:
+        taken = torch.zeros(height, width, dtype=torch.bool)
+        for mask, color in zip(found["masks"][shown], colors, strict=True):
+            free = (mask.reshape(height, width) >= 0.5) & ~taken  # a pixel shows its first object
+            taken |= free
+            _paint(canvas, _enlarge(free, scale), color, 0.45)
     boxes = (found["boxes"][shown] * scale).round()
     return _write_texts(draw_bounding_boxes(canvas, boxes, colors=colors, width=2), boxes, texts)
+
+
+def _to_bytes(image: Tensor) -> Tensor:
+    return image if image.dtype == torch.uint8 else (image * 255).round_().to(torch.uint8)
+
+
+def _paint(canvas: Tensor, mask: Tensor, color: Any, alpha: float) -> None:
+    """Blend a color into the pixels of ``mask``, in bands: torchvision makes float copies."""
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    if not len(rows):
+        return
+    place = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    bands = zip(canvas[:, *place].split(BAND, 1), mask[place].split(BAND), strict=True)
+    for pixels, own in bands:
+        pixels.copy_(draw_segmentation_masks(pixels, own, alpha=alpha, colors=[color]))
 
 
 def _colors(labels: list[int]) -> list:
@@ -66,16 +96,17 @@ def _write_texts(canvas: Tensor, boxes: Tensor, texts: list[str]) -> Tensor:
 
 
 def draw_labels(image: Tensor, labels: Tensor) -> Tensor:
-    """Draw classes, except the first one, over an image [3, H, W] in 0..1; return uint8."""
-    canvas = (image * 255).round().to(torch.uint8)
+    """Draw classes, except the first one, over an image [3, H, W], uint8 or float; return uint8."""
+    canvas = _to_bytes(image).clone()
     present = [int(label) for label in labels.unique() if 0 < label < 255]
-    if not present:
-        return canvas
-    masks = torch.stack([labels == label for label in present])
-    return draw_segmentation_masks(canvas, masks, alpha=0.5, colors=_colors(present))
+    for label, color in zip(present, _colors(present), strict=True):
+        _paint(canvas, labels == label, color, 0.5)
+    return canvas
 
 
 def _enlarge(pixels: Tensor, scale: int) -> Tensor:
+    if scale == 1:
+        return pixels
     return pixels.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
 
 
@@ -101,24 +132,24 @@ def predict_images(
     with Progress(0, len(images), unit="image", what="predicting") as progress:
         for number, path in enumerate(images, 1):
             try:
-                image = to_tensor(read_image(path))
+                image = read_image(path)
             except UserError as error:
                 failed.append(error.line)
                 continue
             make_folder(folder)
-            found = {k: v.cpu() for k, v in model([image.to(device)])[0].items()}
+            found = detect(model, to_tensor(image).to(device), threshold)
+            pixels = v2.functional.pil_to_tensor(image)
             name = free_name(path, ".png", taken)
             if "boxes" in found:
-                kept = {k: v[found["scores"] >= threshold] for k, v in found.items()}
-                size = dict(zip(("height", "width"), image.shape[-2:], strict=True))
+                size = {"height": image.height, "width": image.width}
                 listed.append({"id": number, "file_name": str(path), **size})
-                annotations += to_coco(kept, number, config.category_ids)
-                picture = draw_instances(image, kept, config.classes)
-                text = f"{len(kept['scores'])} objects"
+                annotations += to_coco(found, number, config.category_ids)
+                picture = draw_instances(pixels, found, config.classes)
+                text = f"{len(found['scores'])} objects"
             else:
                 labels = found["labels"]
                 _write_png(labels.to(torch.uint8), make_folder(folder / "labels") / name)
-                picture = draw_labels(image, labels)
+                picture = draw_labels(pixels, labels)
                 text = f"{len(labels.unique())} classes"
             _write_png(picture, folder / name)
             progress.say(f"{path}: {text} -> {folder / name}")

@@ -53,7 +53,7 @@ class Trainer:
     workers: int = 0  # number of processes that read images; it does not change the result
     data: dict[str, Any] = field(default_factory=dict)  # the data's origin, for the checkpoint
     tensorboard: Any = None  # a SummaryWriter
-    scores: Scores = field(default_factory=Scores)  # scores of the last evaluation
+    scores: Scores = field(default_factory=Scores)  # scores after the newest step, if it has any
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -73,8 +73,10 @@ class Trainer:
     def train(self) -> None:
         """Prepare the model for its ``memory`` mode, train to the last step and save the model.
 
-        A checkpoint is written before the ``UserError`` about an unreadable image, and before the
-        ``KeyboardInterrupt`` with which a step after SIGINT (Ctrl-C) or SIGTERM ends.
+        A checkpoint is written before the ``UserError`` about an unreadable image, before the
+        ``KeyboardInterrupt`` with which a step after SIGINT (Ctrl-C) or SIGTERM ends, and before
+        every evaluation. The model is written before the last evaluation too, and then once more
+        with its scores.
         """
         last = self.settings.steps
         prepare_model(self.model, mixed=self.optimizer_step.mixed)
@@ -90,11 +92,11 @@ class Trainer:
                 if received:
                     self.save()
                     raise KeyboardInterrupt
-        self.save()  # before the last evaluation, which may be interrupted
-        every = self.settings.eval_every
-        if not (self.scores.values and every and last % every == 0):
-            self._evaluate()
+        self.save()
         self.save_model()
+        if self.evaluate:
+            self._evaluate()
+            self._write_model()
         self.save_summary()
 
     def _batches(self) -> Iterator[list]:
@@ -129,6 +131,7 @@ class Trainer:
         self.trunk.check_frozen(self.optimizer)
         self.optimizer_step.update()
         self.step += 1
+        self.scores = Scores()  # those of an earlier step are not this model's
         self.losses = {name: float(loss.detach()) for name, loss in losses.items()}
 
     def _losses(self, batch: list) -> dict[str, Tensor]:
@@ -153,26 +156,29 @@ class Trainer:
         self._progress.step(self.step, {**facts, "peak": f"{peak_memory():,.0f} MiB"})
         if self.step % LOG_EVERY == 0 or self.step in (1, settings.steps):
             self._log({"loss": total, **self.losses, "images_per_second": rate})
-        if settings.checkpoint_every and self.step % settings.checkpoint_every == 0:
+        saved, scored = (
+            bool(every) and self.step % every == 0 and self.step < settings.steps
+            for every in (settings.checkpoint_every, settings.eval_every * bool(self.evaluate))
+        )
+        if saved or scored:
             self.save()
-        if settings.eval_every and self.step % settings.eval_every == 0:
+        if scored:
             self._evaluate()
 
-    def _log(self, values: dict[str, float]) -> None:
+    def _log(self, values: dict[str, float | None]) -> None:
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, **values}) + "\n")
         if self.tensorboard:
             for name, value in values.items():
-                self.tensorboard.add_scalar(name, value, self.step)
+                if value is not None:
+                    self.tensorboard.add_scalar(name, value, self.step)
             self.tensorboard.flush()
 
     def _evaluate(self) -> None:
-        if self.evaluate is None:
-            return
         self.scores = self.evaluate()
         text = ", ".join(f"{name} {value:.1f}" for name, value in self.scores.values.items())
         self._progress.say(f"after step {self.step}: {text}")
-        self._log(self.scores.values)
+        self._log(self.scores.to_json()["scores"])
 
     def save(self) -> None:
         """Write ``training.pth``."""
@@ -187,18 +193,22 @@ class Trainer:
 
     def save_model(self) -> None:
         """Write ``model.pth`` and, where the model has an adapter, the adapter's files."""
-        data = {**self._model_data(), "step": self.step, "scores": self.scores.values}
-        save_atomically(data, self.folder / MODEL)
+        self._write_model()
         written = {MODEL: "the whole model"}
         reason = why_no_adapter(self.config)
         if not reason:
-            save_adapter(self.model, self.folder, **self._adapter_fields())
             written[ADAPTER] = "the adapter, which is the model without its trunk"
         for name, what in written.items():
             size = (self.folder / name).stat().st_size / MIB
             print(f"wrote {self.folder / name} ({size:.1f} MiB): {what}")
         if reason:
             print(f"no adapter files are written: {reason}")
+
+    def _write_model(self) -> None:
+        data = {**self._model_data(), "step": self.step, "scores": self.scores.values}
+        save_atomically(data, self.folder / MODEL)
+        if not why_no_adapter(self.config):
+            save_adapter(self.model, self.folder, **self._adapter_fields())
 
     def save_summary(self) -> None:
         """Write ``summary.json``: parameters by part, memory and time of a step, scores."""
@@ -209,10 +219,10 @@ class Trainer:
             "kept_for_backward_bytes": self.saved_bytes,
             "seconds_a_step": statistics.median(self.step_seconds) if self.step_seconds else None,
             "peak_memory_mib": peak_memory(),
-            "scores": self.scores.values,
+            "scores": self.scores.to_json()["scores"],
         }
         with atomic_open(self.folder / SUMMARY, "w") as file:
-            json.dump(summary, file, indent=1)
+            json.dump(summary, file, indent=1, allow_nan=False)
 
     def _adapter_fields(self) -> dict[str, Any]:
         summary, scores = self.dataset.summary, self.scores.values

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from e3va import UserError, get_preset
 from e3va.adapter_files.heads import BACKBONE, FRAMEWORKS, framework_of, to_framework
 from e3va.torchvision import ModelConfig, build_model
-from e3va.torchvision.models import MODELS
+from e3va.torchvision.models import MASK_MODELS, MODELS
 
 MASKS = "roi_heads.mask_predictor.mask_fcn_logits"
 BOXES = "roi_heads.box_predictor.bbox_pred"
@@ -53,6 +53,7 @@ def test_translating_twice_changes_only_unused_background_entries(kind, classes)
     back, left = to_framework(there, "torchvision")
     assert not left and back.keys() == state.keys() and framework_of(back) == "torchvision"
     unused = background(state)
+    assert any(name in state for name in unused) == (kind in (*MASK_MODELS, "faster_rcnn"))
     for name, value in state.items():
         assert torch.equal(value, before[name])
         rows = unused.get(name, 0)
@@ -60,7 +61,7 @@ def test_translating_twice_changes_only_unused_background_entries(kind, classes)
         assert not back[name][:rows].any()
     again, _ = to_framework(back, "detectron2")
     assert all(torch.equal(again[name], there[name]) for name in there)
-    if kind != "semantic_fpn":
+    if kind in MASK_MODELS:
         assert len(there["roi_heads.mask_head.predictor.weight"]) == classes
 
 
@@ -161,6 +162,18 @@ def test_tensors_without_a_counterpart_are_listed():
     assert left_of(other) == ("head.cls_score.weight",)
     own = random_state("mask_rcnn") | {"keypoints.weight": torch.zeros(1)}
     assert left_of(own, "detectron2") == ("keypoints.weight",)
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_other_heads_of_one_stage_have_no_counterpart(kind):
+    state, _ = to_framework(random_state(kind), "detectron2")
+    assert len(state["backbone.fpn_lateral3.weight"]) and "backbone.fpn_lateral2.weight" not in state
+    deeper = state | {"head.cls_subnet.12.weight": torch.zeros(1)}
+    assert left_of(deeper) == ("head.cls_subnet.12.weight",)
+    # A RetinaNet with norms has the names of neither model.
+    norms = {f"head.{part}_subnet.{i}.weight": torch.zeros(1) for part in ("cls", "bbox") for i in (0, 1)}
+    neck = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    assert {*norms} <= {*left_of(neck | norms)}
 
 
 def test_class_agnostic_boxes_have_no_counterpart():

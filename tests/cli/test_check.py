@@ -62,23 +62,29 @@ def test_problems_end_with_status_1_and_one_line(capsys, drawn, tmp_path):
     out, err = run(capsys, drawn.json, "--output", tmp_path / "out", status=1)
     assert "  8 dropped: " in out
     assert f"    {drawn.images / '1.png'}, id 1: " in out and "… and 5 more" in out
-    assert err.count("\n") == 1 and err.startswith("error: ") and "8 dropped; first: " in err
+    assert (
+        err.count("\n") == 1
+        and err.startswith("error: ")
+        and "8 dropped, 4 skipped; first: " in err
+    )
     assert "Next" in out  # training would still run
     written = json.loads((tmp_path / "out" / "problems.json").read_text())
-    assert [p["id"] for p in written["problems"]] == list(range(1, 9))
-    assert written["counts"] == {"no_area": 8}
-    assert {p["severity"] for p in written["problems"]} == {"dropped"}
+    dropped = [p for p in written["problems"] if p["severity"] == "dropped"]
+    assert [p["id"] for p in dropped] == list(range(1, 9))
+    assert written["counts"] == {"no_area": 8, "empty": 4}  # four images have no other object
     (drawn.images / "6.png").unlink()
     out, err = run(capsys, drawn.json, status=1)
-    assert err.startswith("error: ") and "1 refused, 8 dropped; first: " in err
+    assert err.startswith("error: ") and "1 refused, 8 dropped, 4 skipped; first: " in err
     assert "Next" not in out
 
 
-def test_warnings_end_with_status_0(capsys, drawn):
+def test_conversions_and_warnings_end_with_status_0(capsys, drawn):
     drawn.data["annotations"][0]["area"] = 0
+    drawn.data["annotations"][1]["id"] = 1
     drawn.save()
     out, err = run(capsys, drawn.json)
-    assert err == "" and "1 warning: " in out and "id 1: the area is 0" in out and "Next" in out
+    assert err == "" and "1 warning: " in out and "1 converted: " in out
+    assert "id 1: the area is 0" in out and "Next" in out
 
 
 def test_label_maps_with_names(capsys, tmp_path):
@@ -179,6 +185,45 @@ def test_detectron2s_folder_conventions(capsys, drawn, tmp_path, monkeypatch):
     run(capsys, written, "--images", voc / "JPEGImages")
     for config in ("VOC", "custom"):
         assert (ROOT / "configs" / config / "retinanet_e3va_swin_t.py").is_file()
+
+
+def test_yolo_has_two_splits(capsys, tmp_path):
+    (tmp_path / "data.yaml").write_text(
+        "names: [red, blue]\ntrain: train/images\nval: val/images\n"
+    )
+    for split, lines in (("train", "0 .5 .5 .25 .5\n1 .5 .5 .5 .5\n"), ("val", "0 .5 .5 1 1\n")):
+        for folder in ("images", "labels"):
+            (tmp_path / split / folder).mkdir(parents=True)
+        Image.new("RGB", (64, 48)).save(tmp_path / split / "images" / "a.jpg")
+        (tmp_path / split / "labels" / "a.txt").write_text(lines)
+    out, err = run(capsys, tmp_path, "--output", tmp_path / "out")
+    assert err == "" and "2 objects, 2 classes" in out and "1 objects, 2 classes" in out
+    for folder, boxes in (("", [[24, 12, 16, 24], [16, 12, 32, 24]]), ("val", [[0, 0, 64, 48]])):
+        written = json.loads((tmp_path / "out" / folder / "annotations.json").read_text())
+        assert [annotation["bbox"] for annotation in written["annotations"]] == boxes
+    train, detectron2 = (shlex.split(line) for line in out.splitlines()[-2:])
+    args = build_parser().parse_args(train[1:])
+    assert "--images" not in train and args.annotations == str(tmp_path / "data.yaml")
+    assert f"data.train.json={tmp_path / 'data.yaml'}" in detectron2
+    (tmp_path / "val/labels/a.txt").write_text("5 .5 .5 1 1\n")
+    out, err = run(capsys, tmp_path, status=1)  # a mistake in the validation data counts too
+    assert "a.jpg" in err and "5" in err and "Next" not in out
+    run(capsys, tmp_path, "--classes", "red,blue", status=2)
+
+
+def test_labelme_masks_are_drawn_and_written(capsys, tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg")
+    points = [[10, 5], [30, 5], [30, 25]]
+    shape = {"label": "cat", "shape_type": "polygon", "points": points}
+    content = {"shapes": [shape], "imagePath": "a.jpg", "imageWidth": 64, "imageHeight": 48}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    out, err = run(capsys, tmp_path, "--output", tmp_path / "out")
+    assert err == "" and "masks and boxes" in out and (tmp_path / "out" / "sheet.png").is_file()
+    train = shlex.split(out.splitlines()[-2])
+    assert build_parser().parse_args(train[1:]).annotations == str(tmp_path)
+    _, err = run(capsys, tmp_path / "a.json", status=1)
+    assert f"name its folder, {tmp_path}" in err
+    run(capsys, tmp_path / "out" / "annotations.json", "--images", tmp_path)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("detectron2"), reason="needs Detectron2")

@@ -253,6 +253,10 @@ def test_masks_that_overlap_are_both_drawn():
         ["train", "--steps", "many"],
         ["train", "--lr", "-1"],
         ["train", "--model", "yolo"],
+        ["train", "--val-split", "1"],
+        ["train", "--max-detections", "0"],
+        ["predict", "m.pth", "--input", "a", "--max-detections", "20000"],
+        ["eval", "m.pth", "--keep-empty"],
         ["train", "--batch-size"],
         ["predict", "m.pth"],
         ["predict", "m.pth", "--input", "a", "--threshold", "2"],
@@ -307,3 +311,52 @@ def test_info_of_the_demonstration_trunk(capsys):
     assert main(["info", str(DEMO_FILE)]) == 0
     out = capsys.readouterr().out
     assert "holds the Swin swin_micro" in out and "drawn pictures" in out
+
+
+@pytest.mark.slow
+def test_boxes_from_the_command_line(drawn, tmp_path, capsys):
+    """Eval scores only boxes, and --max-detections replaces the model's cap."""
+    masks = tmp_path / "masks.json"
+    masks.write_text(drawn.json.read_text())
+    for annotation in drawn.data["annotations"]:
+        annotation.pop("segmentation")
+        annotation["iscrowd"] = 1
+    drawn.data["images"][0]["file_name"] = "none.png"
+    drawn.save()
+    data = ["--images", drawn.images, "--annotations", drawn.json]
+    fails(capsys, ["train", *data, *TINY, "--use-crowds"], "none.png")
+    reading = ["--use-crowds", "--skip-missing"]
+    options = [*reading, "--keep-empty", "--val-split", "0.4", "--max-detections", "1"]
+    start = ["train", *data, "--output", tmp_path / "out"]
+    assert main([str(a) for a in [*start, *TINY, *options]]) == 0
+    out = capsys.readouterr().out
+    assert "faster_rcnn" in out and "--max-detections 2" in out and "AP box" in out
+    assert "AP mask" not in out
+    assert main([str(a) for a in [*start, "--resume", *options]]) == 0
+    capsys.readouterr()
+    fails(capsys, [*start, "--resume", "--max-detections", "3"], "--max-detections 3.* 1:")
+    model = tmp_path / "out" / "model.pth"
+    assert main([str(a) for a in ["eval", model, *data, *reading]]) == 0
+    assert "--max-detections 2" in capsys.readouterr().out
+    scores = tmp_path / "scores.json"
+    arguments = ["eval", model, *data[:3], masks, "--max-detections", "2", "--output", scores]
+    assert main([str(a) for a in arguments]) == 0
+    assert "--max-detections" not in capsys.readouterr().out
+    assert set(json.loads(scores.read_text())["scores"]) == {"AP box", "AP50 box", "AP75 box"}
+    for given, most in (([], 1), (["--max-detections", "2"], 2)):
+        arguments = ["predict", model, "--input", drawn.images / "2.png", "--threshold", "0"]
+        arguments = [*arguments, "--output", tmp_path / f"most{most}", *given]
+        assert main([str(a) for a in arguments]) == 0
+        found = json.loads((tmp_path / f"most{most}" / "predictions.json").read_text())
+        assert len(found["annotations"]) == most
+
+
+def test_an_evaluation_without_any_object_writes_null(drawn, make_trained, tmp_path):
+    make_trained("mask_rcnn", "fruit", classes=("red", "blue"))
+    drawn.data["annotations"].clear()
+    drawn.save()
+    data = ["--images", drawn.images, "--annotations", drawn.json]
+    arguments = ["eval", tmp_path / "fruit", *data, "--output", tmp_path / "scores.json"]
+    assert main([str(a) for a in arguments]) == 0
+    text = (tmp_path / "scores.json").read_text()
+    assert set(json.loads(text, parse_constant=pytest.fail)["scores"].values()) == {None}

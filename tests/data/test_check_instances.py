@@ -16,9 +16,8 @@ from e3va.data.check_instances import check_instances
 from e3va.data.coco import ReadOptions, read_coco
 from e3va.data.contact_sheet import write_sheet
 from e3va.data.masks import to_rle
-from e3va.data.problems import DROPPED, KINDS, REFUSED, WARNING
+from e3va.data.problems import CONVERTED, DROPPED, KINDS, REFUSED, SKIPPED, WARNING
 from e3va.data.report import report_numbers, report_text
-from e3va.data.voc import CLASSES, read_voc
 
 
 def check(drawn):
@@ -65,7 +64,7 @@ CASES = {
     "negative": (lambda d: annotation(d, bbox=[20, 5, 9, -9]), [("no_area", "1.png", 1)]),
     "nan": (lambda d: annotation(d, bbox=[20, math.nan, 9, 9]), [("no_area", "1.png", 1)]),
     "box of three": (lambda d: annotation(d, bbox=[1, 2, 3]), [("box", "1.png", 1)]),
-    "box of text": (lambda d: annotation(d, bbox=[1, 2, 3, "4"]), [("box", "1.png", 1)]),
+    "box of text": (lambda d: annotation(d, bbox=[1, 2, 3, "x"]), [("box", "1.png", 1)]),
     "unknown class": (lambda d: annotation(d, category_id=9), [("unknown_category", "1.png", 1)]),
     "class is a list": (
         lambda d: annotation(d, category_id=[3]),
@@ -111,12 +110,16 @@ CASES = {
         [("image_record", "", 1), ("unknown_image", "", 1), ("unknown_image", "", 2)],
     ),
     "image twice": (
+        lambda d: d.data["images"].append({**d.data["images"][1], "file_name": "1.png"}),
+        [("image_twice", "1.png", 2)],
+    ),
+    "record twice": (
         lambda d: d.data["images"].append({**d.data["images"][1]}),
-        [("image_twice", "2.png", 2)],
+        [("image_again", "2.png", 2)],
     ),
     "file twice": (
         lambda d: d.data["images"].append({**d.data["images"][1], "id": 50}),
-        [("file_twice", "2.png", 50)],
+        [("file_twice", "2.png", 50), ("empty", "2.png", 50)],
     ),
     "other size": (
         lambda d: d.data["images"][0].update(width=200),
@@ -234,8 +237,10 @@ def test_keypoints_are_accepted_and_panoptic_files_refused(drawn):
 
 
 READER = {"category", "category_twice", "image_record", "image_twice", "no_images", "missing"}
-READER |= {"unknown_category", "box", "no_mask", "mask", "nothing"}
-DROPS = {"unknown_image", "no_area", "polygons"}
+READER |= {"unknown_category", "box", "crowd", "mask", "nothing"}
+DROPS = {"unknown_image", "no_area", "no_mask", "polygons"}
+# Warnings that only the check gives.
+ONLY_CHECKED = {"unused", "outside", "polygon_outside", "empty_mask", "disagree"}
 
 
 def test_severities_cover_the_readers():
@@ -243,6 +248,8 @@ def test_severities_cover_the_readers():
     assert {severities[kind] for kind in READER} == {REFUSED}
     assert {kind for kind, severity in severities.items() if severity == DROPPED} == DROPS
     assert severities["turned"] == severities["disagree"] == WARNING
+    assert severities["empty"] == severities["parent"] == severities["hidden"] == SKIPPED
+    assert severities["number"] == severities["unturned"] == severities["area"] == CONVERTED
 
 
 BOXES = st.lists(
@@ -253,10 +260,11 @@ BOXES = st.lists(
 POLYGON = st.lists(st.floats(-20, 120), min_size=2, max_size=9)
 CHANGES = st.one_of(
     st.fixed_dictionaries({"bbox": st.one_of(BOXES, BOXES, BOXES, st.none())}),
-    st.fixed_dictionaries({"segmentation": st.lists(POLYGON, max_size=2)}),
-    st.fixed_dictionaries({"category_id": st.sampled_from([3, 7, 3, 7, 8, None])}),
+    st.fixed_dictionaries({"segmentation": st.one_of(st.lists(POLYGON, max_size=2), POLYGON)}),
+    st.fixed_dictionaries({"category_id": st.sampled_from([3, 7, "3", 7.0, 8, None])}),
     st.fixed_dictionaries({"image_id": st.sampled_from([1, 2, 3, 77, None, "1"])}),
-    st.fixed_dictionaries({"iscrowd": st.sampled_from([0, 1])}),
+    st.fixed_dictionaries({"iscrowd": st.sampled_from([0, 1, True, "1", None, 2])}),
+    st.fixed_dictionaries({"area": st.sampled_from([0, -1, None, "40", math.nan, 1e20])}),
 )
 RARE = ["gone", "no height", "image twice", "category twice", "category without name"]
 
@@ -284,12 +292,12 @@ def test_the_check_agrees_with_training(drawn, changes, rare, images):
             with pytest.raises(UserError):
                 read_coco(drawn.json, drawn.images, ReadOptions(found.masks, training=True))
             return
+        expected = {kind: n for kind, n in kinds.items() if kind not in ONLY_CHECKED}
+        trained = read_coco(drawn.json, drawn.images, ReadOptions(found.masks, training=True))
+        assert trained.images and trained.notes == expected
         data = read_coco(drawn.json, drawn.images, ReadOptions(found.masks))
-        assert dict(data.dropped) == {KINDS[k].title: n for k, n in kinds.items() if k in DROPS}
-        one = [[a.get("bbox") for a in found.annotations[i["id"]]] for i in data.images]
-        other = [[a["bbox"] for a in data.annotations[i["id"]]] for i in data.images]
-        assert one == other
-        assert read_coco(drawn.json, drawn.images, ReadOptions(found.masks, training=True)).images
+        expected.pop("empty", None)
+        assert data.notes == expected and data.annotations == found.annotations
     finally:
         drawn.data = whole
 
@@ -333,7 +341,10 @@ def test_valid_files_have_no_problem_and_right_counts(drawn, annotations):
     present = {a["category_id"] for a in annotations}
     singles = [a for a in annotations if not a["iscrowd"]]
     allowed = {"unused"} if len(present) < 2 else set()
-    assert found.problems.counts().keys() <= allowed | (set() if singles else {"nothing"})
+    counts = found.problems.counts()
+    assert counts.keys() <= allowed | ({"empty"} if singles else {"nothing"})
+    if singles:
+        assert counts.get("empty", 0) == 6 - len({a["image_id"] for a in singles})
     numbers = report_numbers(found)
     assert numbers["annotated"] == len({a["image_id"] for a in annotations})
     assert numbers["empty"] == 6 - numbers["annotated"]
@@ -358,34 +369,3 @@ def test_runs_of_compressed_masks_are_read(mask, height):
     assert pycocotools.mask.area(rle) == bits.sum()
     with pytest.raises(ValueError):
         to_rle({"size": [height, 99], "counts": counts}, height, 99)
-
-
-def write_xml(path, width, height, objects):
-    boxes = "".join(
-        f"<object><name>{name}</name><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax>"
-        f"<ymax>{y2}</ymax></bndbox></object>"
-        for name, x1, y1, x2, y2 in objects
-    )
-    size = f"<size><width>{width}</width><height>{height}</height></size>"
-    path.write_text(f"<annotation>{size}{boxes}</annotation>")
-
-
-def test_voc_is_read_as_detectron2_reads_it(tmp_path):
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (tmp_path / folder).mkdir(parents=True)
-    Image.new("RGB", (40, 30)).save(tmp_path / "JPEGImages" / "a.jpg")
-    write_xml(tmp_path / "Annotations" / "a.xml", 40, 30, [("cat", 1, 1, 40, 30)])
-    write_xml(tmp_path / "Annotations" / "b.xml", 40, 30, [("cow", 2, 3, 9, 9)])
-    (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")
-    data = read_voc(tmp_path, "train")
-    assert [c["name"] for c in data["categories"]] == list(CLASSES)
-    assert [a["bbox"] for a in data["annotations"]] == [[0, 0, 40, 30]]  # the whole image
-    found = check_instances(data, tmp_path, tmp_path / "JPEGImages")
-    assert set(found.problems.counts()) == {"unused"} and not found.masks
-    found = check_instances(read_voc(tmp_path), tmp_path, tmp_path / "JPEGImages")
-    assert found.problems.counts()["missing"] == 1
-    with pytest.raises(UserError, match="val.txt"):
-        read_voc(tmp_path, "val")
-    (tmp_path / "Annotations" / "b.xml").write_text("<annotation/>")
-    with pytest.raises(UserError, match="b.xml"):
-        read_voc(tmp_path)

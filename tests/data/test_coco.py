@@ -26,7 +26,7 @@ def test_a_good_file_is_read_whole(drawn):
     data = read(drawn, training=True)
     assert data.class_names == ["red", "blue"]  # by id
     assert data.class_index == {3: 0, 7: 1}  # ids need not be contiguous
-    assert sum(map(len, data.annotations.values())) == 12 and not data.dropped
+    assert sum(map(len, data.annotations.values())) == 12 and not data.notes
     assert data.images[0]["path"] == str(drawn.images / "1.png")
     assert data.summary() == f"{drawn.json}: 6 images, 12 objects, 2 classes (red, blue)"
     assert [c["name"] for c in read_categories(drawn.json)] == ["red", "blue"]
@@ -64,7 +64,7 @@ def test_categories_and_images_must_be_unique(drawn):
     drawn.data["categories"].append({"id": 3, "name": "green"})
     assert "category id 3 is both 'red' and 'green'" in refused(drawn)
     drawn.data["categories"].pop()
-    drawn.data["images"].append(drawn.data["images"][0])
+    drawn.data["images"].append({**drawn.data["images"][0], "file_name": "2.png"})
     assert "image id 1 appears twice" in refused(drawn)
 
 
@@ -97,9 +97,9 @@ def test_malformed_boxes(drawn, box):
 def test_boxes_without_area_inside_the_image_are_dropped(drawn, box):
     drawn.data["annotations"][0]["bbox"] = box
     data = read(drawn, training=True)
-    assert data.dropped == {"boxes with no area inside the image": 1}
+    assert data.notes == {"no_area": 1}
     assert [a["id"] for a in data.annotations[1]] == [2]
-    assert data.summary().endswith("dropped 1 annotations: 1 boxes with no area inside the image")
+    assert data.summary().endswith("; left out: 1 boxes with no area inside the image")
 
 
 def test_boxes_that_reach_beyond_the_image_are_kept(drawn):
@@ -113,14 +113,17 @@ def test_polygons_of_two_points_are_dropped(drawn):
     first["segmentation"] = [[1, 2, 3, 4]]
     second["segmentation"] += [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]]
     data = read(drawn)
-    assert data.dropped == {"masks without a polygon of three points or more": 1}
+    assert data.notes == {"polygons": 1, "polygon_left_out": 1}
     assert data.annotations[1][0]["segmentation"] == [whole]
 
 
 def test_masks_are_required_only_where_they_are_learned(drawn):
     del drawn.data["annotations"][4]["segmentation"]
-    assert "annotation 5 of 3.png: there is no 'segmentation'" in refused(drawn)
-    assert len(read(drawn, masks=False).annotations[3]) == 2
+    data = read(drawn)
+    assert data.notes == {"no_mask": 1} and [a["id"] for a in data.annotations[3]] == [6]
+    boxes = read(drawn, masks=False)
+    assert len(boxes.annotations[3]) == 2 and not boxes.notes and not boxes.masks
+    assert not any("segmentation" in a for own in boxes.annotations.values() for a in own)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +146,14 @@ def test_ids_may_be_anything_that_json_holds(drawn, key):
     if key == "category_id":
         assert "the category_id is [3]" in refused(drawn)
     else:
-        assert read(drawn).dropped.total() == (key == "image_id")
+        assert read(drawn).notes.keys() == {
+            "unknown_image" if key == "image_id" else "annotation_twice"
+        }
 
 
 def test_unknown_categories_and_unlisted_images(drawn):
     drawn.data["annotations"][3]["image_id"] = 77
-    assert read(drawn).dropped == {"annotations of images that are not listed": 1}
+    assert read(drawn).notes == {"unknown_image": 1}
     drawn.data["annotations"][2]["category_id"] = 5
     line = refused(drawn)
     assert "annotation 3 of 2.png: the category_id is 5" in line and "[3, 7]" in line

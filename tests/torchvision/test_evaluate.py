@@ -26,7 +26,7 @@ class Oracle(torch.nn.Module):
 def perfect(dataset):
     for record in dataset.records:
         target = read_example(record, dataset)[1]
-        masks = target["masks"][:, None].float()
+        masks = target["masks"].stack()[:, None].float()
         yield {**target, "masks": masks, "scores": torch.linspace(0.6, 0.9, len(masks))}
 
 
@@ -103,6 +103,7 @@ def test_confusion_matrix_counts_pairs(data):
             assert matrix[row, column] == pairs.count((row, column))
 
 
-def test_table_names_every_score(instances):
+def test_table_names_every_score_and_class(instances):
     table = coco_scores([], instances).table()
-    assert [line.split()[0] for line in table.splitlines()][-2:] == ["AP50", "AP75"]
+    names = [line.split()[0] for line in table.splitlines()]
+    assert names == ["AP", "AP50", "AP75"] * 2 + ["red", "blue"]

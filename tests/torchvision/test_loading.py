@@ -17,7 +17,7 @@ from e3va.adapter_files.files import CONFIG_FILE, FULL_KEY, MODEL_FILE, read_ada
 from e3va.adapter_files.heads import to_framework
 from e3va.torchvision import ModelConfig, build_model, load_adapters, load_model, load_pretrained
 from e3va.torchvision.data import Dataset
-from e3va.torchvision.start import resumed_options
+from e3va.torchvision.options import resumed_options
 from e3va.torchvision.trainer import Trainer, TrainSettings, read_state
 from e3va.weights.origin import fingerprint
 

@@ -12,7 +12,7 @@ from e3va import PRESETS, SwinTrunk, UserError
 from e3va.adapter_files.files import CONFIG_FILE, FULL_KEY, MODEL_FILE, read_adapter
 from e3va.cli.main import main
 from e3va.torchvision import load_model
-from e3va.torchvision.start import resumed_options
+from e3va.torchvision.options import resumed_options
 from e3va.torchvision.trainer import Trainer, read_state
 
 from ..cli.test_cli import fails

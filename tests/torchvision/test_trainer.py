@@ -13,7 +13,11 @@ import pytest
 import torch
 
 from e3va import TrunkNotFrozenError, UserError
+from e3va.adapter_files.files import read_adapter
 from e3va.data.stream import BatchStream
+from e3va.torchvision import load_model, load_pretrained
+from e3va.torchvision.curves import plot, read_metrics
+from e3va.torchvision.evaluate import Scores
 from e3va.torchvision.trainer import (
     METRICS,
     MODEL,
@@ -275,3 +279,38 @@ def test_metrics_of_lost_steps_are_dropped_on_resume(make_small, instances, tmp_
     path.write_text('{"step": 0, "loss": 1}\n{"step": 4, "loss": 2}\n{"step": 5, "lo')
     trainer.load(read_state(tmp_path))
     assert path.read_text() == '{"step": 0, "loss": 1}\n'
+
+
+def test_a_model_is_written_before_it_is_scored(make_small, instances, pretrained, tmp_path):
+    config, model = make_small("mask_rcnn", trunk=str(pretrained))
+    load_pretrained(model, str(pretrained))
+    settings = TrainSettings(steps=2, checkpoint_every=0, eval_every=1)
+    trainer = Trainer(model, config, settings, instances, tmp_path, evaluate=lambda: steps.pop())
+    steps = []
+    with pytest.raises(IndexError):  # in the evaluation after the first step
+        trainer.train()
+    assert read_state(tmp_path)["step"] == 1 and not (tmp_path / MODEL).exists()
+    trainer.load(read_state(tmp_path))
+    with pytest.raises(IndexError):  # in the last one
+        trainer.train()
+    for path in (tmp_path, tmp_path / MODEL, tmp_path / STATE):
+        found = load_model(path)[0].state_dict()
+        assert same(found, trainer.model.state_dict())
+    assert torch.load(tmp_path / MODEL, weights_only=True)["scores"] == {}
+    steps = [Scores({"AP mask": 12.5})]
+    trainer.train()
+    assert torch.load(tmp_path / MODEL, weights_only=True)["scores"] == {"AP mask": 12.5}
+    assert read_adapter(tmp_path)[1].scores == {"AP mask": 12.5}
+
+
+def test_a_score_without_any_object_is_null_in_json(make_small, instances, tmp_path):
+    trainer = make_trainer(make_small, instances, tmp_path, steps=1)
+    trainer.evaluate = lambda: Scores({"AP box": math.nan, "AP mask": 50.0})
+    trainer.train()
+    metrics = read_metrics(tmp_path)
+    assert metrics[-1] == {"step": 1, "AP box": None, "AP mask": 50.0}
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["scores"] == {"AP box": None, "AP mask": 50.0}
+    pytest.importorskip("matplotlib")
+    plot({"": metrics, "nothing": [{"step": 1, "loss": 1.0, "AP mask": None}]}, tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 1000

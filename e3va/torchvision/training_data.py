@@ -1,0 +1,158 @@
+"""The data of a training: training data, and validation data that are checked before the start."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..data.coco import ReadOptions
+from ..data.formats import own_validation
+from ..data.images import image_size, in_threads
+from ..data.label_maps import class_names
+from ..data.split import divide_coco, split_images
+from ..utils.errors import UserError
+from .data import Dataset, check_classes, from_coco, open_dataset
+from .models import MASK_MODELS, MOST_DETECTIONS
+from .options import DATA, READING
+
+Sides = tuple[Sequence[int], Sequence[int]]  # positions of training and of validation images
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Data of a training."""
+
+    training: Dataset
+    validation: Dataset | None = None
+    chosen: list[str] | None = None  # names of the validation images that --val-split chose
+
+
+def open_data(
+    options: Mapping[str, Any],
+    model: str | None,
+    classes: tuple[str, ...] = (),
+    chosen: list[str] | None = None,
+) -> TrainingData:
+    """Open the data of a training, and print a line about each part.
+
+    Args:
+        options: options of the training, see :data:`e3va.torchvision.options.DEFAULTS`.
+        model: model that the data are for; None to read masks if the data have some.
+        classes: class names of the model of an earlier run.
+        chosen: names of the validation images that ``--val-split`` chose in an earlier run.
+
+    Raises:
+        UserError: the data have a mistake, do not fit the model, or differ in their classes.
+    """
+    share = options["val_split"]
+    reading = ReadOptions(
+        masks=None if model is None else model in MASK_MODELS,
+        training=not share,  # the validation images are chosen among all images
+        **{name: options[name] for name in READING},
+        classes=classes,
+    )
+    paths, names = [options[name] for name in DATA[:3]], class_names(options["classes"])
+    opened = open_dataset(*paths, classes=names, options=reading, prefix="--")
+    if share:
+        data = _split(opened, options, reading, chosen)
+        print(data.training.summary)
+        print(f"validation: {len(data.validation.records)} other images (--val-split {share})")
+        return data
+    print(opened.summary)
+    return TrainingData(opened, _open_validation(options, opened, reading))
+
+
+def _open_validation(
+    options: Mapping[str, Any], training: Dataset, reading: ReadOptions
+) -> Dataset | None:
+    """Open the validation data that are given, or those of a YOLO file's own split."""
+    paths, prefix, note = [options[name] for name in DATA[3:]], "--val-", ""
+    annotations = options["annotations"]
+    if not any(paths) and annotations and own_validation(annotations):
+        paths, prefix, note = [options[name] for name in DATA[:3]], "--", ", the file's val split"
+    if not any(paths):
+        print(
+            "no validation data are given (--val-images … or --val-split 0.1): the model is not "
+            "scored"
+        )
+        return None
+    masks = training.coco.masks if training.coco else None
+    reading = replace(reading, masks=masks, training=False, classes=training.classes)
+    names = () if training.coco else training.classes
+    validation = open_dataset(*paths, classes=names, options=reading, split="val", prefix=prefix)
+    print(f"validation{note}: {validation.summary}")
+    check_classes(validation, training.classes)
+    if validation.coco:
+        _check_sizes(validation)
+    return validation
+
+
+def _check_sizes(dataset: Dataset) -> None:
+    """Check the sizes of the images, which the evaluation compares only after the training."""
+    paths = [record["path"] for record in dataset.records]
+    sizes = in_threads(image_size, paths, "reading image sizes")
+    for record, size in zip(dataset.records, sizes, strict=True):
+        recorded = (record["width"], record["height"])
+        if size not in (recorded, recorded[::-1]):  # an EXIF orientation may turn the image
+            raise UserError(
+                f"image {record['path']} is {size[0]}×{size[1]}, but the annotations say "
+                f"{recorded[0]}×{recorded[1]}: correct the file's width and height"
+            )
+
+
+def _split(
+    opened: Dataset, options: Mapping[str, Any], reading: ReadOptions, chosen: list[str] | None
+) -> TrainingData:
+    """Split the data into training and validation data, by image."""
+    names = [_name(record, options["images"]) for record in opened.records]
+    if chosen is None:
+        sides = split_images(names, options["val_split"], options["seed"])
+        chosen = sorted({names[position] for position in sides[1]})
+    else:
+        sides = _sides(names, chosen)
+    if opened.coco:
+        parts = divide_coco(opened.coco, sides, replace(reading, training=True))
+        training, validation = map(from_coco, parts)
+    else:
+        train, val = ([opened.records[position] for position in side] for side in sides)
+        summary = f"{opened.summary}; {len(val)} of the images are for validation"
+        training = replace(opened, records=train, summary=summary)
+        validation = replace(opened, records=val)
+    return TrainingData(training, validation, chosen)
+
+
+def _name(record: Mapping[str, Any], images: str | None) -> str:
+    return record.get("file_name") or os.path.relpath(record["path"], images)
+
+
+def _sides(names: Sequence[str], chosen: list[str]) -> Sides:
+    """Return the sides of an earlier choice; images that are new since then are trained on."""
+    left = set(chosen)
+    sides: tuple[list[int], list[int]] = ([], [])
+    for position, name in enumerate(names):
+        sides[name in left].append(position)
+    missing = left - set(names)
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(left)} validation images of the run are not among the "
+            f"data any more (first: {min(missing)}): restore them, or start a new run"
+        )
+    return sides
+
+
+def crowded_note(parts: Sequence[Dataset | None], cap: int) -> str | None:
+    """Return a line if images have more objects than the ``cap`` of detections in an image."""
+    counts = [
+        sum(not annotation["iscrowd"] for annotation in annotations)
+        for part in parts
+        if part and part.coco
+        for annotations in part.coco.annotations.values()
+    ]
+    crowded = [count for count in counts if count > cap]
+    if not crowded:
+        return None
+    return (
+        f"{len(crowded)} images have more than {cap} objects (the largest number is "
+        f"{max(crowded)}), but the model finds at most {cap} in an image: give "
+        f"--max-detections {min(max(crowded), MOST_DETECTIONS)}"
+    )
