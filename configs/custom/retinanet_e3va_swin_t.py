@@ -1,6 +1,6 @@
 from detectron2.config import LazyCall as L
 
-from e3va.detectron2.data import count_classes
+from e3va.detectron2.data import count_candidates, count_classes
 
 from ..common.data.custom import data, dataloader
 from ..common.models.retinanet import model
@@ -13,7 +13,11 @@ for _node in (dataloader.train.dataset, dataloader.test.dataset, dataloader.eval
     _node.masks = False
 dataloader.train.mapper.use_instance_mask = False
 
-model.num_classes = L(count_classes)(json_file="${data.train.json}")
+model.num_classes = L(count_classes)(
+    json_file="${data.train.json}", image_root="${data.train.images}"
+)
+model.max_detections_per_image = "${data.max_detections}"
+model.test_topk_candidates = L(count_candidates)(max_detections="${data.max_detections}")
 
 # A short training for a few hundred images, with two evaluations.
 train.max_iter = 1000

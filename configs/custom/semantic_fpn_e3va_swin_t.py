@@ -9,7 +9,10 @@ from ..common.schedule import lr_multiplier_cosine as lr_multiplier
 from ..common.train import train
 
 model.sem_seg_head.num_classes = L(count_label_classes)(
-    images="${data.train.images}", labels="${data.train.labels}", classes="${data.classes}"
+    images="${data.train.images}",
+    labels="${data.train.labels}",
+    classes="${data.classes}",
+    skip_missing="${data.skip_missing}",
 )
 
 # A short training for a few hundred images, with two evaluations.

@@ -41,6 +41,18 @@ def local_weights(path: str | os.PathLike) -> str:
     return str(local_path(address)) + "".join(query)
 
 
+def find_weights(path: str | os.PathLike) -> str:
+    """Return :func:`local_weights`; raise UserError if there is neither a file nor an adapter."""
+    local = local_weights(path)
+    found = is_adapter(local) or "://" in local or os.path.isfile(local.partition("?")[0])
+    if local and not found:
+        raise UserError(
+            f"no weights file {path}: expected a .pth or .safetensors file, or an adapter's "
+            "folder; check the path"
+        )
+    return local
+
+
 class HighwayCheckpointer(DetectionCheckpointer):
     """Checkpointer for whole models, pretrained Swin weights and adapters; it saves atomically.
 
@@ -118,15 +130,10 @@ class HighwayCheckpointer(DetectionCheckpointer):
                 an adapter that does not fit or lacks its trunk. The model does not change then.
         """
         self._source = str(path)
-        local = local_weights(path)
+        local = find_weights(path)
         if local and is_adapter(local):
             self._load_adapter(Path(local))
             return {}
-        if local and "://" not in local and not os.path.isfile(local.partition("?")[0]):
-            raise UserError(
-                f"no weights file {path}: expected a .pth or .safetensors file, or an adapter's "
-                "folder; check the path"
-            )
         return super().load(local, checkpointables)
 
     def _load_adapter(self, path: Path) -> None:

@@ -1,56 +1,137 @@
-"""Data sets in COCO format for Detectron2: dataset dicts, mapper and evaluator."""
+"""A user's own annotations of instances for Detectron2: dataset dicts, mapper and evaluator."""
 
 import copy
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import detectron2.data.transforms as T
-import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data import detection_utils as utils
-from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 
-from ..data.coco import ReadOptions
+from ..data.coco import CocoData, ReadOptions
 from ..data.formats import read_annotations, read_class_names
+from ..data.split import split_coco
 from ..utils.errors import UserError
+from .evaluator import InstanceEvaluator
 from .images import read_array
+from .masks import MaskMapper
 
 logger = logging.getLogger(__name__)
 
 
-def class_names(json_file: str) -> list[str]:
-    """Return the class names of an annotation file, in the order of the category ids."""
+@dataclass(frozen=True)
+class DataOptions:
+    """The options of a user's own data: keys of ``data`` in a config.
+
+    Attributes:
+        skip_missing: whether to leave out images that do not exist, instead of refusing them.
+        use_crowds: whether objects with ``iscrowd`` 1 count as ordinary objects.
+        keep_empty: whether training keeps images without objects.
+        max_detections: largest number of objects that the model finds in an image.
+        val_split: share of the training images to validate on; 0 for validation data of their own.
+        seed: seed of that split.
+        classes: class names of the model; None or () if it has none yet.
+    """
+
+    skip_missing: bool = False
+    use_crowds: bool = False
+    keep_empty: bool = False
+    max_detections: int = 100
+    val_split: float = 0.0
+    seed: int = 0
+    classes: Sequence[str] | None = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(map(str, self.classes or ())))
+
+    def reading(self, masks: bool, training: bool) -> ReadOptions:
+        """Return the options of :func:`e3va.data.formats.read_annotations`."""
+        switches = (self.keep_empty, self.skip_missing, self.use_crowds)
+        return ReadOptions(masks, training, *switches, self.classes)
+
+
+DEFAULT_OPTIONS = DataOptions()
+
+
+def class_names(json_file: str, image_root: str = "") -> list[str]:
+    """Return the class names of annotations, in the order of the category ids."""
     file = given_path(json_file, "data.train.json")
-    return read_class_names(file)
+    return read_class_names(file, image_root or None)
 
 
-def count_classes(json_file: str) -> int:
-    """Return the number of classes of an annotation file, for ``model.roi_heads.num_classes``."""
-    return len(class_names(json_file))
+def count_classes(json_file: str, image_root: str = "") -> int:
+    """Return the number of classes of annotations, for ``model.roi_heads.num_classes``."""
+    return len(class_names(json_file, image_root))
+
+
+def count_candidates(max_detections: int) -> int:
+    """Return the number of candidate boxes from which a model selects its detections."""
+    return max(1000, max_detections)
+
+
+def read_data(
+    json_file: str,
+    image_root: str,
+    *,
+    training: bool,
+    masks: bool = True,
+    options: DataOptions | None = None,
+) -> CocoData:
+    """Read and check training or validation data, see :func:`coco_dicts`."""
+    options = options or DEFAULT_OPTIONS
+    key = "data.train" if training else "data.val"
+    json_file = given_path(json_file, f"{key}.json")
+    if image_root or json_file.lower().endswith(".json"):  # other formats name their images
+        image_root = given_path(image_root, f"{key}.images")
+    reading = options.reading(masks, training)
+    if options.val_split:
+        whole = read_annotations(json_file, image_root or None, replace(reading, training=False))
+        train, val = split_coco(whole, options.val_split, options.seed, reading)
+        data = train if training else val
+    else:
+        split = "train" if training else "val"
+        data = read_annotations(json_file, image_root or None, reading, split)
+    if options.classes and options.classes != tuple(data.class_names):
+        raise UserError(
+            f"{json_file} has the classes {', '.join(data.class_names)}, but the model learns "
+            f"{', '.join(options.classes)}: expected the same names in the same order of ids"
+        )
+    return data
 
 
 def coco_dicts(
-    json_file: str, image_root: str, *, training: bool, masks: bool = True
+    json_file: str,
+    image_root: str,
+    *,
+    training: bool,
+    masks: bool = True,
+    options: DataOptions | None = None,
 ) -> list[dict]:
-    """Return dataset dicts in Detectron2's format, for training without images without objects.
+    """Return dataset dicts in Detectron2's format.
 
-    With ``masks``, every annotation must have a ``segmentation``.
+    Args:
+        json_file: path of the annotations, see :func:`e3va.data.formats.read_annotations`.
+        image_root: folder of the images; "" where the annotations name it.
+        training: whether the data are for training, which leaves out images without objects.
+        masks: whether every object needs a ``segmentation``.
+        options: options of the data. With a ``val_split``, the result is one part of the data.
 
     Raises:
-        UserError: a path is not given, or :func:`e3va.data.coco.read_coco` finds a mistake.
+        UserError: a path is not given, the classes are not those of ``options``, or
+            :func:`e3va.data.formats.read_annotations` finds a mistake.
     """
-    key = "data.train" if training else "data.val"
-    json_file = given_path(json_file, f"{key}.json")
-    image_root = given_path(image_root, f"{key}.images")
-    data = read_annotations(json_file, image_root, ReadOptions(masks, training))
+    options = options or DEFAULT_OPTIONS
+    data = read_data(json_file, image_root, training=training, masks=masks, options=options)
     logger.info(data.summary())
+    _warn_of_many_objects(data, options.max_detections)
     return [
         {
             "file_name": image["path"],
@@ -61,6 +142,20 @@ def coco_dicts(
         }
         for image in data.images
     ]
+
+
+def _warn_of_many_objects(data: CocoData, most: int) -> None:
+    counts = [sum(not a["iscrowd"] for a in found) for found in data.annotations.values()]
+    crowded = [count for count in counts if count > most]
+    if crowded:
+        log_first_n(
+            logging.WARNING,
+            f"{data.source}: {len(crowded)} of {len(data.images)} images have more than {most} "
+            f"objects, up to {max(crowded)}, but the model finds at most {most} in an image: add "
+            f"data.max_detections={max(crowded)} to find more",
+            name=__name__,
+            key="message",
+        )
 
 
 def registered_dicts(names: str | Sequence[str], filter_empty: bool = True) -> list[dict]:
@@ -83,10 +178,20 @@ def registered_dicts(names: str | Sequence[str], filter_empty: bool = True) -> l
 
 
 def coco_evaluator(
-    json_file: str, image_root: str, *, output_dir: str, masks: bool = True
-) -> COCOEvaluator:
-    """Build an evaluator of COCO's AP; write what counts into ``output_dir/ground_truth.json``."""
-    data = read_annotations(json_file, image_root, ReadOptions(masks))
+    json_file: str,
+    image_root: str,
+    *,
+    output_dir: str,
+    masks: bool = True,
+    options: DataOptions | None = None,
+) -> InstanceEvaluator:
+    """Build an evaluator of COCO's AP; write what counts into ``output_dir/ground_truth.json``.
+
+    It scores ``options.max_detections`` objects in an image; see :func:`coco_dicts` for the other
+    arguments.
+    """
+    options = options or DEFAULT_OPTIONS
+    data = read_data(json_file, image_root, training=False, masks=masks, options=options)
     truth = Path(output_dir) / "ground_truth.json"
     if comm.is_main_process():
         truth.parent.mkdir(parents=True, exist_ok=True)
@@ -99,8 +204,13 @@ def coco_evaluator(
         thing_classes=data.class_names,
         thing_dataset_id_to_contiguous_id=data.class_index,
     )
-    tasks = ("bbox", "segm") if masks else ("bbox",)
-    return COCOEvaluator(name, tasks=tasks, output_dir=str(output_dir), use_fast_impl=False)
+    return InstanceEvaluator(
+        name,
+        tasks=("bbox", "segm") if masks else ("bbox",),
+        output_dir=str(output_dir),
+        max_dets_per_image=options.max_detections,
+        use_fast_impl=False,
+    )
 
 
 def given_path(path: str, key: str, kind: str = "PATH") -> str:
@@ -125,8 +235,8 @@ def _instance(annotation: dict, class_index: dict[int, int]) -> dict:
     return instance
 
 
-class ImageMapper(DatasetMapper):
-    """Detectron2's mapper with one-line errors; images with an RLE get bitmasks, others polygons.
+class ImageMapper(MaskMapper):
+    """:class:`MaskMapper` with one-line errors.
 
     Raises:
         UserError: the image cannot be used, see :func:`e3va.data.images.read_image`.
@@ -153,8 +263,3 @@ class ImageMapper(DatasetMapper):
         elif "annotations" in record:
             self._transform_annotations(record, transforms, shape)
         return record
-
-    def _transform_annotations(self, dataset_dict: dict, transforms: Any, image_shape) -> None:
-        kinds = {type(a.get("segmentation")) for a in dataset_dict["annotations"]}
-        self.instance_mask_format = "bitmask" if kinds & {dict, np.ndarray} else "polygon"
-        super()._transform_annotations(dataset_dict, transforms, image_shape)

@@ -18,14 +18,19 @@ from ..utils.errors import UserError
 from .config import bottom_up_node, load_config
 
 FRAMEWORK = "detectron2"
+USUAL_MOST = 100  # largest number of detections in an image, if a description has none
 
 
 def describe_config(cfg: DictConfig, loader: Any = None) -> dict[str, Any]:
     """Return the keyword arguments of :func:`e3va.adapter_files.description.describe_model`."""
+    # Configs on Detectron2's own "train" lack the name.
+    model = {"config": cfg.train.get("config_name", "")}
+    most = cfg.get("data", {}).get("max_detections", USUAL_MOST)
+    if most != USUAL_MOST:
+        model["max_detections"] = most
     return {
         "framework": FRAMEWORK,
-        # Configs on Detectron2's own "train" lack the name.
-        "model": {"config": cfg.train.get("config_name", "")},
+        "model": model,
         "classes": output_classes(cfg),
         "trained_on": _describe_data(cfg, loader),
     }
@@ -107,6 +112,9 @@ def adopt(cfg: DictConfig, description: AdapterConfig) -> DictConfig:
     node.preset = preset
     node.highway = LazyCall(highway_config)(**config.highway.to_dict())
     node.out_features = list(config.out_features)
+    most = description.model.get("max_detections", USUAL_MOST)
+    if "max_detections" in cfg.get("data", {}) and isinstance(most, int):
+        cfg.data.max_detections = most
     set_classes(cfg, description.classes)
     return cfg
 

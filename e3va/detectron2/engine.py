@@ -10,7 +10,7 @@ from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.events import TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -19,15 +19,21 @@ from ..data.workers import WorkerBatches
 from ..utils.errors import UserError
 from ..utils.paths import check_tensorboard_folder
 from ..utils.terminal import escape_unprintable
-from .checkpoint import HighwayCheckpointer
+from .checkpoint import HighwayCheckpointer, find_weights
 from .checks import is_device
 from .config import find_config, load_config
-from .data import class_names, coco_dicts
-from .describe import describe_config, output_classes, set_classes
+from .describe import describe_config, output_classes
 from .distributed import share_model
-from .hooks import AdapterWriter, MetricPrinter, PeakMemory, TrainedPartsReport
-from .labels import label_classes, label_dicts
+from .hooks import AdapterWriter, MetricPrinter, MetricWriter, PeakMemory, TrainedPartsReport
 from .launch import launch, one_message
+from .masks import masks_on_demand
+from .own_data import (
+    check_data,
+    has_validation_data,
+    resolve_classes,
+    resolve_validation,
+    store_split,
+)
 from .trainer import HighwayTrainer
 
 logger = logging.getLogger(__name__)
@@ -45,21 +51,32 @@ def run(args: Namespace) -> None:
         if not args.config_file:
             raise UserError("--config-file is not given: expected a path or a config's name")
         args.config_file = str(find_config(args.config_file))
-        cfg = prepare(load_config(args.config_file, args.opts))
+        cfg = load_config(args.config_file, args.opts)
+        prepare(cfg, resume=args.resume, eval_only=args.eval_only)
         launch(_work, (cfg, args), args, cfg.train.device)
 
 
-def prepare(cfg: DictConfig) -> DictConfig:
-    """Check device, data and output folder before anything is built; write the class names."""
+def prepare(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False) -> DictConfig:
+    """Check device, weights, data and output folder before anything is built; complete the config.
+
+    The config gets the class names, and the place of validation data that the training data
+    contain. ``resume`` and ``eval_only`` are the flags of the training script.
+    """
     for key in ("model", "train", "optimizer", "dataloader"):
         if key not in cfg:
             raise UserError(f"the config has no {key!r}: expected a training config such as COCO/…")
     check_device(cfg.train.device)
     check_tensorboard_folder(cfg.train.output_dir, "train.output_dir")
+    resume = resume and os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint"))
+    check_weights(cfg, resume, eval_only)
+    validation: list[str] = []
     if "data" in cfg:
+        resolve_validation(cfg)
         resolve_classes(cfg)
+        if not eval_only:
+            check_data(cfg, training=True)
         if has_validation_data(cfg.data):
-            _check_validation_data(cfg.data, cfg.dataloader.test.dataset.get("masks", True))
+            validation = check_data(cfg, training=False)
     try:
         os.makedirs(cfg.train.output_dir, exist_ok=True)
     except OSError as error:
@@ -67,7 +84,21 @@ def prepare(cfg: DictConfig) -> DictConfig:
             f"train.output_dir={cfg.train.output_dir} cannot be written ({error.strerror}): "
             "expected a folder, or a name for a new one"
         ) from None
+    if cfg.get("data", {}).get("val_split"):
+        store_split(cfg, validation, same=resume or eval_only)
     return cfg
+
+
+def check_weights(cfg: DictConfig, resume: bool, eval_only: bool) -> None:
+    """Check that the weights to start from exist; ``resume`` needs none."""
+    given = [cfg.train.get(key) for key in ("init_checkpoint", "trunk")]
+    if eval_only and not given[0]:
+        raise UserError(
+            "--eval-only without weights: add train.init_checkpoint=PATH of a checkpoint or adapter"
+        )
+    if eval_only or not resume:
+        for path in filter(None, given):
+            find_weights(path)
 
 
 def check_device(device: str) -> None:
@@ -78,35 +109,6 @@ def check_device(device: str) -> None:
         raise UserError(
             f"train.device={device}, but torch {torch.__version__} finds no CUDA device here: "
             "add train.device=cpu, or check the driver and the torch build"
-        )
-
-
-def resolve_classes(cfg: DictConfig) -> None:
-    """Write the names of the classes in the training data, and their number, into a config."""
-    train, classes = cfg.data.train, cfg.data.classes
-    if "labels" in train:
-        classes = label_classes(train.images, train.labels, classes)
-    elif classes is None:
-        classes = class_names(train.json)
-    set_classes(cfg, classes)
-
-
-def has_validation_data(data: DictConfig) -> bool:
-    """Return whether the config names any validation data."""
-    return any(data.val.get(key) for key in ("json", "images", "labels"))
-
-
-def _check_validation_data(data: DictConfig, masks: bool) -> None:
-    """Check the validation data, and that they have the classes of the training data."""
-    if "labels" in data.val:
-        label_dicts(data.val.images, data.val.labels, training=False, classes=data.classes)
-        return
-    coco_dicts(data.val.json, data.val.images, training=False, masks=masks)
-    names = class_names(data.val.json)
-    if names != list(data.classes):
-        raise UserError(
-            f"{data.val.json} has the classes {', '.join(names)}, but the model learns "
-            f"{', '.join(data.classes)}: expected the same names in the same order of ids"
         )
 
 
@@ -123,10 +125,6 @@ def _work(cfg: DictConfig, args: Namespace) -> None:
     if not args.eval_only:
         train(cfg, resume=args.resume)
         return
-    if not cfg.train.init_checkpoint:
-        raise UserError(
-            "--eval-only without weights: add train.init_checkpoint=PATH of a checkpoint or adapter"
-        )
     model = instantiate(cfg.model).to(cfg.train.device)
     about = {"classes": output_classes(cfg)}
     checkpointer = HighwayCheckpointer(model, about=about, **adapter_options(cfg))
@@ -147,7 +145,8 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
         logger.info("No evaluation: the config names no validation data")
         return None
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, WorkerBatches(loader), evaluator)
+    with masks_on_demand(model):
+        results = inference_on_dataset(model, WorkerBatches(loader), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -184,10 +183,11 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
         trainer.register_hooks([*every_process, evaluation])
         return trainer, checkpointer
     saving = hooks.PeriodicCheckpointer(checkpointer, **train_cfg.checkpointer)
-    metrics = JSONWriter(os.path.join(folder, "metrics.json"))
+    metrics = MetricWriter(os.path.join(folder, "metrics.json"))
     writers = [MetricPrinter(train_cfg.max_iter), metrics, TensorboardXWriter(folder)]
     writing = hooks.PeriodicWriter(writers, period=train_cfg.log_period)
-    last = [saving, evaluation, writing, adapter]
+    # What a training leaves is written before it is scored, which may fail.
+    last = [saving, adapter, evaluation, writing]
     trainer.register_hooks([TrainedPartsReport(), *every_process, *last])
     return trainer, checkpointer
 

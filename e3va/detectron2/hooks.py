@@ -1,14 +1,17 @@
 """Hooks that Detectron2 lacks."""
 
+import json
 import logging
+import math
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.utils.events import CommonMetricPrinter, get_event_storage
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, get_event_storage
 
 from ..adapter_files.files import CONFIG_FILE, MODEL_FILE, save_adapter
 from ..utils.errors import UserError
@@ -51,40 +54,71 @@ class MetricPrinter(CommonMetricPrinter):
             self.logger.info(" max_mem: %.0fM (resident set; no CUDA device)", peak_memory())
 
 
+class MetricWriter(JSONWriter):
+    """Detectron2's writer of a line of JSON for each step, in which null stands for no number.
+
+    The AP of a class without objects is NaN, which JSON does not have.
+    """
+
+    def write(self) -> None:
+        """Write the scalars that are new since the last call."""
+        newest = get_event_storage().latest_with_smoothing_hint(self._window_size)
+        lines: dict[int, dict] = defaultdict(dict)
+        for name, (value, step) in newest.items():
+            if step > self._last_write:
+                lines[step][name] = value if math.isfinite(value) else None
+        for step in sorted(lines):
+            line = json.dumps({**lines[step], "iteration": step}, sort_keys=True)
+            self._file_handle.write(line + "\n")
+            self._last_write = step
+        self._file_handle.flush()
+        os.fsync(self._file_handle.fileno())
+
+
 class AdapterWriter(HookBase):
     """Writer of the adapter's files at the end of training, also of a finished run that is resumed.
 
-    Register it after the hooks that save and evaluate, with a description of the model.
+    Register it after the hook that saves and before the hook that evaluates, with a description of
+    the model: the files are there if the evaluation fails, and :meth:`record` adds the scores.
     """
 
     def __init__(self, folder: str | os.PathLike, about: Mapping[str, Any]):
         self.folder = folder
         self.about = dict(about)
         self.scores: dict[str, float] = {}
+        self._steps: int | None = None  # length of the training, once it is complete
 
     def record(self, results: dict | None) -> dict | None:
-        """Keep the scores of the newest evaluation; return ``results``."""
+        """Keep the scores of the newest evaluation, also in the files; return ``results``."""
         if results:
             self.scores = flatten_results_dict(results)
+            if self._steps is not None:
+                self._write()
         return results
 
     def after_train(self) -> None:
-        """Write the files, or log why there are none."""
-        trainer, origin = self.trainer, self.trainer.trunk.origin
+        """Write the files without scores, and log their size or why there are none."""
+        trainer = self.trainer
         if trainer.iter < trainer.max_iter:  # an exception stopped the training
             return
         # A resumed run that was finished starts at its end, perhaps after max_iter.
-        steps = max(trainer.start_iter, trainer.max_iter)
-        about = {**self.about, "steps": steps, "scores": self.scores}
+        self._steps = max(trainer.start_iter, trainer.max_iter)
+        self.scores = {}  # those of an earlier step are not this model's
         try:
-            if not trainer.trunk.frozen:
-                raise UserError("the trunk is trained too (recipe 'full')")
-            if origin is None or origin.source == UNKNOWN:
-                raise UserError("neither the config nor the checkpoint names the trunk's weights")
-            save_adapter(trainer.bare_model, self.folder, **about)
+            self._write()
         except UserError as error:  # the training is complete, and its checkpoint is saved
             logger.info("No adapter files: %s; model_final.pth is the whole model", error.line)
+            self._steps = None
             return
         size = os.path.getsize(os.path.join(self.folder, MODEL_FILE)) / MIB
         text = "Saved the adapter: %s (%.1f MiB) and %s in %s"
         logger.info(text, MODEL_FILE, size, CONFIG_FILE, self.folder)
+
+    def _write(self) -> None:
+        trunk = self.trainer.trunk
+        if not trunk.frozen:
+            raise UserError("the trunk is trained too (recipe 'full')")
+        if trunk.origin is None or trunk.origin.source == UNKNOWN:
+            raise UserError("neither the config nor the checkpoint names the trunk's weights")
+        about = {**self.about, "steps": self._steps, "scores": self.scores}
+        save_adapter(self.trainer.bare_model, self.folder, **about)

@@ -19,6 +19,7 @@ from ..data.label_maps import (
     IGNORED,
     MOST_CLASSES,
     LabelledImage,
+    LabelledImages,
     check_labels,
     check_names,
     numbered_classes,
@@ -26,42 +27,62 @@ from ..data.label_maps import (
     read_label_map,
     summarize_labels,
 )
+from ..data.split import split_images
 from ..utils.errors import UserError
-from .data import given_path
+from .data import DEFAULT_OPTIONS, DataOptions, given_path
 from .images import read_array
 
 logger = logging.getLogger(__name__)
 
 
-def label_classes(images: str, labels: str, classes: Sequence[str] | None) -> list[str]:
+def label_classes(
+    images: str, labels: str, classes: Sequence[str] | None, skip_missing: bool = False
+) -> list[str]:
     """Return the given class names, or ``class 0`` … up to the largest label of the maps."""
     if classes is None:
-        return numbered_classes(_find_pairs(images, labels, "data.train"))
+        return numbered_classes(_find_pairs(images, labels, "data.train", skip_missing))
     names = [str(name) for name in classes]
     check_names(names, "data.classes")
     return names
 
 
-def count_label_classes(images: str, labels: str, classes: Sequence[str] | None) -> int:
+def count_label_classes(
+    images: str, labels: str, classes: Sequence[str] | None, skip_missing: bool = False
+) -> int:
     """Return the number of :func:`label_classes`, for ``model.sem_seg_head.num_classes``."""
-    return len(label_classes(images, labels, classes))
+    return len(label_classes(images, labels, classes, skip_missing))
 
 
 def label_dicts(
-    images: str, labels: str, *, training: bool, classes: Sequence[str]
+    images: str,
+    labels: str,
+    *,
+    training: bool,
+    classes: Sequence[str],
+    options: DataOptions | None = None,
 ) -> list[dict[str, Any]]:
     """Check all label maps of a folder and return dataset dicts in Detectron2's format.
 
-    ``images`` and ``labels`` are folders, see :func:`e3va.data.label_maps.pair_label_maps`. The
-    first one of the ``classes`` is the name of label 0.
+    Args:
+        images: folder of the images.
+        labels: folder of the label maps, see :func:`e3va.data.label_maps.pair_label_maps`.
+        training: whether the data are for training.
+        classes: class names; the first one is the name of label 0.
+        options: ``skip_missing``, ``val_split`` and ``seed``; with a split, the result is one part.
 
     Raises:
         UserError: a path is not given, a folder or a file cannot be read, sizes differ, or a label
             has no class.
     """
-    pairs = _find_pairs(images, labels, "data.train" if training else "data.val")
-    check_labels(pairs, classes)
-    logger.info(summarize_labels(images, pairs, classes, pairs.counts))
+    options = options or DEFAULT_OPTIONS
+    key = "data.train" if training else "data.val"
+    whole = pairs = _find_pairs(images, labels, key, options.skip_missing)
+    if options.val_split:
+        names = [str(pair.image) for pair in whole]
+        train, val = split_images(names, options.val_split, options.seed)
+        pairs = [whole[position] for position in (train if training else val)]
+    check_labels(whole, classes)
+    logger.info(summarize_labels(images, pairs, classes, whole.counts))
     return dicts_of_pairs(pairs)
 
 
@@ -80,13 +101,18 @@ def dicts_of_pairs(pairs: Iterable[LabelledImage], **entries: Any) -> list[dict[
 
 
 def label_evaluator(
-    images: str, labels: str, *, classes: Sequence[str], output_dir: str
+    images: str,
+    labels: str,
+    *,
+    classes: Sequence[str],
+    output_dir: str,
+    options: DataOptions | None = None,
 ) -> SemSegEvaluator:
     """Build Detectron2's evaluator of mIoU and pixel accuracy on two folders."""
     name = f"e3va:{Path(labels).expanduser().resolve()}"
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop(name, None)
-    records = label_dicts(images, labels, training=False, classes=classes)
+    records = label_dicts(images, labels, training=False, classes=classes, options=options)
     DatasetCatalog.register(name, lambda: records)
     MetadataCatalog.get(name).set(stuff_classes=list(classes), ignore_label=IGNORED)
     return registered_label_evaluator(name, output_dir)
@@ -108,9 +134,12 @@ def registered_label_evaluator(dataset_name: str, output_dir: str) -> SemSegEval
     return SemSegEvaluator(dataset_name, output_dir=str(output_dir), sem_seg_loading_fn=read)
 
 
-def _find_pairs(images: str, labels: str, key: str) -> list[LabelledImage]:
-    images = given_path(images, f"{key}.images", "FOLDER")
-    return pair_label_maps(images, given_path(labels, f"{key}.labels", "FOLDER"))
+def _find_pairs(images: str, labels: str, key: str, skip_missing: bool) -> LabelledImages:
+    folders = [
+        given_path(folder, f"{key}.{name}", "FOLDER")
+        for folder, name in ((images, "images"), (labels, "labels"))
+    ]
+    return pair_label_maps(*folders, skip_missing=skip_missing)
 
 
 class LabelMapper:

@@ -6,8 +6,11 @@ The recomputed parts are small, because each needs memory for all of its activat
 import contextlib
 import copy
 
+import torch
 from detectron2.modeling import FPN
-from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
@@ -85,9 +88,89 @@ def _log_once() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractC
     return contextlib.nullcontext(), EventStorage(get_event_storage().iter)
 
 
-def _prepare_retinanet(head: RetinaNetHead) -> None:
-    recompute(head.cls_subnet)
-    recompute(head.bbox_subnet)
+class LeanDenseHead:
+    """Replacement of the ``forward`` of RetinaNet's or FCOS's head.
+
+    It recomputes the classes of one level, or its boxes with FCOS's centerness, at a time.
+    """
+
+    def __init__(self, head: RetinaNetHead):
+        self.head = head
+        self.classes = _Branch(head.cls_subnet, head.cls_score)
+        boxes = (head.bbox_pred, head.ctrness) if isinstance(head, FCOSHead) else (head.bbox_pred,)
+        self.boxes = _Branch(head.bbox_subnet, *boxes)
+
+    def __call__(self, features: list[Tensor]) -> tuple[list[Tensor], ...]:
+        """Map features [B, C, H, W] of each level to logits and box deltas, see the head's own."""
+        results = []
+        for branch in (self.classes, self.boxes):
+            branch.training = self.head.training
+            results += zip(*map(branch, features), strict=True)
+        return tuple(map(list, results))
+
+
+class _Branch(nn.Module):
+    """Layers and the predictors that share their result."""
+
+    def __init__(self, layers: nn.Module, *predictors: nn.Module):
+        super().__init__()
+        self.layers, self.predictors = layers, nn.ModuleList(predictors)
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, ...]:
+        shared = self.layers(feature)
+        return tuple(predict(shared) for predict in self.predictors)
+
+
+def _prepare_dense_head(head: RetinaNetHead) -> None:
+    own = type(head).forward in (RetinaNetHead.forward, FCOSHead.forward)
+    if not own:
+        recompute(head.cls_subnet)
+        recompute(head.bbox_subnet)
+    elif "forward" not in vars(head):
+        lean = LeanDenseHead(head)
+        if recompute(lean.classes) and recompute(lean.boxes):
+            head.forward = lean
+
+
+class _LossContexts:
+    """Contexts for the loss of a dense detector, which averages the number of objects over steps.
+
+    The second run starts from the same average as the first and does not change it. Both run
+    without TorchScript's optimization, because a function that is compiled between the two runs
+    keeps other tensors in the second than in the first.
+    """
+
+    def __init__(self, model: DenseDetector):
+        self.model = model
+
+    def __call__(self) -> tuple[contextlib.AbstractContextManager, ...]:
+        second = _SecondLoss(self.model, vars(self.model).get(_AVERAGE), get_event_storage().iter)
+        return torch.jit.optimized_execution(False), second
+
+
+class _SecondLoss(contextlib.ExitStack):
+    """Context for the second run of a dense detector's loss; it can be entered repeatedly."""
+
+    def __init__(self, model: DenseDetector, before: float | None, iteration: int):
+        super().__init__()
+        self.model, self.before, self.iteration = model, before, iteration
+
+    def __enter__(self) -> "_SecondLoss":
+        attributes = vars(self.model)
+        self.callback(attributes.__setitem__, _AVERAGE, attributes.pop(_AVERAGE))
+        if self.before is not None:
+            attributes[_AVERAGE] = self.before
+        self.enter_context(EventStorage(self.iteration))
+        self.enter_context(torch.jit.optimized_execution(False))
+        return self
+
+
+_AVERAGE = "loss_normalizer"  # the attribute of Detectron2's dense detectors
+
+
+def _prepare_dense_detector(model: DenseDetector) -> None:
+    if type(model).losses in (RetinaNet.losses, FCOS.losses):
+        recompute(model, "losses", runs=nn.Identity(), contexts=_LossContexts(model))
 
 
 def _prepare_semantic(head: SemSegFPNHead) -> None:
@@ -101,6 +184,7 @@ _PARTS = {
     FPN: _prepare_fpn,
     RPN: lambda rpn: recompute(rpn.rpn_head),
     StandardROIHeads: _prepare_roi_heads,
-    RetinaNetHead: _prepare_retinanet,
+    RetinaNetHead: _prepare_dense_head,
+    DenseDetector: _prepare_dense_detector,
     SemSegFPNHead: _prepare_semantic,
 }

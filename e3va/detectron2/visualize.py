@@ -2,24 +2,28 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.data import Metadata
 from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.utils.visualizer import ColorMode, GenericMask, Visualizer
 from PIL import Image
 
-from ..utils.atomic import atomic_open
+from ..utils.atomic import atomic_open, make_folder
 from ..utils.errors import UserError
 from ..utils.paths import find_images, free_name
 from ..utils.progress import Progress
 from ..utils.terminal import escape_unprintable
 from .images import read_array
+from .masks import masks_on_demand
 from .predictor import LazyPredictor
 
 READABLE = 480  # pixels of the shorter side; labels would cover smaller pictures
+ENLARGED = 2000  # most pixels of the longer side of an enlarged picture
+DRAWABLE = 65000  # most pixels of a side that Matplotlib draws
 _HELP = {
     "--config-file": "a config file, a config's name, or config.yaml of an output folder (default: "
     "the config that the adapter names)",
@@ -55,13 +59,24 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata) -> np
         palette[k % len(palette)].tolist() for k in range(len(names))
     ]
     metadata = Metadata(stuff_classes=list(names), stuff_colors=colors)
-    return _visualizer(image, metadata).draw_sem_seg(labels, alpha=0.5).get_image()
+    width = image.shape[1]
+    if width == 2:  # Visualizer takes masks of this width for polygons
+        image = np.pad(image, ((0, 0), (0, 1), (0, 0)), "edge")
+        labels = np.pad(labels, ((0, 0), (0, 1)), "edge")
+    drawn = _visualizer(image, metadata).draw_sem_seg(labels, alpha=0.5).get_image()
+    return drawn[:, : drawn.shape[1] * width // image.shape[1]]
 
 
 def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
     """Return a canvas; small images are enlarged, so that labels do not cover them."""
-    scale = max(1.0, READABLE / min(image.shape[:2]))
-    return Visualizer(image[:, :, ::-1], metadata, scale, ColorMode.IMAGE)
+    shorter, longer = sorted(image.shape[:2])
+    scale = max(1.0, min(READABLE / shorter, ENLARGED / longer))
+    scale = min(scale, DRAWABLE / longer)
+    canvas = Visualizer(image[:, :, ::-1], metadata, scale, ColorMode.IMAGE)
+    # As VisImage does, which rounds a side of 1 pixel of a very long image down to 0.
+    height, width = ((max(1, side * scale) + 1e-2) / canvas.output.dpi for side in image.shape[:2])
+    canvas.output.fig.set_size_inches(width, height)
+    return canvas
 
 
 def draw_output(
@@ -70,10 +85,23 @@ def draw_output(
     """Draw the instances or the label map in a model's output; return picture and summary."""
     if "instances" in output:
         kept = output["instances"][output["instances"].scores >= threshold].to("cpu")
+        if kept.has("pred_masks"):
+            kept.pred_masks = _outlines(kept.pred_masks)
         drawn = _visualizer(image, metadata).draw_instance_predictions(kept)
         return drawn.get_image(), f"{len(kept)} objects"
     labels = output["sem_seg"].argmax(dim=0).cpu()
     return draw_labels(image, labels.numpy(), metadata), _shares(labels, metadata)
+
+
+def _outlines(masks: Sequence[torch.Tensor]) -> np.ndarray:
+    """Return the polygons of each mask [H, W]: an array [N] of lists, as ``Visualizer`` draws them.
+
+    ``Visualizer`` itself makes the same polygons, but holds all masks at once.
+    """
+    outlines = np.empty(len(masks), object)
+    for place, mask in enumerate(masks):
+        outlines[place] = GenericMask([], *mask.shape).mask_to_polygons(mask.numpy())[0]
+    return outlines
 
 
 def _shares(labels: torch.Tensor, metadata: Metadata) -> str:
@@ -90,7 +118,7 @@ def predict_folder(
     predictor: LazyPredictor, images: list[Path], output: Path, threshold: float
 ) -> int:
     """Predict and draw each image into ``output`` as PNG; return how many could not be read."""
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     failed, taken = 0, set()
     with Progress(0, len(images), unit="image", what="predicting") as progress:
         for number, path in enumerate(images, 1):
@@ -100,7 +128,8 @@ def predict_folder(
                 print(f"error: {error.line}", file=sys.stderr)
                 failed += 1
                 continue
-            found = predictor(np.ascontiguousarray(image))
+            with masks_on_demand(predictor.model):
+                found = predictor(np.ascontiguousarray(image))
             picture, what = draw_output(image, found, predictor.metadata, threshold)
             target = output / free_name(path, ".png", taken)
             with atomic_open(target) as file:

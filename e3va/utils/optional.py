@@ -11,8 +11,8 @@ HOW_TO_INSTALL = {
     "cv2": "pip install opencv-python",
     "iopath": "pip install 'iopath<0.1.10'",
     "PIL": "pip install pillow",
-    "pillow_heif": "pip install pillow-heif",
     **dict.fromkeys(("defusedxml", "supervision", "yaml"), "pip install 'e3va[formats]'"),
+    "pillow_heif": "pip install pillow-heif",
 }
 
 

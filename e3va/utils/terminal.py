@@ -13,5 +13,5 @@ def escape_unprintable(streams: Iterable[Any] | None = None) -> None:
     and stderr.
     """
     for stream in (sys.stdout, sys.stderr) if streams is None else streams:
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
             stream.reconfigure(errors="backslashreplace")

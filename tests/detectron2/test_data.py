@@ -12,6 +12,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 from e3va import UserError
 from e3va.detectron2.data import ImageMapper, class_names, coco_dicts, coco_evaluator, count_classes
 from e3va.detectron2.loader import TrainLoader
+from e3va.detectron2.masks import RLEMasks
 
 
 def mapper(training=True):
@@ -58,7 +59,7 @@ def test_polygons_and_rle_both_become_masks(drawn):
     drawn.save()
     examples = [mapper()(record) for record in load(drawn, training=True)[:3]]
     kinds = [type(example["instances"].gt_masks) for example in examples]
-    assert kinds == [PolygonMasks, BitMasks, BitMasks]
+    assert kinds == [PolygonMasks, RLEMasks, RLEMasks]
     for example in examples:  # every mask is its rectangle
         boxes = example["instances"].gt_boxes
         assert len(boxes) == 2

@@ -176,7 +176,7 @@ def spoil(kind: str, maps: Path, images: Path) -> None:
     if kind == "no map":
         (maps / "2.png").unlink()
     elif kind == "colors":
-        Image.new("RGB", (80, 96)).save(maps / "2.png")
+        Image.new("RGB", (80, 96), (1, 2, 3)).save(maps / "2.png")
     elif kind == "other size":
         Image.new("L", (81, 96)).save(maps / "2.png")
     elif kind == "label":

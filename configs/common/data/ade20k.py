@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from e3va.detectron2.data import registered_dicts
 from e3va.detectron2.labels import LabelMapper, registered_label_evaluator
 from e3va.detectron2.loader import TrainLoader
+from e3va.detectron2.transforms import ResizeShortestEdge
 
 dataloader = OmegaConf.create()
 
@@ -17,7 +18,7 @@ dataloader.train = L(TrainLoader)(
     mapper=L(LabelMapper)(
         is_train=True,
         augmentations=[
-            L(T.ResizeShortestEdge)(
+            L(ResizeShortestEdge)(
                 short_edge_length=list(range(256, 1025)), sample_style="choice", max_size=4096
             ),
             L(T.RandomCrop_CategoryAreaConstraint)(
@@ -50,7 +51,7 @@ dataloader.test = L(build_detection_test_loader)(
     dataset=L(registered_dicts)(names="ade_challenge_2016_val", filter_empty=False),
     mapper=L(LabelMapper)(
         is_train=False,
-        augmentations=[L(T.ResizeShortestEdge)(short_edge_length=512, max_size=2048)],
+        augmentations=[L(ResizeShortestEdge)(short_edge_length=512, max_size=2048)],
         image_format="${...train.mapper.image_format}",
     ),
     num_workers=4,

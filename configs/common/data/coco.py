@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from e3va.detectron2.data import ImageMapper, registered_dicts
 from e3va.detectron2.loader import TrainLoader
+from e3va.detectron2.transforms import ResizeShortestEdge
 
 dataloader = OmegaConf.create()
 
@@ -15,7 +16,7 @@ dataloader.train = L(TrainLoader)(
     mapper=L(ImageMapper)(
         is_train=True,
         augmentations=[
-            L(T.ResizeShortestEdge)(
+            L(ResizeShortestEdge)(
                 short_edge_length=list(range(480, 801, 32)), sample_style="choice", max_size=1333
             ),
             L(T.RandomFlip)(horizontal=True),
@@ -32,7 +33,7 @@ dataloader.test = L(build_detection_test_loader)(
     dataset=L(registered_dicts)(names="coco_2017_val", filter_empty=False),
     mapper=L(ImageMapper)(
         is_train=False,
-        augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+        augmentations=[L(ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
         image_format="${...train.mapper.image_format}",
     ),
     num_workers=4,
