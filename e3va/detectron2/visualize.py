@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from detectron2.data import Metadata
 from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import ColorMode, GenericMask, Visualizer
+from detectron2.utils.visualizer import ColorMode, GenericMask, VisImage, Visualizer
 from PIL import Image
 
 from ..utils.atomic import atomic_open, make_folder
@@ -63,7 +63,7 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata) -> np
     if width == 2:  # Visualizer takes masks of this width for polygons
         image = np.pad(image, ((0, 0), (0, 1), (0, 0)), "edge")
         labels = np.pad(labels, ((0, 0), (0, 1)), "edge")
-    drawn = _visualizer(image, metadata).draw_sem_seg(labels, alpha=0.5).get_image()
+    drawn = _render(_visualizer(image, metadata).draw_sem_seg(labels, alpha=0.5))
     return drawn[:, : drawn.shape[1] * width // image.shape[1]]
 
 
@@ -79,6 +79,22 @@ def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
     return canvas
 
 
+def _render(drawn: VisImage) -> np.ndarray:
+    """Return the RGB picture [H, W, 3] that ``drawn.get_image()`` returns, with less memory.
+
+    Matplotlib needs 100 bytes a pixel to place the photo, even where its size does not change.
+    There the photo is copied into Matplotlib's canvas, and the drawings are put onto it.
+    """
+    renderer = drawn.canvas.get_renderer()
+    pixels = np.asarray(renderer.buffer_rgba())  # a view
+    if pixels.shape[:2] != drawn.img.shape[:2]:
+        return drawn.get_image()
+    pixels[..., :3], pixels[..., 3] = drawn.img, 255
+    drawn.ax.images[0].remove()
+    drawn.fig.draw(renderer)
+    return pixels[..., :3].copy()
+
+
 def draw_output(
     image: np.ndarray, output: dict, metadata: Metadata, threshold: float
 ) -> tuple[np.ndarray, str]:
@@ -88,7 +104,7 @@ def draw_output(
         if kept.has("pred_masks"):
             kept.pred_masks = _outlines(kept.pred_masks)
         drawn = _visualizer(image, metadata).draw_instance_predictions(kept)
-        return drawn.get_image(), f"{len(kept)} objects"
+        return _render(drawn), f"{len(kept)} objects"
     labels = output["sem_seg"].argmax(dim=0).cpu()
     return draw_labels(image, labels.numpy(), metadata), _shares(labels, metadata)
 

@@ -7,8 +7,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
@@ -103,6 +104,45 @@ def test_pasted_masks_are_selected_as_tensors_are():
         masks[3]
     assert len(list(masks)) == 3 and masks.to(torch.float32)[0].dtype == torch.float32
     assert np.asarray(masks[:0]).shape == (0, *SIZE)
+
+
+def test_240_perfect_predictions_of_one_image_score_100(tmp_path):
+    corners = torch.tensor([[x, y] for y in range(0, 480, 40) for x in range(0, 800, 40)]).float()
+    boxes = torch.cat([corners, corners + 20], 1)
+    found = Instances((480, 800), pred_boxes=Boxes(boxes), scores=torch.linspace(0.5, 1, 240))
+    found.pred_classes = torch.zeros(240).long()
+    found.pred_masks = PastedMasks(torch.ones(240, 28, 28), boxes, (480, 800))
+    annotations = [
+        {
+            "id": number + 1,
+            "image_id": 1,
+            "category_id": 1,
+            "iscrowd": 0,
+            "area": 400,
+            "bbox": [x, y, 20, 20],
+            "segmentation": [[x, y, x + 20, y, x + 20, y + 20, x, y + 20]],
+        }
+        for number, (x, y) in enumerate(corners.tolist())
+    ]
+    image = {"id": 1, "file_name": "a.png", "width": 800, "height": 480}
+    categories = [{"id": 1, "name": "thing"}]
+    content = {"info": {}, "images": [image], "annotations": annotations, "categories": categories}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    scores = {}
+    for limit in (100, 300):
+        name = f"240 objects, {tmp_path}, {limit}"
+        MetadataCatalog.get(name).set(
+            json_file=str(tmp_path / "a.json"), thing_dataset_id_to_contiguous_id={1: 0}
+        )
+        evaluator = COCOEvaluator(
+            name, ("bbox", "segm"), max_dets_per_image=limit, use_fast_impl=False
+        )
+        evaluator.reset()
+        evaluator.process([{"image_id": 1}], [{"instances": found}])
+        results = evaluator.evaluate()
+        scores[limit] = results["bbox"]["AP"], results["segm"]["AP"]
+    assert scores[300] == (100, 100)
+    assert max(scores[100]) < 50  # Detectron2's usual limit
 
 
 def test_annotated_masks_have_the_numbers_of_bitmasks():
