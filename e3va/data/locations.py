@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError
-from ..utils.paths import IMAGE_SUFFIXES
+from ..utils.paths import IMAGE_SUFFIXES, list_files
 
 VARIABLE = "DETECTRON2_DATASETS"
 ADE20K, ADE20K_CLASSES = "ADEChallengeData2016", 150
@@ -108,7 +108,7 @@ def find_kind(path: Path) -> tuple[str, Path]:
 
 def visible_files(folder: Path, suffix: str) -> list[Path]:
     """Return the files of a folder with a suffix, sorted, without hidden ones such as ``._a``."""
-    return sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
+    return list_files(folder, {suffix}) if folder.is_dir() else []
 
 
 def find_xml_folder(folder: Path) -> Path | None:
@@ -136,9 +136,9 @@ def _data_yaml(folder: Path) -> list[Path]:
 
 def _find_label_maps(given: Path, root: Path | None) -> DataLocation:
     maps = visible_files(given, ".png")
-    names = [f"{maps[0].stem}{suffix}" for suffix in IMAGE_SUFFIXES]
-    likely = [p for p in _likely_image_folders(given) if p != given]
-    root = root or next((p for p in likely if any((p / n).is_file() for n in names)), None)
+    likely = [p for p in _likely_image_folders(given) if p != given and p.is_dir()]
+    stems = ((p, {file.stem for file in list_files(p, IMAGE_SUFFIXES)}) for p in likely)
+    root = root or next((p for p, own in stems if maps[0].stem in own), None)
     notes = () if root else ("no --images: only the label maps are checked",)
     return DataLocation("labels", given, root, notes=notes)
 

@@ -11,11 +11,14 @@ from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import TensorboardXWriter
+from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..data.workers import WorkerBatches
 from ..utils.errors import UserError
+from ..utils.paths import check_tensorboard_folder
+from ..utils.terminal import escape_unprintable
 from .checkpoint import HighwayCheckpointer, find_weights
 from .checks import is_device
 from .config import find_config, load_config
@@ -38,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 def main(description: str) -> None:
     """Run the command line of the training script."""
+    escape_unprintable()
     run(default_argument_parser(epilog=description).parse_args())
 
 
@@ -62,6 +66,7 @@ def prepare(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False) -
         if key not in cfg:
             raise UserError(f"the config has no {key!r}: expected a training config such as COCO/…")
     check_device(cfg.train.device)
+    check_tensorboard_folder(cfg.train.output_dir, "train.output_dir")
     resume = resume and os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint"))
     check_weights(cfg, resume, eval_only)
     validation: list[str] = []
@@ -108,6 +113,10 @@ def check_device(device: str) -> None:
 
 
 def _work(cfg: DictConfig, args: Namespace) -> None:
+    escape_unprintable()
+    # Detectron2 keeps the logger of each folder, so the log file too escapes what it cannot encode.
+    log = setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank())
+    escape_unprintable(handler.stream for handler in log.handlers)
     default_setup(cfg, args)
     # Detectron2 configures only its own loggers; ours use their handlers.
     ours, theirs = logging.getLogger("e3va"), logging.getLogger("detectron2")

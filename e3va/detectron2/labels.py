@@ -19,6 +19,7 @@ from ..data.label_maps import (
     IGNORED,
     MOST_CLASSES,
     LabelledImage,
+    LabelledImages,
     check_labels,
     check_names,
     numbered_classes,
@@ -80,7 +81,7 @@ def label_dicts(
         names = [str(pair.image) for pair in whole]
         train, val = split_images(names, options.val_split, options.seed)
         pairs = [whole[position] for position in (train if training else val)]
-    check_labels(pairs, classes)
+    check_labels(whole, classes)
     logger.info(summarize_labels(images, pairs, classes, whole.counts))
     return dicts_of_pairs(pairs)
 
@@ -133,7 +134,7 @@ def registered_label_evaluator(dataset_name: str, output_dir: str) -> SemSegEval
     return SemSegEvaluator(dataset_name, output_dir=str(output_dir), sem_seg_loading_fn=read)
 
 
-def _find_pairs(images: str, labels: str, key: str, skip_missing: bool) -> list[LabelledImage]:
+def _find_pairs(images: str, labels: str, key: str, skip_missing: bool) -> LabelledImages:
     folders = [
         given_path(folder, f"{key}.{name}", "FOLDER")
         for folder, name in ((images, "images"), (labels, "labels"))

@@ -162,7 +162,9 @@ class LazyPredictor(AdapterSet):
         """Return the model's output for one image, in the image's coordinates.
 
         ``original_image`` is [H, W, 3] uint8 in BGR order, as ``cv2.imread`` returns it. A detector
-        returns ``{"instances": Instances}``.
+        returns ``{"instances": Instances}``. Its ``pred_masks`` are [N, H, W] bool, H·W bytes for
+        each object; within ``masks_on_demand(predictor.model)`` (:mod:`e3va.detectron2.masks`) they
+        are made one at a time.
 
         Raises:
             UserError: the array has another shape or type.

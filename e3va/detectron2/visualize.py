@@ -16,6 +16,7 @@ from ..utils.atomic import atomic_open, make_folder
 from ..utils.errors import UserError
 from ..utils.paths import find_images, free_name
 from ..utils.progress import Progress
+from ..utils.terminal import escape_unprintable
 from .images import read_array
 from .masks import masks_on_demand
 from .predictor import LazyPredictor
@@ -156,6 +157,7 @@ def predict_folder(
 
 def main(description: str) -> None:
     """Run the command line of ``projects/E3VA/demo.py``."""
+    escape_unprintable()
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -17,6 +17,7 @@ from ..swin.presets import SwinPreset, get_preset
 from ..utils.atomic import atomic_open, make_folder
 from ..utils.errors import UserError
 from ..utils.optional import require
+from ..utils.paths import check_tensorboard_folder
 from .data import Dataset, check_classes
 from .description import FRAMEWORK, fits, recognize
 from .evaluate import evaluate
@@ -106,6 +107,7 @@ def start_training(
     writer = None
     if tensorboard:
         require("tensorboard", "--tensorboard")
+        check_tensorboard_folder(folder, "--tensorboard with --output")
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(make_folder(folder)))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import UserError
+from .terminal import escape_unprintable
 
 INTERRUPTED = 130  # the shells' status for a process that Ctrl-C ended
 
@@ -17,6 +18,7 @@ def run_command(
     A :class:`UserError` is printed as one line on stderr, with status 1. Ctrl-C prints
     "interrupted" and the result of ``how_to_go_on``, with status 130.
     """
+    escape_unprintable()
     try:
         return work(args) or 0
     except UserError as error:

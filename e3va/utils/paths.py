@@ -61,6 +61,17 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
     return list(found)
 
 
+def check_tensorboard_folder(folder: str | os.PathLike, option: str) -> None:
+    """Raise UserError if TensorBoard cannot write into a folder: its path is not UTF-8."""
+    try:
+        os.fspath(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{option} {folder}: TensorBoard writes only into folders whose names are UTF-8; "
+            "choose another folder"
+        ) from None
+
+
 def free_name(path: Path, suffix: str, taken: set[str]) -> str:
     """Return a file name for a file made from ``path``, and add it to ``taken``.
 

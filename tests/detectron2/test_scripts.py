@@ -282,3 +282,25 @@ def test_the_demo_names_an_input_that_is_no_image(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["demo.py", "--input", "gone.jpg", "--output", "x"])
     with pytest.raises(SystemExit, match="^error: 'gone.jpg' names no image"):
         visualize.main("")
+
+
+@pytest.mark.slow
+def test_names_that_are_not_utf8_and_a_terminal_in_ascii(small_overrides, drawn, tmp_path):
+    bad = os.fsdecode(b"caf\xe9")
+    for image in drawn.data["images"]:
+        (drawn.images / image["file_name"]).rename(drawn.images / f"{bad}{image['file_name']}")
+        image["file_name"] = f"{bad}{image['file_name']}"
+    drawn.save()
+    output, ascii_only = tmp_path / "output", {"PYTHONIOENCODING": "ascii"}
+    line = mistake(small_overrides, f"train.output_dir={tmp_path / bad}")
+    assert line.startswith(f"error: train.output_dir {tmp_path / bad}") and "TensorBoard" in line
+    folder = drawn.images.rename(tmp_path / bad)
+    changed = ["train.max_iter=2", *(f"data.{part}.images={folder}" for part in ("train", "val"))]
+    arguments = ["--config-file", CONFIG, *small_overrides, *changed]
+    done = script("lazyconfig_train_net.py", *arguments, environment=ascii_only)
+    assert done.returncode == 0 and "Logging error" not in done.stderr, done.stderr
+    assert "caf\\udce9" in (output / "log.txt").read_text()
+    weights = ["--config-file", output / "config.yaml", "--weights", output / "model_final.pth"]
+    places = ["--input", folder, "--output", tmp_path / "pictures"]
+    done = script("demo.py", *weights, *places, environment=ascii_only)
+    assert done.returncode == 0 and "6 of 6 images drawn" in done.stdout, done.stderr
