@@ -110,7 +110,7 @@ def _truth(case: Case) -> str:
     """Score the objects that torchvision's framework reads as if they were predictions."""
     from e3va.data.masks import to_rle
     from e3va.torchvision import evaluate
-    from e3va.torchvision.data import open_dataset
+    from e3va.torchvision.data import open_dataset, read_example
 
     arguments = {}
     with contextlib.suppress(ImportError):
@@ -137,7 +137,11 @@ def _truth(case: Case) -> str:
     limit = case.options[-1:] if "--max-detections" in case.options else ()
     scores = evaluate.coco_scores(results, dataset, *map(int, limit))
     name, value = list(scores.values.items())[-3 if "AP mask" in scores.values else 0]
-    return f"truth scores {name} {value:.1f}"
+    pixels = ""
+    if case.pixels:
+        mean = read_example(dataset.records[0], dataset)[0].double().mean()
+        pixels = f", mean of the first image {mean:.2f}"
+    return f"truth scores {name} {value:.1f}{pixels}"
 
 
 def _detectron2(case: Case, output: Path) -> str:

@@ -33,6 +33,7 @@ class Case:
     options: tuple[str, ...] = ()  # of e3va train
     overrides: tuple[str, ...] = ()  # of a Detectron2 config
     model: str = "cascade_mask_rcnn"  # in the name of the Detectron2 config
+    pixels: bool = False  # whether the table has the mean of the first image that is read
 
 
 CASES: dict[str, Callable[[Path], Case]] = {}
@@ -106,7 +107,9 @@ def _rle(counts: Any) -> Callable[[Data], None]:
 def _add_class(name: str, **fields: Any) -> Callable[[Data], None]:
     def change(data: Data) -> None:
         data["categories"].append({"id": 2, "name": name, **fields})
-        data["annotations"].append(_square(3, 1, category_id=2, bbox=[30, 8, 20, 20]))
+        polygon = [30, 8, 50, 8, 50, 28, 30, 28]
+        box = {"bbox": [30, 8, SIDE, SIDE], "segmentation": [polygon]}
+        data["annotations"].append(_square(3, 1, category_id=2, **box))
 
     return change
 
@@ -145,7 +148,7 @@ def _deep(folder: Path) -> Case:
     pixels[8:28, 8:28] = 220 * 257
     for name in ("1.png", "2.png"):
         Image.fromarray(pixels).save(folder / "images" / name)
-    return save(folder, data)
+    return save(folder, data, pixels=True)
 
 
 @_case("images of floating-point numbers")
@@ -155,7 +158,7 @@ def _float(folder: Path) -> Case:
         Image.fromarray(
             np.linspace(0, 1, WIDTH * HEIGHT, dtype=np.float32).reshape(HEIGHT, -1)
         ).save(folder / "images" / name)
-    return save(folder, data)
+    return save(folder, data, pixels=True)
 
 
 def _many(data: Data) -> None:
