@@ -10,6 +10,7 @@ anything but AP 100 is a wrong score. Takes about ten minutes on two cores for e
 
 import argparse
 import contextlib
+import inspect
 import io
 import json
 import multiprocessing
@@ -134,8 +135,11 @@ def _truth(case: Case) -> str:
                     rle = {**rle, "counts": rle["counts"].decode()}
                 result["segmentation"] = rle
             results.append(result)
-    limit = case.options[-1:] if "--max-detections" in case.options else ()
-    scores = evaluate.coco_scores(results, dataset, *map(int, limit))
+    known = inspect.signature(evaluate.coco_scores).parameters
+    limit = int(case.options[-1]) if "--max-detections" in case.options else 100
+    given = {"masks": getattr(dataset.coco, "masks", True), "limit": limit}
+    given = {name: value for name, value in given.items() if name in known}
+    scores = evaluate.coco_scores(results, dataset, **given)
     name, value = list(scores.values.items())[-3 if "AP mask" in scores.values else 0]
     pixels = ""
     if case.pixels:
