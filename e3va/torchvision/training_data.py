@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.coco import ReadOptions
 from ..data.formats import own_validation
-from ..data.images import image_size, in_threads
+from ..data.images import image_sizes, in_threads
 from ..data.label_maps import class_names
 from ..data.split import divide_coco, split_images
 from ..utils.errors import UserError
@@ -92,12 +92,12 @@ def _open_validation(
 def _check_sizes(dataset: Dataset) -> None:
     """Check the sizes of the images, which the evaluation compares only after the training."""
     paths = [record["path"] for record in dataset.records]
-    sizes = in_threads(image_size, paths, "reading image sizes")
-    for record, size in zip(dataset.records, sizes, strict=True):
+    found = in_threads(image_sizes, paths, "reading image sizes")
+    for record, sizes in zip(dataset.records, found, strict=True):
         recorded = (record["width"], record["height"])
-        if size not in (recorded, recorded[::-1]):  # an EXIF orientation may turn the image
+        if recorded not in sizes:
             raise UserError(
-                f"image {record['path']} is {size[0]}×{size[1]}, but the annotations say "
+                f"image {record['path']} is {sizes[0][0]}×{sizes[0][1]}, but the annotations say "
                 f"{recorded[0]}×{recorded[1]}: correct the file's width and height"
             )
 
