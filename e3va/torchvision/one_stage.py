@@ -8,6 +8,8 @@ from torch import Tensor
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
+from .boxes import box_iou_in_parts
+
 STRIDES = (8, 16, 32, 64, 128)  # of the levels p3 to p7
 
 
@@ -75,7 +77,22 @@ class _LabelsFromOne:
         ]
 
 
-class LabeledRetinaNet(_LabelsFromOne, RetinaNet):
+class _RetinaNet(RetinaNet):
+    """torchvision's RetinaNet; many objects need less memory, and the numbers are the same."""
+
+    def compute_loss(self, targets, head_outputs, anchors) -> dict[str, Tensor]:
+        """Return the losses, see torchvision's model."""
+        matched = []
+        for target, own in zip(targets, anchors, strict=True):
+            boxes = target["boxes"]
+            if len(boxes):
+                matched.append(self.proposal_matcher(box_iou_in_parts(boxes, own)))
+            else:
+                matched.append(boxes.new_full((len(own),), -1, dtype=torch.int64))
+        return self.head.compute_loss(targets, head_outputs, anchors, matched)
+
+
+class LabeledRetinaNet(_LabelsFromOne, _RetinaNet):
     """torchvision's RetinaNet with labels from 1."""
 
 
