@@ -258,10 +258,10 @@ def test_the_table_is_measured_and_put_between_its_marks(benchmark, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("above\n<!-- configs: begin -->\nold\n<!-- configs: end -->\nbelow\n")
     only = "COCO/f*_e3va_swin_t_1x.py"
-    assert benchmark("--only", only, "--side", 64, "--readme", readme) == 0
+    assert benchmark("--only", only, "--side", 256, "--readme", readme) == 0
     text = readme.read_text()
     assert text.startswith("above\n") and text.endswith("\nbelow\n") and "old" not in text
-    assert "64×64" in text and "### COCO: detection" in text
+    assert "256×256" in text and "### COCO: detection" in text
     for name in ("faster_rcnn", "fcos"):
         cells = re.search(rf".*{name}_e3va_swin_t_1x\.py.*", text)[0].split(" | ")
         assert cells[2:5] == listed()[f"COCO/{name}_e3va_swin_t_1x.py"][2:5]
