@@ -351,6 +351,12 @@ def _retinanet(config: ModelConfig, backbone: PyramidBackbone) -> LabeledRetinaN
     anchors = retinanet_anchors(smallest_anchor(config.size))
     model = LabeledRetinaNet(backbone, len(config.classes), anchor_generator=anchors)
     model.transform = _transform(config)
+    if config.heads == "light":
+        # With torchvision's initial weights, for 256 channels, the signal of 64 channels vanishes.
+        for tower in (model.head.classification_head.conv, model.head.regression_head.conv):
+            for layer in tower.modules():
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return model
 
 
