@@ -74,10 +74,10 @@ def add_data(parser: Parser, prefix: str, purpose: str, **options: Any) -> None:
         (
             "annotations",
             "PATH",
-            "annotations of the images: a COCO-format file, the data.yaml of YOLO, or a folder of "
+            f"annotations to {purpose}: a COCO-format file, the data.yaml of YOLO, or a folder of "
             "Pascal VOC or labelme files",
         ),
-        ("labels", "DIR", "folder of label maps (PNG files), instead of annotations"),
+        ("labels", "DIR", f"folder of label maps (PNG files) to {purpose}"),
     ):
         parser.add_argument(f"--{prefix}{name}", metavar=metavar, help=text, **options)
 

@@ -33,8 +33,8 @@ Every image is decoded. The first problems of each kind are printed. With --outp
 are written to problems.json, images with their annotations are drawn on sheet.png, and YOLO,
 Pascal VOC and labelme are also written in COCO format, to annotations.json.
 
-Exit status: 0 if training would use all of the data, 1 if it would stop or drop annotations,
-2 for wrong usage."""
+Exit status: 0 if training would start and drop no annotation, 1 if it would stop or drop
+annotations, 2 for wrong usage."""
 
 ARGUMENTS = {
     "path": ("PATH", "COCO-format file, data.yaml, folder, or name of a data set of Detectron2"),

@@ -59,10 +59,13 @@ class CocoData:
 
     def summary(self) -> str:
         """Return one line: numbers of images, objects and classes, and what was not used as is."""
-        count = sum(map(len, self.annotations.values()))
+        crowds = [bool(a["iscrowd"]) for own in self.annotations.values() for a in own]
+        count = f"{len(crowds) - sum(crowds)} objects"
+        if any(crowds):
+            count += f" and {sum(crowds)} crowd regions"
         names = ", ".join(" ".join(name.split()) for name in self.class_names)
         return (
-            f"{self.source}: {len(self.images)} images, {count} objects, "
+            f"{self.source}: {len(self.images)} images, {count}, "
             f"{len(self.categories)} classes ({names}){count_line(self.notes)}"
         )
 

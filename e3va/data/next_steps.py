@@ -11,6 +11,7 @@ from .problems import Findings
 
 SCRIPT = "python projects/E3VA/lazyconfig_train_net.py --config-file"
 TRUNK = "e3va://swin_tiny_patch4_window7_224"
+_START = ("--trunk", TRUNK)
 # Values that a config reads as the same text; other texts are written as Python literals.
 _PLAIN = re.compile(r"[A-Za-z_./~][\w./~+-]*[/.][\w./~+-]*|[A-Za-z_][\w-]{3,}")
 _WORDS = {"true", "false", "null", "none", "nan", "inf"}
@@ -28,7 +29,7 @@ def _instances(found: InstanceFindings) -> list[str]:
         return [_detectron2("VOC/retinanet_e3va_swin_t.py")]
     if name in COCO:
         return [_detectron2("COCO/cascade_mask_rcnn_e3va_swin_t_1x.py")]
-    train = ["e3va", "train", "--annotations", found.source]
+    train = ["e3va", "train", "--annotations", found.source, *_START]
     data = [override("data.train.json", found.source)]
     if found.location.kind != "yolo":  # a data.yaml names its images
         train[2:2] = ["--images", found.root]
@@ -42,7 +43,7 @@ def _labels(found: LabelMapFindings) -> list[str]:
         return ["check the label maps with their images: add --images FOLDER"]
     if found.location.name in ADE20K_SPLITS:
         return [_detectron2("ADE20K/semantic_fpn_e3va_swin_t_160k.py")]
-    train = ["e3va", "train", "--images", found.root, "--labels", found.source]
+    train = ["e3va", "train", "--images", found.root, "--labels", found.source, *_START]
     data = [override("data.train.images", found.root), override("data.train.labels", found.source)]
     if found.named:
         train += ["--classes", ",".join(found.names)]

@@ -9,6 +9,7 @@ from ..utils.errors import UserError
 from ..utils.optional import require
 from .trainer import METRICS
 
+KEPT = 0.7  # share of the average that the next value leaves
 SCORES = ("AP mask", "AP box", "mIoU")
 
 
@@ -37,11 +38,15 @@ def plot(runs: dict[str, list[dict[str, float | None]]], path: Path) -> None:
         for axis, key in zip(figure.axes, ("loss", score), strict=False):
             steps = [m["step"] for m in metrics if m.get(key) is not None]
             values = [m[key] for m in metrics if m.get(key) is not None]
+            marker = None if key == "loss" else "o"  # there may be only one score
+            (line,) = axis.plot(steps, values, marker=marker, label=name)
             if key == "loss":
-                values = list(accumulate(values, lambda mean, new: 0.7 * mean + 0.3 * new))
-            axis.plot(steps, values, label=name)
+                line.set(alpha=0.3, label="_")
+                axis.plot(steps, _smooth(values), color=line.get_color(), label=name)
             axis.set_xlabel("step")
-            axis.set_title("training loss" if key == "loss" else f"{key}, validation")
+            title = "training loss, pale, and its average"
+            axis.set_title(title if key == "loss" else f"{key}, validation")
+            axis.locator_params(axis="x", integer=True)
             axis.grid(alpha=0.3)
     if len(runs) > 1:
         figure.axes[0].legend()
@@ -49,3 +54,9 @@ def plot(runs: dict[str, list[dict[str, float | None]]], path: Path) -> None:
     with atomic_open(path) as file:
         figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Return the exponential moving average, in which the first values do not count more."""
+    sums = accumulate(values, lambda mean, new: KEPT * mean + (1 - KEPT) * new, initial=0.0)
+    return [mean / (1 - KEPT**number) for number, mean in enumerate(sums) if number]

@@ -105,19 +105,21 @@ def open_dataset(
 ) -> Dataset:
     """Open a folder of images with either an annotation file or a folder of label maps.
 
-    ``images`` may be None where the annotations name the images. ``classes`` names the labels of
-    label maps, ``prefix`` precedes the arguments' names in messages, and the others say how
-    instances are read, see :func:`e3va.data.formats.read_annotations`.
+    ``images`` may be None where the annotations name the images, or lie beside them. ``classes``
+    names the labels of label maps, ``prefix`` precedes the arguments' names in messages, and the
+    others say how instances are read, see :func:`e3va.data.formats.read_annotations`.
     """
-    if not images and (not annotations or Path(annotations).suffix.lower() == ".json"):
-        raise UserError(f"{prefix}images is not given: expected a folder of images")
+    if not annotations and not labels:
+        raise UserError(
+            f"no data: expected {prefix}annotations (a COCO-format file, a data.yaml of YOLO, or a "
+            f"folder of Pascal VOC or labelme), or {prefix}images and {prefix}labels (label maps)"
+        )
+    if annotations and labels:
+        raise UserError(f"expected one of {prefix}annotations and {prefix}labels, got both")
+    if labels and not images:
+        raise UserError(f"{prefix}images is not given: expected the folder of the images")
     if images and not Path(images).expanduser().is_dir():
         raise UserError(f"{prefix}images {images}: no such folder")
-    if bool(annotations) == bool(labels):
-        raise UserError(
-            f"expected one of {prefix}annotations (a COCO-format file) and {prefix}labels (a "
-            f"folder of label maps), got {'both' if labels else 'neither'}"
-        )
     if labels:
         return label_dataset(images, labels, classes, options.skip_missing)
     if classes:

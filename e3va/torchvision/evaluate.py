@@ -40,10 +40,18 @@ class Scores:
         }
 
     def table(self) -> str:
-        """Return a line of text for each score and each class."""
-        width = max(map(len, [*self.values, *self.per_class]))
-        rows = [*self.values.items(), *((f"  {k}", v) for k, v in self.per_class.items())]
-        return "\n".join(f"{name:<{width + 2}}{value:>7.1f}" for name, value in rows)
+        """Return a line of text for each score and each class; – stands for NaN."""
+        score = next((name for name in ("AP mask", "AP box") if name in self.values), "IoU")
+        rows = [*self.values.items(), (f"{score} of each class:", None)]
+        rows += [(f"  {name}", value) for name, value in self.per_class.items()]
+        width = 2 + max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}{_cell(value):>7}".rstrip() for name, value in rows)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "–" if math.isnan(value) else f"{value:.1f}"
 
 
 @torch.no_grad()

@@ -84,7 +84,7 @@ def without_effect(given: Mapping[str, Any], highway: HighwayConfig) -> Iterator
         for name in {"form", "taps", "downsample"} & changes.keys():
             yield _note(f"--highway {name}={changes[name]}", reason)
     if given.get("labels"):
-        for name in {*READING, "max_detections"} & given.keys():
+        for name in {*READING, "max_detections"} - {"skip_missing"} & given.keys():
             yield _note(_flag(name), "label maps have no objects")
 
 

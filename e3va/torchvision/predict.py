@@ -155,7 +155,11 @@ def predict_images(
             progress.say(f"{path}: {text} -> {folder / name}")
             progress.step(number, {})
     if listed:
-        _write_coco(listed, annotations, config, folder / "predictions.json")
+        path = folder / "predictions.json"
+        _write_coco(listed, annotations, config, path)
+        print(f"wrote {path}: {len(annotations)} objects in COCO format")
+        if not annotations:
+            print(f"no object has a score of {threshold:g}: a lower --threshold shows weaker ones")
     return failed
 
 

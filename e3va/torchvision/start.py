@@ -222,7 +222,7 @@ def _default_model(dataset: Dataset, start: Start | None) -> str:
     elif not dataset.coco.masks:
         model, reason = "faster_rcnn", "the annotations are boxes without masks"
     elif start and start.kind in MASK_MODELS:
-        model, reason = start.kind, "the adapter is one of it"
+        model, reason = start.kind, "it is the adapter's model"
     else:
         model, reason = "mask_rcnn", "the annotations have masks"
     print(f"model: {model}, because {reason}")

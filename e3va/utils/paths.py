@@ -55,7 +55,8 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
         if not images:
             raise UserError(
                 f"{entry!r} names no image: expected an image file, a folder with images "
-                f"({', '.join(sorted(IMAGE_SUFFIXES))}), or a glob that matches image files"
+                f"({', '.join(sorted(IMAGE_SUFFIXES))}; its subfolders are not searched), or a "
+                "glob such as 'photos/**/*.jpg'"
             )
         found.update(dict.fromkeys(images))
     return list(found)

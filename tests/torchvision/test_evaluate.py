@@ -105,5 +105,6 @@ def test_confusion_matrix_counts_pairs(data):
 
 def test_table_names_every_score_and_class(instances):
     table = coco_scores([], instances).table()
-    names = [line.split()[0] for line in table.splitlines()]
+    names = [line.split()[0] for line in table.splitlines() if not line.endswith(":")]
     assert names == ["AP", "AP50", "AP75"] * 2 + ["red", "blue"]
+    assert "AP mask of each class:" in table.splitlines()
