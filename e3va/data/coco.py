@@ -231,6 +231,19 @@ def nothing_to_train(crowds: int) -> str:
     )
 
 
+def nothing_to_score(data: CocoData) -> str | None:
+    """Return a line if validation data have no object, so that there will be no scores."""
+    if any(map(has_object, data.annotations.values())):
+        return None
+    line = f"the validation data {data.source} have no object: the model will have no scores"
+    if not any(data.annotations.values()):
+        return line
+    return (
+        f"{line}; iscrowd is 1 in all annotations, and --use-crowds (data.use_crowds=true with "
+        "Detectron2) reads crowd regions as objects"
+    )
+
+
 def _note_for_reader(counts: Counter, source: str | os.PathLike, root: str | os.PathLike) -> Note:
     """Return a function that counts problems, and raises UserError for what training refuses."""
 

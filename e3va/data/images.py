@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -39,6 +39,9 @@ TURNS_BACK = TURNS | {6: TURNS[8], 8: TURNS[6]}
 READERS = dict.fromkeys((".heic", ".heif"), HOW_TO_INSTALL["pillow_heif"])
 READERS[".avif"] = "pip install --upgrade pillow"
 WHITE = 65535  # the largest value of 16 bits
+TO_8_BITS = (
+    f"expected 8 bits, or whole numbers up to {WHITE}; scale its values to 0–255 and write 8 bits"
+)
 # Pillow raises these for broken files; the last one for files of absurd size.
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 # Pillow refuses images of more than twice this warning's limit, and reads all others.
@@ -75,8 +78,7 @@ def read_image(path: str | os.PathLike, size: Size | None = None) -> Image.Image
     if problem and problem[0] == "image_float":
         raise UserError(f"image {path} {problem[1]}")
     if size not in (None, upright, stored):
-        text = _wrong_size(upright, stored, size, "the annotations say")
-        raise UserError(f"image {path} {text}; correct the width and height that they give")
+        raise _size_refusal(path, upright, stored, size)
     if size not in (None, upright):
         return picture if before == after else picture.transpose(TURNS_BACK[before])
     return picture.transpose(TURNS[after]) if after in TURNS else picture
@@ -138,12 +140,64 @@ def image_sizes(path: str | os.PathLike) -> tuple[Size, Size]:
     Raises:
         UserError: the file is no image that Pillow reads.
     """
+    return _read_header(path)[0]
+
+
+def check_header(path: str | os.PathLike, size: Size | None = None) -> tuple[Size, Size]:
+    """Check an image as far as its header shows it; return its sizes as :func:`image_sizes` does.
+
+    Args:
+        path: path of the image file.
+        size: width and height in pixels that the upright or the stored picture must have.
+
+    Raises:
+        UserError: the file is no image that Pillow reads; the image has another size, float values,
+            or more pixels than Pillow reads.
+    """
+    (upright, stored), mode = _read_header(path)
+    if mode == "F":
+        raise UserError(f"image {path} has float values: {TO_8_BITS}")
+    if size not in (None, upright, stored):
+        raise _size_refusal(path, upright, stored, size)
+    return upright, stored
+
+
+def check_headers(records: Sequence[Mapping[str, Any]]) -> None:
+    """Check the headers of images, see :func:`check_header`; one file takes about a millisecond.
+
+    A file that is cut off behind its header is not noticed.
+
+    Args:
+        records: records with the ``path`` of an image, and its ``width`` and ``height`` in pixels.
+
+    Raises:
+        UserError: an image cannot be used. The text counts such images, and describes the first.
+    """
+
+    def find_fault(image: tuple[str, int, int]) -> UserError | None:
+        try:
+            check_header(image[0], image[1:])
+        except UserError as error:
+            return error
+        return None
+
+    images = list(dict.fromkeys((r["path"], r["width"], r["height"]) for r in records))
+    faults = [found for found in in_threads(find_fault, images, "reading image headers") if found]
+    if faults:
+        more = "; e3va check lists all of them" if len(faults) > 1 else ""
+        raise UserError(
+            f"{len(faults)} of {len(images)} images cannot be used (first: {faults[0].line}){more}"
+        )
+
+
+def _read_header(path: str | os.PathLike) -> tuple[tuple[Size, Size], str]:
+    """Return the sizes of the upright and of the stored picture, and Pillow's mode."""
     try:
         with _open(path) as image:
             # In a PNG file, Pillow decodes all pixels to look for EXIF data behind them.
             if image.format == "PNG" and "exif" not in image.info:
-                return image.size, image.size
-            return _sizes(image)
+                return (image.size, image.size), image.mode
+            return _sizes(image), image.mode
     except BROKEN as error:
         raise _refusal(path, error) from None
 
@@ -198,6 +252,11 @@ def _wrong_size(upright: Size, stored: Size, wanted: Size, whose: str) -> str:
     return f"is {width}×{height}{turned}, {whose} {wanted[0]}×{wanted[1]}"
 
 
+def _size_refusal(path: str | os.PathLike, upright: Size, stored: Size, wanted: Size) -> UserError:
+    text = _wrong_size(upright, stored, wanted, "the annotations say")
+    return UserError(f"image {path} {text}; correct the width and height that they give")
+
+
 def _to_8_bits(image: Image.Image) -> tuple[Image.Image, tuple[str, str] | None]:
     """Scale the values of a gray image of 16 bits; return a problem's kind and text where it is so.
 
@@ -210,8 +269,7 @@ def _to_8_bits(image: Image.Image) -> tuple[Image.Image, tuple[str, str] | None]
     low, high = (usable.min(), usable.max()) if usable.size else (0, 0)
     if image.mode == "F" or low < 0 or high > WHITE:
         kind = "float values" if image.mode == "F" else "whole numbers"
-        text = f"has {kind} from {low:g} to {high:g}: expected 8 bits, or whole numbers up to "
-        return image, ("image_float", f"{text}{WHITE}; scale its values to 0–255 and write 8 bits")
+        return image, ("image_float", f"has {kind} from {low:g} to {high:g}: {TO_8_BITS}")
     if high <= 255 and image.format == "TIFF" and image.mode == "I":
         return image, None  # 32 bits hold the values of 8 bits
     scaled = (values.astype(np.uint32) * 255 + WHITE // 2) // WHITE

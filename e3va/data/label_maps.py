@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..utils.errors import UserError, brief
 from ..utils.paths import IMAGE_SUFFIXES, LABEL_MAP_SUFFIXES, find_images, list_files
-from .images import BROKEN, image_sizes
+from .images import BROKEN, check_header
 from .problems import count_line
 
 IGNORED = 255
@@ -125,7 +125,7 @@ def _pair(image: Path, labels: Path) -> tuple[LabelledImage, bool]:
             "class number in every pixel; --skip-missing (data.skip_missing=true with Detectron2) "
             "leaves out such images"
         )
-    upright, stored = image_sizes(image)
+    upright, stored = check_header(image)
     with _open(labels) as file:
         map_size = file.size
     if map_size not in (upright, stored):
@@ -285,6 +285,7 @@ def summarize_labels(
         used.update(labels)
         counts["map_depth"] += converted
         counts["two_labels_map"] += set(labels) == BLACK_AND_WHITE
+        counts["ignored"] += set(labels) == {IGNORED}
     counts["one_class"] = len(pairs) * (used - {IGNORED} == {0})
     text = f"{source}: {len(pairs)} images with label maps, {len(names)} classes"
     text += f" ({', '.join(names)}){count_line(counts)}"

@@ -26,6 +26,7 @@ COUNTED = (
     "name_twice",
     "polygon_left_out",
     "no_image",
+    "ignored",
     "two_labels_map",
     "one_class",
 )

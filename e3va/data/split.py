@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..utils.errors import UserError
-from .coco import CocoData, ReadOptions, without_empty
+from .coco import CocoData, ReadOptions, has_object, without_empty
 
 
 def split_images(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -71,6 +71,8 @@ def divide_coco(
     data: CocoData, sides: Sequence[Sequence[int]], options: ReadOptions
 ) -> tuple[CocoData, CocoData]:
     """Split annotated images by the positions of the two sides; see :func:`split_coco`."""
+    options = replace(options, training=True)
+    without_empty(data, options)  # if there is no object at all, the split is not the cause
     parts = []
     for positions in sides:
         images = [data.images[position] for position in positions]
@@ -78,10 +80,12 @@ def divide_coco(
         parts.append(replace(data, images=images, annotations=annotations, notes=Counter()))
     train, val = parts
     train.notes = data.notes
-    if not any(val.annotations.values()):
-        raise UserError(
-            f"{data.source}: the validation split has {len(val.images)} of {len(data.images)} "
-            "images and no object: expected at least one object to score; give a larger share, "
-            "another seed, or validation data"
-        )
-    return without_empty(train, replace(options, training=True)), val
+    uses = ((train, "train", "train on", "smaller"), (val, "validate", "score", "larger"))
+    for part, verb, use, change in uses:
+        if not any(map(has_object, part.annotations.values())):
+            raise UserError(
+                f"{data.source}: the split leaves {len(part.images)} of {len(data.images)} images "
+                f"to {verb} on, with no object: expected at least one object to {use}; give a "
+                f"{change} share for validation, another seed, or validation data"
+            )
+    return without_empty(train, options), val

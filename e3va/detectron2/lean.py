@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..backbone import find_backbone
 from ..ops.recompute import recompute
+from .semantic import accept_unlabelled
 
 
 def prepare_model(model: nn.Module, mixed: bool) -> None:
@@ -28,6 +29,9 @@ def prepare_model(model: nn.Module, mixed: bool) -> None:
     in fewer bits. Parts of unknown types are not recomputed. The model must not be inside
     DistributedDataParallel; ``mixed`` says whether it trains in mixed precision.
     """
+    for module in model.modules():
+        if isinstance(module, SemSegFPNHead):
+            accept_unlabelled(module)
     _, backbone = find_backbone(model)
     backbone.prepare(mixed)
     if backbone.memory != "lean":

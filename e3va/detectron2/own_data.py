@@ -1,19 +1,23 @@
 """A user's own data in a config, the keys of ``data``: classes, validation data, and the split."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 
+from ..data.coco import nothing_to_score
 from ..data.formats import own_validation
+from ..data.images import check_headers
 from ..utils.atomic import atomic_open
 from ..utils.errors import UserError
 from .data import DataOptions, class_names, read_data
 from .describe import set_classes
 from .labels import label_classes, label_dicts
 
+logger = logging.getLogger(__name__)
 SPLIT_FILE = "split.json"
 _PLACES = ("json", "images", "labels")
 
@@ -65,6 +69,9 @@ def has_validation_data(data: DictConfig) -> bool:
 def check_data(cfg: DictConfig, training: bool) -> list[str]:
     """Check the training or the validation data, which must have the classes of the model.
 
+    The headers of the images are read too. Of the processes that torchrun starts on a machine, only
+    the first one reads them.
+
     Returns:
         The names of the images.
     """
@@ -77,9 +84,12 @@ def check_data(cfg: DictConfig, training: bool) -> list[str]:
         records = label_dicts(places.images, places.labels, **settings)
         return [Path(record["file_name"]).name for record in records]
     settings = {"training": training, "masks": dataset.get("masks", True), "options": options}
-    return [
-        image["file_name"] for image in read_data(places.json, places.images, **settings).images
-    ]
+    data = read_data(places.json, places.images, **settings)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        check_headers(data.images)
+        if line := not training and nothing_to_score(data):
+            logger.warning(line)
+    return [image["file_name"] for image in data.images]
 
 
 def store_split(cfg: DictConfig, names: list[str], same: bool) -> None:

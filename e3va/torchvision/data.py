@@ -127,11 +127,17 @@ def open_dataset(
     return coco_dataset(annotations, images, options, split)
 
 
-def check_classes(dataset: Dataset, classes: tuple[str, ...]) -> None:
-    """Check that the data have the classes of the model, in the same order."""
+def check_classes(
+    dataset: Dataset, classes: tuple[str, ...], whose: str = "the model was trained on"
+) -> None:
+    """Check that the data have the same classes as the model or other data, in the same order.
+
+    ``whose`` says in a message which ``classes`` these are.
+    """
     if dataset.classes != tuple(classes):
+        source = dataset.coco.source if dataset.coco else "the folder of label maps"
         raise UserError(
-            f"the data have the classes {', '.join(dataset.classes)}, but the model was trained on "
+            f"{source} has the classes {', '.join(dataset.classes)}, but {whose} "
             f"{', '.join(classes)}: expected the same names in the order of their ids"
         )
 

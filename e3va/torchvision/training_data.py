@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..data.coco import ReadOptions
+from ..data.coco import ReadOptions, nothing_to_score
 from ..data.formats import own_validation
-from ..data.images import image_sizes, in_threads
+from ..data.images import check_headers
 from ..data.label_maps import class_names
 from ..data.split import divide_coco, split_images
 from ..utils.errors import UserError
@@ -60,8 +60,9 @@ def open_data(
     else:
         print(opened.summary)
         data = TrainingData(opened, _open_validation(options, opened, reading))
-    if data.validation and data.validation.coco:
-        _check_sizes(data.validation)
+    if data.training.coco:  # the headers of images with label maps have been read
+        parts = [part for part in (data.training, data.validation) if part]
+        check_headers([record for part in parts for record in part.records])
     return data
 
 
@@ -85,21 +86,10 @@ def _open_validation(
     names = () if training.coco else training.classes
     validation = open_dataset(*paths, classes=names, options=reading, split="val", prefix=prefix)
     print(f"{title}: {validation.summary}")
-    check_classes(validation, training.classes)
+    check_classes(validation, training.classes, "the training data have")
+    if line := validation.coco and nothing_to_score(validation.coco):
+        print(f"warning: {line}")
     return validation
-
-
-def _check_sizes(dataset: Dataset) -> None:
-    """Check the sizes of the images, which the evaluation compares only after the training."""
-    paths = [record["path"] for record in dataset.records]
-    found = in_threads(image_sizes, paths, "reading image sizes")
-    for record, sizes in zip(dataset.records, found, strict=True):
-        recorded = (record["width"], record["height"])
-        if recorded not in sizes:
-            raise UserError(
-                f"image {record['path']} is {sizes[0][0]}×{sizes[0][1]}, but the annotations say "
-                f"{recorded[0]}×{recorded[1]}: correct the file's width and height"
-            )
 
 
 def _split(

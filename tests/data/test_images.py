@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from e3va import UserError
-from e3va.data.images import check_image, image_sizes, read_image
+from e3va.data.images import check_header, check_headers, check_image, image_sizes, read_image
 from e3va.data.problems import Problems
 from e3va.torchvision.data import Dataset, read_example
 from e3va.utils.paths import find_images
@@ -148,12 +148,34 @@ def test_too_many_pixels_are_one_line_and_many_pixels_no_noise(tmp_path, monkeyp
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("(50, 40)\n", "")  # up to twice as many pixels are read
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
-    for work in (read_image, image_sizes):
+    for work in (read_image, image_sizes, check_header):
         with pytest.raises(UserError, match=r"a.png has 2,000 pixels.* 1,800.*tiles"):
             work(path)
     problems = Problems()
     assert check_image(str(path), problems) is None
     assert [p.kind for p in problems] == ["too_large"] and "2,000" in problems[0].text
+
+
+def test_headers_show_the_images_that_cannot_be_used(tmp_path):
+    """Those of another size, of float values, and files that are no images; one is good."""
+    for name in ("good.png", "size.png", "turned.jpg"):
+        Image.fromarray(PIXELS).save(tmp_path / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PIXELS).save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(np.zeros((4, 6), np.float32)).save(tmp_path / "float.tif")
+    (tmp_path / "text.png").write_text("no image")
+
+    def check(*images):
+        check_headers([{"path": str(tmp_path / n), "width": w, "height": h} for n, w, h in images])
+
+    check(("good.png", 6, 4), ("turned.jpg", 6, 4), ("turned.jpg", 4, 6))
+    bad = [("good.png", 6, 4), ("size.png", 4, 6), ("float.tif", 6, 4), ("text.png", 6, 4)]
+    with pytest.raises(UserError, match=r"^3 of 4 images .*size.png is 6×4, .* 4×6.*e3va check"):
+        check(*bad)
+    for (name, *_), image in zip(bad[1:], bad[1:], strict=True):
+        with pytest.raises(UserError, match=f"^1 of 2 images .*{name}"):
+            check(bad[0], image, image)
 
 
 def test_heic_without_its_reader_says_what_to_install(tmp_path, monkeypatch):

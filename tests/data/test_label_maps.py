@@ -247,3 +247,17 @@ def test_the_size_of_the_map_says_which_picture_it_fits(folders, as_stored):
     pairs = pair_label_maps(*folders)
     assert (pairs[0].width, pairs[0].height) == ((4, 3) if as_stored else (3, 4))
     assert pairs.counts["unturned"] == as_stored
+
+
+def test_maps_without_a_labelled_pixel_are_counted(folders):
+    Image.new("L", (4, 3), IGNORED).save(folders[1] / "b.png")
+    pairs = pair_label_maps(*folders)
+    summary = summarize_labels("photos", pairs, ["x", "y", "z"], pairs.counts)
+    assert "1 label maps without a labelled pixel" in summary
+
+
+def test_an_image_of_float_values_is_refused(folders):
+    (folders[0] / "b.png").unlink()
+    Image.new("F", (4, 3)).save(folders[0] / "b.tif")
+    with pytest.raises(UserError, match="b.tif has float values"):
+        pair_label_maps(*folders)

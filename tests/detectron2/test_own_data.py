@@ -176,6 +176,47 @@ def test_a_class_of_the_model_stays_a_class_of_the_validation_data(own, tmp_path
     assert evaluator._metadata.thing_classes == ["nut", "food"]
 
 
+def validated(own, overrides, json_file):
+    given = [*own.given("train"), f"data.val.json={json_file}", f"data.val.images={own.images}"]
+    return engine.prepare(load_config(CASCADE, [*overrides, *given]))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_that_cannot_be_used_stop_before_the_training(own, overrides, split, tmp_path):
+    Image.fromarray(np.zeros((48, 64), np.float32)).save(own.images / "1.tif")
+    own.data["images"][0]["file_name"] = "1.tif"
+    Image.new("RGB", (48, 64)).save(own.images / "2.png")
+    own.save()
+    good = OwnData(tmp_path / "good", 2)
+    sides = {"train": good, "val": good, split: own}
+    given = [text for side, data in sides.items() for text in data.given(side)]
+    with pytest.raises(UserError, match=r"2 of 2 images .*1\.tif has float values"):
+        engine.prepare(load_config(CASCADE, [*overrides, *given]))
+    own.data["images"][0]["file_name"] = "1.png"
+    own.save()
+    with pytest.raises(UserError, match=r"1 of 2 images .*2\.png is 48×64, .* 64×48"):
+        engine.prepare(load_config(CASCADE, [*overrides, *given]))
+    assert not (tmp_path / "output").exists()
+
+
+def test_only_one_process_of_a_machine_reads_the_headers(own, overrides, monkeypatch):
+    Image.new("RGB", (48, 64)).save(own.images / "2.png")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    validated(own, overrides, own.json)
+
+
+def test_validation_data_with_only_crowds_are_reported(own, overrides, tmp_path, caplog):
+    validated(own, overrides, own.json)
+    assert not caplog.records
+    for annotation in own.data["annotations"]:
+        annotation["iscrowd"] = 1
+    crowds = tmp_path / "crowds.json"
+    crowds.write_text(json.dumps(own.data))
+    validated(own, overrides, crowds)
+    (record,) = caplog.records
+    assert str(crowds) in record.message and "data.use_crowds=true" in record.message
+
+
 # --- images without objects ---
 
 

@@ -164,6 +164,37 @@ def test_lean_memory_keeps_less_and_has_nearly_the_same_gradient(overrides):
     assert difference < 0.05 * gradients["standard"].norm()
 
 
+@pytest.mark.parametrize("memory", ["standard", "lean"])
+def test_a_batch_without_a_labelled_pixel_has_the_loss_0(overrides, memory):
+    """Its gradients are 0; a batch with one labelled pixel has Detectron2's loss to the bit."""
+    cfg = load_config(CONFIG, [*overrides, f"model.backbone.bottom_up.memory={memory}"])
+    model = instantiate(cfg.model).train()
+    prepare_model(model, mixed=False)
+    batch = next(iter(instantiate(cfg.dataloader.train)))
+    for example in batch:
+        example["sem_seg"].fill_(255)
+    loss = model(batch)["loss_sem_seg"]
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert loss == 0 and gradients and not any(g.any() or g.isnan().any() for g in gradients)
+    head, logits = model.sem_seg_head, torch.randn(2, 3, 4, 4)
+    labels = torch.full((2, 16, 16), 255)
+    labels[0, 3, 5] = 1
+    theirs = type(head).losses(head, logits, labels)
+    assert head.losses(logits, labels) == theirs and theirs["loss_sem_seg"] > 0
+
+
+def test_maps_with_few_labelled_pixels_train(overrides, maps):
+    for path in maps.iterdir():
+        labels = np.array(Image.open(path))
+        labels[:], labels[:9], labels[:4] = 255, 1, 2
+        Image.fromarray(labels).save(path)
+    changes = ["train.max_iter=6", "data.train.short_edge=[96]", "data.train.crop=[32,32]"]
+    cfg = engine.prepare(load_config(CONFIG, [*overrides, *changes]))
+    losses = [v for v, _ in engine.train(cfg).storage.history("total_loss").values()]
+    assert np.isfinite(losses).all() and 0 in losses
+
+
 def test_classes_without_names_come_from_the_maps(overrides):
     cfg = load_config(CONFIG, [o for o in overrides if not o.startswith("data.classes")])
     assert instantiate(cfg.model).sem_seg_head.predictor.out_channels == 3

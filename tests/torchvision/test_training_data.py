@@ -159,10 +159,56 @@ def test_a_split_and_validation_data_contradict(drawn, tmp_path):
         start(options, tmp_path)
 
 
-def test_a_validation_image_of_another_size_stops_before_the_training(drawn):
+def test_images_that_cannot_be_used_stop_before_the_training(drawn):
     Image.fromarray(np.zeros((80, 90, 3), np.uint8)).save(drawn.images / "3.png")
-    with pytest.raises(UserError, match=r"3.png is 90×80.* 96×80"):
+    with pytest.raises(UserError, match=r"1 of 6 images .*3.png is 90×80.* 96×80"):
         validated(drawn)
+    (drawn.images / "2.png").write_text("no image")
+    for options in ({}, {"val_split": 0.34}):
+        with pytest.raises(UserError, match=r"2 of 6 images .*2.png"):
+            opened(drawn, **options)
+
+
+def test_validation_data_with_only_crowds_are_reported(drawn, tmp_path, capsys):
+    for annotation in drawn.data["annotations"]:
+        annotation["iscrowd"] = 1
+    own = tmp_path / "val.json"
+    own.write_text(json.dumps(drawn.data))
+    options = {"val_images": str(drawn.images), "val_annotations": str(own)}
+    opened(drawn, **options)
+    printed = capsys.readouterr().out
+    assert f"warning: the validation data {own}" in printed and "--use-crowds" in printed
+    opened(drawn, **options, use_crowds=True)
+    assert "warning" not in capsys.readouterr().out
+    own.write_text(json.dumps({**drawn.data, "annotations": []}))
+    opened(drawn, **options)
+    printed = capsys.readouterr().out
+    assert f"warning: the validation data {own}" in printed and "--use-crowds" not in printed
+
+
+def test_validation_data_with_other_classes_are_named(drawn, tmp_path):
+    own = tmp_path / "val.json"
+    data = {**drawn.data, "categories": [{"id": 3, "name": "red"}], "annotations": []}
+    own.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=f"^{own} has the classes red, .* red, blue") as caught:
+        opened(drawn, val_images=str(drawn.images), val_annotations=str(own))
+    assert "trained on" not in caught.value.line
+
+
+def test_a_split_that_leaves_no_object_to_train_on_is_named(drawn):
+    """The cause is the split, unless there is no object at all."""
+    chosen = opened(drawn, val_split=0.8).chosen
+    kept = [i["id"] for i in drawn.data["images"] if i["file_name"] == chosen[0]]
+    objects = [a for a in drawn.data["annotations"] if a["image_id"] in kept]
+    drawn.data["annotations"] = objects
+    drawn.save()
+    with pytest.raises(UserError, match="split leaves 1 of 6 images to train on.* smaller"):
+        opened(drawn, val_split=0.8)
+    for annotation in objects:
+        annotation["iscrowd"] = 1
+    drawn.save()
+    with pytest.raises(UserError, match="iscrowd is 1 in all 2"):
+        opened(drawn, val_split=0.8)
 
 
 def test_the_val_split_of_a_yolo_file_validates(drawn, tmp_path, capsys):
