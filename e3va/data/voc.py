@@ -60,6 +60,9 @@ def read_voc(
     """
     root = find_xml_folder(folder) or folder
     every = visible_files(root, ".xml")
+    if not listed:  # a check of all images covers the lists of training
+        for name in filter(None, (find_list(folder, split) for split in ("train", "val"))):
+            _listed_files(folder, root, name)
     files = _listed_files(folder, root, listed) if listed else every
     read = {file: _read(file) for file in dict.fromkeys([*every, *files])}
     names = names or _classes(read.values())

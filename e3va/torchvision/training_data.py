@@ -51,8 +51,8 @@ def open_data(
     share, annotations = options["val_split"], options["annotations"]
     if share and annotations and (own := own_validation(annotations)):
         raise UserError(
-            f"--val-split {share} and the {own} split that {annotations} names: expected one of the "
-            "two, a share of the training data or validation data of their own; leave one out"
+            f"--val-split {share} and the {own} split that {annotations} names: expected one of "
+            "the two, a share of the training data or validation data of their own; leave one out"
         )
     reading = ReadOptions(
         masks=None if model is None else model in MASK_MODELS,
