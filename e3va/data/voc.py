@@ -30,11 +30,11 @@ def list_path(folder: Path, name: str) -> Path:
 def find_list(folder: Path, split: str) -> str:
     """Return the name of the list of images of a split; "" if there is none.
 
-    The split is ``"train"`` or ``"val"``. The images of ``val.txt`` validate, or those of
-    ``test.txt``; this one comes first beside ``trainval.txt`` without ``train.txt``, since
+    The split is ``"train"``, ``"val"`` or ``"test"``. The images of ``val.txt`` validate, or those
+    of ``test.txt``; this one comes first beside ``trainval.txt`` without ``train.txt``, since
     ``trainval.txt`` has the images of ``val.txt`` too.
     """
-    names = ["train", "trainval"] if split == "train" else ["val", "test"]
+    names = {"train": ["train", "trainval"], "val": ["val", "test"], "test": ["test"]}[split]
     if split == "val" and find_list(folder, "train") == "trainval":
         names.reverse()
     return next((name for name in names if list_path(folder, name).is_file()), "")
