@@ -87,7 +87,7 @@ def _check(location: DataLocation, folder: Path | None, args: argparse.Namespace
         if location.kind == "yolo":
             print(f"the {location.split} images of {location.path}")
         elif location.kind == "voc" and not location.split and own_validation(location.path):
-            print("note: all images are checked; training reads the lists train.txt and val.txt")
+            print("note: all images are checked; training reads the lists in ImageSets/Main")
         for note in found.notes:
             print(f"note: {note}")
         print(f"{report_text(found)}\n\n{found.problems.text()}")

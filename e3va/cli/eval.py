@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ..data.coco import ReadOptions
+from ..data.formats import scored_split
 from ..torchvision.data import check_classes, open_dataset
 from ..torchvision.evaluate import evaluate
 from ..torchvision.loading import load_model
@@ -48,6 +49,9 @@ def run(args: Namespace) -> None:
     semantic = config.model == "semantic_fpn"
     if args.annotations if semantic else args.labels:
         raise UserError(f"{args.model} {DATA_OF_MODEL[semantic]}")
+    split = scored_split(args.annotations) if args.annotations else "val"
+    if split != "val":
+        print(f"{args.annotations} names no val images: its {split} images are scored")
     dataset = open_dataset(
         *(args.images, args.annotations, args.labels),
         classes=config.classes if semantic else (),
@@ -57,7 +61,7 @@ def run(args: Namespace) -> None:
             use_crowds=args.use_crowds,
             classes=config.classes,
         ),
-        split="val",
+        split=split,
         prefix="--",
     )
     print(dataset.summary)

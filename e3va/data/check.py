@@ -26,8 +26,10 @@ def check_data(location: DataLocation, classes: tuple[str, ...] = ()) -> Finding
         first = location.first_label
         found = check_label_maps(path, root, classes, first=first, classes=count)
     elif location.kind != "coco":
-        data, root = load_content(location.kind, path, root, location.split, classes)
-        found = check_instances(data, path, root)
+        content, root, strays = load_content(location.kind, path, root, location.split, classes)
+        found = check_instances(content, path, root)
+        for note in strays:
+            found.problems.note(note.kind, note.place, None, note.text)
     else:
         data = load_coco(path)
         kind = kind_of_file(data)

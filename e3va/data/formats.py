@@ -19,9 +19,10 @@ from pathlib import Path
 
 from ..utils.errors import UserError
 from .coco import READ_ALL, CocoData, ReadOptions, category_names, load_json, read_content
+from .image_files import Found
 from .labelme import labelme_classes, read_labelme
 from .locations import find_image_root, find_kind
-from .voc import list_path, read_voc, voc_classes
+from .voc import find_list, list_path, read_voc, voc_classes
 from .yolo import has_split, load_yaml, read_yolo, yolo_classes
 
 
@@ -40,8 +41,8 @@ def read_annotations(
             the annotations.
         options: what to read, and what to leave out. The ``classes`` become the classes of Pascal
             VOC and labelme, whose files do not list classes.
-        split: split to read, ``"train"`` or ``"val"``, where ``path`` names several: YOLO's
-            ``data.yaml``, or Pascal VOC's lists ``train.txt`` and ``val.txt``.
+        split: split to read, ``"train"``, ``"val"`` or ``"test"``, where ``path`` names several:
+            YOLO's ``data.yaml``, or Pascal VOC's lists such as ``train.txt``.
 
     Raises:
         UserError: there are no annotations at the path, or they have a mistake, see
@@ -53,25 +54,47 @@ def read_annotations(
         raise UserError(f"no folder {images}: expected the folder of the images")
     if kind == "coco":
         data = load_coco(file)
-        root = root or find_image_root(file, data.get("images"))
-    else:
-        if kind == "voc":
-            split = _voc_list(file, split)
-        data, root = load_content(kind, file, root, split, options.classes)
-    return read_content(data, file, root, options)
+        return read_content(data, file, root or find_image_root(file, data.get("images")), options)
+    if kind == "voc":
+        split = _voc_list(file, split)
+    # The masks of validation data are those that the model learns, also from rectangles.
+    masks = bool(options.masks) and split != "train"
+    found = load_content(kind, file, root, split, options.classes, masks)
+    _check_classes(found.content, file, options.classes)
+    data = read_content(found.content, file, found.root, options)
+    data.notes.update(note.kind for note in found.notes)
+    return data
+
+
+def _check_classes(content: dict, file: Path, classes: tuple[str, ...]) -> None:
+    """Check that all objects have a class; those of other classes have a text instead of an id."""
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    for annotation in content["annotations"]:
+        if isinstance(annotation["category_id"], str):
+            raise UserError(
+                f"{file}: an object of {names[annotation['image_id']]} has the "
+                f"{annotation['category_id']}, expected a class of the model or of its training "
+                f"data: {', '.join(classes)}; correct the name, or train with that class too"
+            )
 
 
 def load_content(
-    kind: str, path: Path, images: Path | None, split: str, names: tuple[str, ...] = ()
-) -> tuple[dict, Path]:
-    """Return annotations as the content of a COCO-format file, and the folder of the images.
+    kind: str,
+    path: Path,
+    images: Path | None,
+    split: str,
+    names: tuple[str, ...] = (),
+    masks: bool = False,
+) -> Found:
+    """Return annotations of another format as the content of a COCO-format file.
 
     Args:
         kind: ``"yolo"``, ``"voc"`` or ``"labelme"``.
         path: the annotations, see :func:`e3va.data.locations.find_kind`.
         images: folder of the images, or None.
-        split: YOLO's ``"train"`` or ``"val"``; name of VOC's list of images, "" for all images.
+        split: name of YOLO's split, or of VOC's list of images; "" for all images of VOC.
         names: class names of Pascal VOC and labelme; () for those in the files.
+        masks: whether labelme's rectangles become masks even if no other shape is one.
 
     Raises:
         UserError: the annotations have a mistake, or supervision is not installed.
@@ -80,7 +103,7 @@ def load_content(
         return read_yolo(path, split, images)
     if kind == "voc":
         return read_voc(path, split, names, images)
-    return read_labelme(path, names, images)
+    return read_labelme(path, names, images, masks)
 
 
 def load_coco(file: Path) -> dict:
@@ -92,9 +115,14 @@ def load_coco(file: Path) -> dict:
 
 
 def _voc_list(folder: Path, split: str) -> str:
-    """Return the list of images to read for a split, "" for all images if there is none."""
-    names = ("train", "trainval") if split == "train" else ("val",)
-    return next((name for name in names if list_path(folder, name).is_file()), "")
+    """Return the list of images to read for a split, "" for all images if there are no lists."""
+    listed = find_list(folder, split)
+    if split == "val" and not listed and (other := find_list(folder, "train")):
+        raise UserError(
+            f"{list_path(folder, other)} lists the images to train on, but there is no val.txt or "
+            "test.txt beside it: list the validation images there, or name another folder"
+        )
+    return listed
 
 
 def read_class_names(path: str | os.PathLike, images: str | os.PathLike | None = None) -> list[str]:
@@ -111,16 +139,29 @@ def read_class_names(path: str | os.PathLike, images: str | os.PathLike | None =
     return category_names({"categories": categories}, file)
 
 
-def own_validation(path: str | os.PathLike) -> bool:
-    """Return whether a path of annotations also names validation data of its own.
+def own_validation(path: str | os.PathLike) -> str:
+    """Return the name of the validation data that a path of annotations names itself, or "".
 
-    These are the ``val`` of a ``data.yaml``, or the list ``val.txt`` of Pascal VOC beside
-    ``train.txt``.
+    These are the ``val`` of a ``data.yaml``, or a list of Pascal VOC beside that of the training
+    images: ``val.txt`` or ``test.txt``.
     """
     path = Path(path).expanduser()
     if not path.exists():
-        return False
+        return ""
     kind, file = find_kind(path)
     if kind == "yolo":
-        return has_split(load_yaml(file), "val")
-    return kind == "voc" and all(list_path(file, name).is_file() for name in ("train", "val"))
+        return "val" if has_split(load_yaml(file), "val") else ""
+    return find_list(file, "val") if kind == "voc" and find_list(file, "train") else ""
+
+
+def scored_split(path: str | os.PathLike) -> str:
+    """Return the split to score: ``"val"`` if the annotations name one, or ``test``, or ``train``.
+
+    It is ``"val"`` for annotations without splits.
+    """
+    kind, file = find_kind(Path(path).expanduser())
+    if kind == "yolo":
+        data = load_yaml(file)
+        return next((split for split in ("val", "test", "train") if has_split(data, split)), "val")
+    only_train = kind == "voc" and find_list(file, "train") and not find_list(file, "val")
+    return "train" if only_train else "val"

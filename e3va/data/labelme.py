@@ -8,7 +8,7 @@ labelme's own converter to COCO, and the points of the polygons are kept.
 import base64
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -19,64 +19,82 @@ from PIL import Image
 from ..utils.errors import UserError, brief
 from ..utils.optional import require
 from .coco import load_json
-from .image_files import names_by_stem, size_of
+from .image_files import Found, Note, names_by_stem, size_of, walk
 from .images import BROKEN, Size
 from .locations import visible_files
 
 PURPOSE = "reading labelme's files"
+NO_CLASSES = {"__ignore__", "_background_"}  # labels of labelme's own lists of classes
 Points = list[list[float]]
 
 
 def labelme_classes(folder: Path) -> list[str]:
     """Return the labels in the files of a folder, sorted."""
     contents = map(_load, visible_files(folder, ".json"))
-    return sorted({str(shape.get("label")) for content in contents for shape in content["shapes"]})
+    return _labels(shape for content in contents for shape in content["shapes"])
+
+
+def _labels(shapes: Iterable[dict]) -> list[str]:
+    return sorted({str(shape.get("label")) for shape in shapes} - NO_CLASSES)
 
 
 def read_labelme(
-    folder: Path, names: tuple[str, ...] = (), images: Path | None = None
-) -> tuple[dict, Path]:
+    folder: Path, names: tuple[str, ...] = (), images: Path | None = None, masks: bool = False
+) -> Found:
     """Read the shapes of a folder as the content of a COCO-format file.
 
     Polygons, circles and masks become objects with a ``segmentation``. Rectangles become boxes, or
     polygons of four points if the folder has other shapes too. Shapes of one label and
     ``group_id`` are one object. Points and lines have no area and are left out by the reader of the
-    content.
+    content. Shapes with labelme's own labels ``__ignore__`` and ``_background_`` are left out.
 
     Args:
         folder: folder of the JSON files.
         names: class names; the default is the labels in the files, sorted.
         images: folder of the images; None for the paths in the JSON files.
-
-    Returns:
-        The content, and the folder that its file names are relative to.
+        masks: whether rectangles become polygons even if the folder has no other shapes.
 
     Raises:
         UserError: a JSON file is not one of labelme, or has a malformed shape.
     """
     contents = {file: _load(file) for file in visible_files(folder, ".json")}
     shapes = [shape for content in contents.values() for shape in content["shapes"]]
-    labels = sorted({str(shape.get("label")) for shape in shapes})
+    labels = _labels(shapes)
     index = {name: number for number, name in enumerate(names or labels, 1)}
     known = {label: index.get(label, f"class {label}") for label in labels}
-    with_masks = any(_outline(shape) or shape.get("mask") for shape in shapes if not _is_box(shape))
+    others = (shape for shape in shapes if not _is_box(shape))
+    with_masks = masks or any(_outline(shape) or shape.get("mask") for shape in others)
     root = (images or folder).absolute()
     stems = names_by_stem(root)
-    records, annotations = [], []
+    records, annotations, notes = [], [], _find_below(folder)
     for number, (file, content) in enumerate(contents.items(), 1):
         name = _image_name(file, content, root, stems)
         size = tuple(content.get(key) for key in ("imageWidth", "imageHeight"))
         width, height = size if all(size) else size_of(root / name)
         records.append({"id": number, "file_name": name, "width": width, "height": height})
+        used = [shape for shape in content["shapes"] if shape.get("label") not in NO_CLASSES]
+        text = "a shape is no object, by its label"
+        notes += [Note("no_class", root / name, text)] * (len(content["shapes"]) - len(used))
         try:
-            found = list(_objects(content["shapes"], (width, height), with_masks))
+            found = list(_objects(used, (width, height), with_masks))
         except (TypeError, ValueError, KeyError, *BROKEN) as error:
             raise UserError(f"{file} has a malformed shape: {brief(error)}") from None
         for label, record in found:
             record |= {"id": len(annotations) + 1, "image_id": number, "iscrowd": 0}
             annotations.append({**record, "category_id": known[label]})
     categories = [{"id": number, "name": name} for name, number in index.items()]
-    return {"images": records, "annotations": annotations, "categories": categories}, root
+    content = {"images": records, "annotations": annotations, "categories": categories}
+    return Found(content, root, notes)
+
+
+def _find_below(folder: Path) -> list[Note]:
+    """Return a note for each file of labelme in the subfolders, which are not read."""
+    return [
+        Note("unread", file, "the file is in a subfolder")
+        for file in walk(folder)
+        if file.suffix.lower() == ".json" and file.parent != folder
+        if b'"shapes"' in file.read_bytes()
+    ]
 
 
 def _load(file: Path) -> dict:

@@ -27,6 +27,7 @@ COUNTED = (
     "polygon_left_out",
     "no_image",
     "ignored",
+    "unread",
     "two_labels_map",
     "one_class",
 )
@@ -71,6 +72,7 @@ polygons: masks without a polygon of three points or more; draw the mask again""
 image_again: repeated image records; list each image once
 absent: images that do not exist; check the image folder, or remove their records
 empty: images without objects (keep_empty keeps them); annotate them, or use --keep-empty
+no_class: shapes of labelme's __ignore__ or _background_; nothing has to be done
 parent: unused parent categories; nothing has to be done
 no_map_skipped: images without a label map; nothing has to be done
 hidden: hidden files, whose names begin with a dot; nothing has to be done""",
@@ -98,6 +100,7 @@ disagree: boxes that disagree with their mask; find out which is right
 turned: images that EXIF data rotate or mirror; check that the annotations fit the upright image
 no_image: label maps without an image; add the image, or remove the label map
 ambiguous: images that share a label map; give them names that differ in more than the suffix
+unread: annotation files without an image or in a subfolder; add the image, or move the file
 ignored: label maps without a labelled pixel; annotate the image, or remove it
 two_labels_map: label maps with only the labels 0 and 255; write 1 if 255 is meant as a class
 one_class: label maps with only the label 0; annotate another class""",

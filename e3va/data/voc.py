@@ -4,13 +4,14 @@ supervision reads the objects, see :mod:`e3va.data.formats` for why. Which image
 sizes and lists are read here: it decodes every image, and skips XML files whose image is missing.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ..utils.errors import UserError, brief
 from ..utils.optional import require
-from .image_files import names_by_stem, size_of
+from .image_files import Found, Note, names_by_stem, size_of, walk
 from .locations import find_xml_folder, visible_files
 
 PURPOSE = "reading Pascal VOC"
@@ -26,9 +27,22 @@ def list_path(folder: Path, name: str) -> Path:
     return folder / "ImageSets" / "Main" / f"{name}.txt"
 
 
+def find_list(folder: Path, split: str) -> str:
+    """Return the name of the list of images of a split; "" if there is none.
+
+    The split is ``"train"``, ``"val"`` or ``"test"``. The images of ``val.txt`` validate, or those
+    of ``test.txt``; this one comes first beside ``trainval.txt`` without ``train.txt``, since
+    ``trainval.txt`` has the images of ``val.txt`` too.
+    """
+    names = {"train": ["train", "trainval"], "val": ["val", "test"], "test": ["test"]}[split]
+    if split == "val" and find_list(folder, "train") == "trainval":
+        names.reverse()
+    return next((name for name in names if list_path(folder, name).is_file()), "")
+
+
 def read_voc(
     folder: Path, listed: str = "", names: tuple[str, ...] = (), images: Path | None = None
-) -> tuple[dict, Path]:
+) -> Found:
     """Read the boxes of a folder as the content of a COCO-format file.
 
     Boxes become 0-based as in Detectron2: 1 is subtracted from ``xmin`` and ``ymin``. Objects that
@@ -41,14 +55,14 @@ def read_voc(
             files, and otherwise the classes of the files, sorted.
         images: folder of the images; None to look for it beside the XML files.
 
-    Returns:
-        The content, and the folder of the images.
-
     Raises:
         UserError: there is no such list, an XML file is malformed, or the images are not found.
     """
     root = find_xml_folder(folder) or folder
     every = visible_files(root, ".xml")
+    if not listed:  # a check of all images covers the lists of training
+        for name in filter(None, (find_list(folder, split) for split in ("train", "val"))):
+            _listed_files(folder, root, name)
     files = _listed_files(folder, root, listed) if listed else every
     read = {file: _read(file) for file in dict.fromkeys([*every, *files])}
     names = names or _classes(read.values())
@@ -64,7 +78,9 @@ def read_voc(
             category = index.get(name, f"class {name}")  # refused by the reader of the content
             annotations.append({**record, "category_id": category, "bbox": box})
     categories = [{"id": number, "name": name} for name, number in index.items()]
-    return {"images": records, "annotations": annotations, "categories": categories}, images
+    content = {"images": records, "annotations": annotations, "categories": categories}
+    below = [file for file in walk(root) if file.suffix.lower() == ".xml" and file.parent != root]
+    return Found(content, images, [Note("unread", f, "the file is in a subfolder") for f in below])
 
 
 def voc_classes(folder: Path) -> tuple[str, ...]:
@@ -81,8 +97,24 @@ def _listed_files(folder: Path, root: Path, name: str) -> list[Path]:
     listed = list_path(folder, name)
     if not listed.is_file():
         raise UserError(f"no file {listed}: expected the image names of the split, one a line")
-    stems = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
-    return [root / f"{stem}.xml" for stem in stems]
+    try:
+        lines = listed.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{listed} cannot be read ({brief(error)}): expected image names") from None
+    return [_listed_file(line.strip(), root, listed) for line in lines if line.strip()]
+
+
+def _listed_file(line: str, root: Path, listed: Path) -> Path:
+    """Return the XML file of a line: a name, which may have spaces, and perhaps -1, 0 or 1."""
+    stems = dict.fromkeys([line, re.sub(r"\s+-?[01]$", "", line)])
+    files = [root / f"{stem}.xml" for stem in stems]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{listed} lists {line!r}, but there is no {files[-1]}: correct the list, or add the "
+            "file"
+        )
+    return found
 
 
 def _read(file: Path) -> tuple[dict[str, Any], list[tuple[str, list[float]]]]:

@@ -5,6 +5,7 @@ three things to its callers: which images a split of ``data.yaml`` has, class nu
 polygons as points, since it draws the masks of all images at once.
 """
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,18 +13,25 @@ from typing import Any
 
 from ..utils.errors import UserError, brief
 from ..utils.optional import require
-from .image_files import is_image, size_of
+from ..utils.paths import IMAGE_SUFFIXES
+from .coco_values import show
+from .image_files import Found, Note, is_image, size_of, walk
 from .images import Size, in_threads
 
 PURPOSE = "reading YOLO folders"
-_KEYS = {"train": ("train",), "val": ("val", "validation")}
+_KEYS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
+# Coordinates are shares of the image's sides; those of tools are at most a little beyond 0 to 1.
+LOWEST, HIGHEST = -0.5, 1.5
 
 
 def load_yaml(file: Path) -> dict:
     """Read a ``data.yaml``; raise UserError if it is none, or names no classes."""
     yaml = require("yaml", PURPOSE)
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        data = yaml.safe_load(text)
+        if isinstance(data, dict):  # names as they are written: yes is no truth value
+            data["names"] = yaml.load(text, Loader=yaml.BaseLoader).get("names")
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file} is not YAML ({brief(error)}): expected YOLO's data.yaml") from None
     if not isinstance(data, dict) or not isinstance(data.get("names"), list | dict):
@@ -51,7 +59,7 @@ def has_split(data: dict, split: str) -> bool:
     return any(data.get(key) for key in _KEYS[split])
 
 
-def read_yolo(file: Path, split: str, images: Path | None = None) -> tuple[dict, Path]:
+def read_yolo(file: Path, split: str, images: Path | None = None) -> Found:
     """Read the objects of a split as the content of a COCO-format file.
 
     The category ids are YOLO's class numbers. A line with a polygon becomes an object with a
@@ -60,11 +68,8 @@ def read_yolo(file: Path, split: str, images: Path | None = None) -> tuple[dict,
 
     Args:
         file: path of the ``data.yaml``.
-        split: ``"train"`` or ``"val"``.
+        split: ``"train"``, ``"val"`` or ``"test"``.
         images: folder that must hold the images of the split; None for any.
-
-    Returns:
-        The content, and the folder that its file names are relative to.
 
     Raises:
         UserError: the file has a mistake, its images or all of its label files are not found, or a
@@ -74,12 +79,13 @@ def read_yolo(file: Path, split: str, images: Path | None = None) -> tuple[dict,
     paths = _find_images(data, file, split)
     root = Path(os.path.commonpath([path.parent for path in paths]))
     if images is not None:
-        if not root.is_relative_to(images.resolve()):
+        own = images.absolute()
+        if not root.is_relative_to(own) and not root.resolve().is_relative_to(own.resolve()):
             raise UserError(
                 f"the {split} images that {file} names are in {root}, not in {images}: leave out "
                 "the folder of the images, since data.yaml names it"
             )
-        root = images.resolve()
+        root = own if root.is_relative_to(own) else root
     labels = [_find_labels(path) for path in paths]
     if not any(labels):
         raise UserError(
@@ -94,42 +100,77 @@ def read_yolo(file: Path, split: str, images: Path | None = None) -> tuple[dict,
         for found in _read_labels(label, size, _keypoint_values(data)) if label else ():
             annotations.append({"id": len(annotations) + 1, "image_id": number, **found})
     categories = [{"id": n, "name": name} for n, name in yolo_classes(file).items()]
-    return {"images": records, "annotations": annotations, "categories": categories}, root
+    content = {"images": records, "annotations": annotations, "categories": categories}
+    return Found(content, root, _find_strays(_find_places(data, file, split), paths))
 
 
 def _find_images(data: dict, file: Path, split: str) -> list[Path]:
     """Return the images of a split, in the order of its folders and lists."""
+    paths: list[Path] = []
+    places = _find_places(data, file, split)
+    for place in places:
+        paths += _list(place) if place.is_dir() else _read_list(place)
+    if not paths:
+        raise UserError(
+            f"{file}: no image in {', '.join(map(str, places))}, the {split} images: expected "
+            f"files with the suffix {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    return paths
+
+
+def _find_places(data: dict, file: Path, split: str) -> list[Path]:
+    """Return the folders and lists of a split."""
     value = next((data[key] for key in _KEYS[split] if data.get(key)), None)
     if not value:
         raise UserError(f"{file} names no {split} images: expected a folder in {split!r}")
     entries = value if isinstance(value, list) else [value]
     folder = file.absolute().parent
     bases = [folder / str(data["path"]), Path(str(data["path"]))] if data.get("path") else []
-    paths: list[Path] = []
+    found: list[Path] = []
     for entry in map(str, entries):
         # Roboflow writes ../train/images for train/images, as Ultralytics reads it.
         names = dict.fromkeys([entry, entry.removeprefix("../")])
-        places = [(base / name).resolve() for base in [*bases, folder] for name in names]
+        places = [_absolute(base / name) for base in [*bases, folder] for name in names]
         place = next((place for place in places if place.exists()), None)
         if place is None:
             raise UserError(
                 f"{file}: the {split} images {entry!r} do not exist (looked for "
                 f"{' and '.join(dict.fromkeys(map(str, places)))}): correct 'path' or {split!r}"
             )
-        paths += _list(place) if place.is_dir() else _read_list(place)
-    if not paths:
-        raise UserError(f"{file}: no image in {', '.join(map(str, entries))}, the {split} images")
-    return paths
+        found.append(place)
+    return found
+
+
+def _absolute(path: Path) -> Path:
+    """Return an absolute path without ``..``; links stay, since labels are beside the link."""
+    plain = Path(os.path.abspath(path))
+    return plain if plain.exists() or not path.exists() else path.resolve()
 
 
 def _list(folder: Path) -> list[Path]:
     """Return the images of a folder and its subfolders."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if is_image(path)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    return [path for path in walk(folder) if is_image(path)]
+
+
+def _find_strays(places: list[Path], images: list[Path]) -> list[Note]:
+    """Return a note for each label file without an image, in the label folders of the places."""
+    known = {place for image in images for place in _label_places(image)}
+    folders = {_label_places(place / "x")[0].parent for place in places if place.is_dir()}
+    files = {file for folder in folders for file in walk(folder) if file.suffix == ".txt"}
+    return [
+        Note("unread", file, "the label file has no image")
+        for file in sorted(files - known)
+        if _has_labels(file)
+    ]
+
+
+def _has_labels(file: Path) -> bool:
+    """Return whether the first line of a text file is that of a label file."""
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            return len(list(map(float, next(lines, "").split()))) > 4
+    except (OSError, ValueError):
+        return False
 
 
 def _read_list(file: Path) -> list[Path]:
@@ -139,7 +180,7 @@ def _read_list(file: Path) -> list[Path]:
         raise UserError(
             f"{file} cannot be read ({brief(error)}): expected a list of images, one a line"
         ) from None
-    return [(file.parent / line.strip()).resolve() for line in lines if line.strip()]
+    return [_absolute(file.parent / line.strip()) for line in lines if line.strip()]
 
 
 def _label_places(image: Path) -> list[Path]:
@@ -153,7 +194,8 @@ def _label_places(image: Path) -> list[Path]:
 
 
 def _find_labels(image: Path) -> Path | None:
-    return next((place for place in _label_places(image) if place.is_file()), None)
+    places = itertools.chain(_label_places(image), _label_places(image.resolve()))
+    return next((place for place in places if place.is_file()), None)
 
 
 def _keypoint_values(data: dict) -> int:
@@ -172,9 +214,16 @@ def _read_labels(file: Path, size: Size, keypoint_values: int) -> Iterator[dict]
         for values, box, label in zip(lines, found.xyxy.tolist(), found.class_id, strict=True):
             x1, y1, x2, y2 = box
             record = {"category_id": int(label), "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0}
-            if len(values) > 6:  # a polygon, with a confidence behind it if the number is odd
-                points = values[1 : len(values) - (len(values) - 1) % 2]
-                scaled = [float(v) * size[place % 2] for place, v in enumerate(points)]
+            polygon = len(values) > 6  # with a confidence behind it if the number is odd
+            points = values[1 : len(values) - (len(values) - 1) % 2] if polygon else values[1:5]
+            shares = [float(value) for value in points]
+            if wrong := [v for v in shares if not LOWEST < v < HIGHEST]:
+                raise ValueError(
+                    f"the line {show(' '.join(values))} has the coordinate {wrong[0]:g}, expected "
+                    "0 to 1: a class number with a box or a polygon, and a confidence at most"
+                )
+            if polygon:
+                scaled = [share * size[place % 2] for place, share in enumerate(shares)]
                 record["segmentation"] = [scaled]
             yield record
     except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ..data.split import shared_note
 from ..data.workers import WorkerBatches
 from ..utils.errors import UserError
 from ..utils.paths import check_tensorboard_folder
@@ -69,14 +70,16 @@ def prepare(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False) -
     check_tensorboard_folder(cfg.train.output_dir, "train.output_dir")
     resume = resume and os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint"))
     check_weights(cfg, resume, eval_only)
-    validation: list[str] = []
+    training, validation = {}, {}  # path of each image by its name
     if "data" in cfg:
         resolve_validation(cfg)
         resolve_classes(cfg)
         if not eval_only:
-            check_data(cfg, training=True)
+            training = check_data(cfg, training=True)
         if has_validation_data(cfg.data):
             validation = check_data(cfg, training=False)
+        if note := shared_note(training.values(), validation.values()):
+            logger.warning(note)
     try:
         os.makedirs(cfg.train.output_dir, exist_ok=True)
     except OSError as error:

@@ -27,7 +27,7 @@ from ..data.label_maps import (
     read_label_map,
     summarize_labels,
 )
-from ..data.split import split_images
+from ..data.split import names_below, split_images
 from ..utils.errors import UserError
 from .data import DEFAULT_OPTIONS, DataOptions, given_path
 from .images import read_array
@@ -78,8 +78,9 @@ def label_dicts(
     key = "data.train" if training else "data.val"
     whole = pairs = _find_pairs(images, labels, key, options.skip_missing)
     if options.val_split:
-        names = [str(pair.image) for pair in whole]
-        train, val = split_images(names, options.val_split, options.seed)
+        paths = [str(pair.image) for pair in whole]
+        names = names_below(Path(images).expanduser(), paths)
+        train, val = split_images(names, paths, options.val_split, options.seed)
         pairs = [whole[position] for position in (train if training else val)]
     check_labels(whole, classes)
     logger.info(summarize_labels(images, pairs, classes, whole.counts))

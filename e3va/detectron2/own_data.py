@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from detectron2.config import instantiate
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 from ..data.coco import nothing_to_score
 from ..data.formats import own_validation
 from ..data.images import check_headers
+from ..data.split import image_names
 from ..utils.atomic import atomic_open
 from ..utils.errors import UserError
 from .data import DataOptions, class_names, read_data
@@ -66,14 +68,14 @@ def has_validation_data(data: DictConfig) -> bool:
     return any(data.val.get(key) for key in _PLACES)
 
 
-def check_data(cfg: DictConfig, training: bool) -> list[str]:
+def check_data(cfg: DictConfig, training: bool) -> dict[str, str]:
     """Check the training or the validation data, which must have the classes of the model.
 
     The headers of the images are read too. Of the processes that torchrun starts on a machine, only
     the first one reads them.
 
     Returns:
-        The names of the images.
+        The path of each image by its name.
     """
     places = cfg.data.train if training else cfg.data.val
     dataset = (cfg.dataloader.train if training else cfg.dataloader.test).dataset
@@ -82,17 +84,18 @@ def check_data(cfg: DictConfig, training: bool) -> list[str]:
     if "labels" in places:
         settings = {"training": training, "classes": cfg.data.classes, "options": options}
         records = label_dicts(places.images, places.labels, **settings)
-        return [Path(record["file_name"]).name for record in records]
+        return {Path(record["file_name"]).name: record["file_name"] for record in records}
     settings = {"training": training, "masks": dataset.get("masks", True), "options": options}
     data = read_data(places.json, places.images, **settings)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         check_headers(data.images)
         if line := not training and nothing_to_score(data):
             logger.warning(line)
-    return [image["file_name"] for image in data.images]
+    paths = [image["path"] for image in data.images]
+    return dict(zip(image_names(data), paths, strict=True))
 
 
-def store_split(cfg: DictConfig, names: list[str], same: bool) -> None:
+def store_split(cfg: DictConfig, names: Iterable[str], same: bool) -> None:
     """Write the names of the images that validate into ``split.json`` in the output folder.
 
     With ``same``, the run goes on with the split of an earlier one.

@@ -1,6 +1,5 @@
 """The data of a training: training data, and validation data that are checked before the start."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,13 +8,18 @@ from ..data.coco import ReadOptions, nothing_to_score
 from ..data.formats import own_validation
 from ..data.images import check_headers
 from ..data.label_maps import class_names
-from ..data.split import divide_coco, split_images
+from ..data.split import (
+    divide_coco,
+    image_names,
+    names_below,
+    restore_split,
+    shared_note,
+    split_images,
+)
 from ..utils.errors import UserError
 from .data import Dataset, check_classes, from_coco, open_dataset
 from .models import MASK_MODELS, MOST_DETECTIONS
 from .options import DATA, READING
-
-Sides = tuple[Sequence[int], Sequence[int]]  # positions of training and of validation images
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,12 @@ def open_data(
     Raises:
         UserError: the data have a mistake, do not fit the model, or differ in their classes.
     """
-    share = options["val_split"]
+    share, annotations = options["val_split"], options["annotations"]
+    if share and annotations and (own := own_validation(annotations)):
+        raise UserError(
+            f"--val-split {share} and the {own} split that {annotations} names: expected one of "
+            "the two, a share of the training data or validation data of their own; leave one out"
+        )
     reading = ReadOptions(
         masks=None if model is None else model in MASK_MODELS,
         training=not share,  # the validation images are chosen among all images
@@ -72,9 +81,9 @@ def _open_validation(
     """Open the validation data that are given, or the split that the annotations name."""
     paths, prefix, title = [options[name] for name in DATA[3:]], "--val-", "validation"
     annotations = options["annotations"]
-    if not any(paths) and annotations and own_validation(annotations):
+    if not any(paths) and annotations and (own := own_validation(annotations)):
         paths, prefix = [options[name] for name in DATA[:3]], "--"
-        title = "validation, the val split of the same data"
+        title = f"validation, the {own} split of the same data"
     if not any(paths):
         print(
             "no validation data are given (--val-images … or --val-split 0.1): the model is not "
@@ -89,6 +98,9 @@ def _open_validation(
     check_classes(validation, training.classes, "the training data have")
     if line := validation.coco and nothing_to_score(validation.coco):
         print(f"warning: {line}")
+    sides = ([record["path"] for record in part.records] for part in (training, validation))
+    if note := shared_note(*sides):
+        print(note)
     return validation
 
 
@@ -96,12 +108,14 @@ def _split(
     opened: Dataset, options: Mapping[str, Any], reading: ReadOptions, chosen: list[str] | None
 ) -> TrainingData:
     """Split the data into training and validation data, by image."""
-    names = [_name(record, options["images"]) for record in opened.records]
+    paths = [record["path"] for record in opened.records]
+    names = image_names(opened.coco) if opened.coco else names_below(options["images"], paths)
     if chosen is None:
-        sides = split_images(names, options["val_split"], options["seed"])
+        sides = split_images(names, paths, options["val_split"], options["seed"])
         chosen = sorted({names[position] for position in sides[1]})
     else:
-        sides = _sides(names, chosen, options["skip_missing"])
+        _check_chosen(names, chosen, options["skip_missing"])
+        sides = restore_split(names, paths, set(chosen))
     if opened.coco:
         parts = divide_coco(opened.coco, sides, replace(reading, training=True))
         training, validation = map(from_coco, parts)
@@ -113,23 +127,13 @@ def _split(
     return TrainingData(training, validation, chosen)
 
 
-def _name(record: Mapping[str, Any], images: str | None) -> str:
-    return record.get("file_name") or os.path.relpath(record["path"], images)
-
-
-def _sides(names: Sequence[str], chosen: list[str], skip_missing: bool) -> Sides:
-    """Return the sides of an earlier choice; images that are new since then are trained on."""
-    left = set(chosen)
-    sides: tuple[list[int], list[int]] = ([], [])
-    for position, name in enumerate(names):
-        sides[name in left].append(position)
-    missing = left - set(names)
+def _check_chosen(names: Sequence[str], chosen: list[str], skip_missing: bool) -> None:
+    missing = set(chosen) - set(names)
     if missing and not skip_missing:
         raise UserError(
-            f"{len(missing)} of the {len(left)} validation images of the run are not among the "
+            f"{len(missing)} of the {len(chosen)} validation images of the run are not among the "
             f"data any more (first: {min(missing)}): restore them, or start a new run"
         )
-    return sides
 
 
 def crowded_note(parts: Sequence[Dataset | None], cap: int) -> str | None:

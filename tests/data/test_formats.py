@@ -12,7 +12,12 @@ from PIL import Image
 
 from e3va import UserError
 from e3va.data.coco import ReadOptions
-from e3va.data.formats import own_validation, read_annotations, read_class_names
+from e3va.data.formats import (
+    own_validation,
+    read_annotations,
+    read_class_names,
+    scored_split,
+)
 from e3va.data.voc import CLASSES
 
 SIZE = (64, 48)
@@ -136,6 +141,67 @@ def test_hidden_files_are_no_images(yolo):
     write(yolo / "images/train/._a.jpg", b"\0\5\x16\7")
     write(yolo / "images/train/.cache/x.jpg", b"")
     assert list(read(yolo)) == ["a.jpg", "b.jpg"]
+
+
+def test_linked_images_and_folders_have_their_labels(yolo, tmp_path):
+    store = tmp_path / "store"
+    save(store / "x.jpg")
+    (yolo / "images/train/a.jpg").unlink()
+    (yolo / "images/train/a.jpg").symlink_to(store / "x.jpg")
+    (yolo / "images/train/more").symlink_to(store, target_is_directory=True)
+    (yolo / "images/train/back").symlink_to("..", target_is_directory=True)
+    write(yolo / "labels/train/more/x.txt", f"1 {YOLO_SQUARE}\n")
+    expected = {"a.jpg": [("red", SQUARE)], "b.jpg": [], "more/x.jpg": [("blue", SQUARE)]}
+    assert read(yolo) == read(yolo, yolo / "images/train") == expected
+    write(yolo / "data.yaml", "names: [red, blue]\ntrain: list.txt\n")
+    write(yolo / "list.txt", "images/train/a.jpg\nimages/train/b.jpg\n")
+    assert read(yolo) == {"a.jpg": [("red", SQUARE)], "b.jpg": []}
+
+
+@pytest.mark.parametrize("labels", ["linked", "stored"])
+def test_a_linked_folder_of_yolo_images(labels, yolo, tmp_path):
+    (tmp_path / "store").mkdir()
+    (yolo / "images/train").rename(tmp_path / "store/images")
+    (yolo / "images/train").symlink_to(tmp_path / "store/images", target_is_directory=True)
+    if labels == "stored":
+        (yolo / "labels/train").rename(tmp_path / "store/labels")
+    assert read(yolo) == {"a.jpg": [("red", SQUARE)], "b.jpg": []}
+    assert read(yolo, tmp_path / "store/images") == {"a.jpg": [("red", SQUARE)], "b.jpg": []}
+
+
+def test_label_files_without_an_image_are_counted(yolo):
+    for name in ("train/c", "train/deep/d"):
+        write(yolo / f"labels/{name}.txt", f"1 {YOLO_SQUARE}\n")
+    Image.new("RGB", SIZE).save(yolo / "images/train/c.gif")  # a suffix that is not read
+    write(yolo / "labels/train/classes.txt", "red\nblue\n")
+    data = read_annotations(yolo, None, ANY_MASKS)
+    assert data.notes == {"unread": 2} and "2 annotation files" in data.summary()
+    assert not read_annotations(yolo, None, ANY_MASKS, "val").notes
+
+
+def test_names_of_yolo_classes_stay_as_they_are_written(yolo):
+    for names in ("[yes, no]", "{0: yes, 1: no}"):
+        write(yolo / "data.yaml", f"names: {names}\ntrain: images/train\n")
+        assert read_class_names(yolo) == ["yes", "no"]
+
+
+@pytest.mark.parametrize("line", ["0 0.5 0.5 0.2 0.2 0.9 17", "0 32 24 10 10"])
+def test_lines_with_coordinates_far_beyond_the_image_are_refused(yolo, line):
+    write(yolo / "labels/train/a.txt", line)
+    refused(yolo, yolo / "labels/train/a.txt", line, {"7": 17, "0": 32}[line[-1]])
+
+
+def test_the_split_that_is_scored(yolo, voc, drawn):
+    assert scored_split(yolo) == scored_split(voc) == scored_split(drawn.json) == "val"
+    write(yolo / "data.yaml", "names: [red, blue]\ntrain: images/train\ntest: images/val\n")
+    assert scored_split(yolo) == "test"
+    assert read(yolo, split="test") == {"c.jpg": [("blue", SQUARE)]}
+    write(yolo / "data.yaml", "names: [red, blue]\ntrain: images/train\n")
+    assert scored_split(yolo) == "train"
+    write(voc / "ImageSets/Main/train.txt", "a\n")
+    assert scored_split(voc) == "train"
+    write(voc / "ImageSets/Main/test.txt", "a\n")
+    assert scored_split(voc) == "val"
 
 
 def test_yolo_polygons_become_masks(yolo):
@@ -269,6 +335,59 @@ def test_lists_of_voc_are_splits(voc):
     refused(voc, voc / "Annotations/a.xml")
 
 
+@pytest.mark.parametrize(
+    ("lists", "train", "val"),
+    [
+        ("train val test", "train", "val"),
+        ("train test", "train", "test"),
+        ("trainval val test", "trainval", "test"),
+        ("trainval val", "trainval", "val"),
+        ("train trainval val test", "train", "val"),
+    ],
+)
+def test_images_of_voc_validate_that_are_not_trained_on(voc, lists, train, val):
+    for name in lists.split():
+        save(voc / f"JPEGImages/{name}.jpg")
+        write(voc / f"Annotations/{name}.xml", xml(VOC_SQUARE))
+        write(voc / f"ImageSets/Main/{name}.txt", f"{name}\n")
+    assert own_validation(voc) == val
+    assert list(read(voc)) == [f"{train}.jpg"] and list(read(voc, split="val")) == [f"{val}.jpg"]
+
+
+def test_voc_without_a_list_of_validation_images_is_no_validation_data(voc):
+    assert list(read(voc, split="val")) == ["a.jpg"]  # without any list, all images
+    listed = write(voc / "ImageSets/Main/train.txt", "a\n")
+    assert not own_validation(voc)
+    refused(voc, listed, "val.txt", split="val")
+
+
+def test_names_with_spaces_in_lists_of_voc(voc):
+    for name in ("IMG 1", "IMG", "b 2"):
+        save(voc / f"JPEGImages/{name}.jpg")
+        write(voc / f"Annotations/{name}.xml", xml(VOC_SQUARE))
+    listed = write(voc / "ImageSets/Main/train.txt", "IMG 1\nb 2  -1\n\na  1\n")
+    assert list(read(voc)) == ["IMG 1.jpg", "b 2.jpg", "a.jpg"]
+    write(listed, "IMG 9\n")
+    refused(voc, listed, "IMG 9.xml")
+
+
+def test_files_in_subfolders_are_counted(voc, tmp_path):
+    write(voc / "Annotations/more/b.xml", xml(VOC_SQUARE))
+    assert read_annotations(voc, None, ANY_MASKS).notes == {"unread": 1}
+    folder = labelme(tmp_path / "labelme", shape("cat", POINTS))
+    labelme(folder / "more", shape("cat", POINTS))
+    write(folder / "more/other.json", "{}")
+    assert read_annotations(folder, None, ANY_MASKS).notes == {"unread": 1}
+
+
+def test_objects_of_an_unknown_class_are_named(voc, tmp_path):
+    folder = labelme(tmp_path / "labelme", shape("zebra", POINTS))
+    write(voc / "Annotations/a.xml", xml(VOC_SQUARE, ("zebra", 1, 1, 9, 9)))
+    for path in (voc, folder):
+        options = ReadOptions(masks=None, classes=("dog", "cat"))
+        refused(path, path, "a.jpg", "zebra", "dog, cat", options=options)
+
+
 def test_classes_of_a_model_are_the_classes_of_voc(voc):
     data = read_annotations(voc, None, ReadOptions(masks=None, classes=("dog", "cat")))
     assert data.class_names == ["dog", "cat"]
@@ -337,6 +456,22 @@ def test_labelme_rectangles_are_boxes_unless_others_have_masks(tmp_path):
     assert not read_annotations(tmp_path, None, ANY_MASKS).masks
     labelme(tmp_path, shape("cat", POINTS), name="b")
     assert masks_of(tmp_path) == [[[10, 5, 30, 5, 30, 25, 10, 25]]]
+
+
+def test_labelme_rectangles_are_masks_for_a_model_of_masks(tmp_path):
+    labelme(tmp_path, shape("cat", [[30, 25], [10, 5]], "rectangle"))
+    masks = ReadOptions(masks=True)
+    data = read_annotations(tmp_path, None, masks, "val")
+    assert data.annotations[1][0]["segmentation"] == [[10, 5, 30, 5, 30, 25, 10, 25]]
+    refused(tmp_path, tmp_path, options=masks)  # as training data, they have no mask
+
+
+def test_labels_of_labelme_that_are_no_classes(tmp_path):
+    others = [shape(label, POINTS) for label in ("__ignore__", "_background_")]
+    labelme(tmp_path, shape("cat", POINTS), *others)
+    assert read(tmp_path) == {"a.jpg": [("cat", SQUARE)]}
+    assert read_class_names(tmp_path) == ["cat"]
+    assert read_annotations(tmp_path, None, ANY_MASKS).notes == {"no_class": 2}
 
 
 def test_labelme_circles_are_polygons(tmp_path):

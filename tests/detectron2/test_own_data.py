@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from itertools import islice
 
 import numpy as np
@@ -21,7 +22,10 @@ from e3va.detectron2.data import DataOptions, coco_dicts, coco_evaluator
 from e3va.detectron2.describe import adopt, describe_config
 from e3va.detectron2.evaluator import InstanceEvaluator
 from e3va.detectron2.hooks import MetricWriter
+from e3va.detectron2.labels import label_dicts
 from e3va.detectron2.lean import prepare_model
+from e3va.torchvision.options import DEFAULTS
+from e3va.torchvision.training_data import open_data
 
 CASCADE, BOXES = "custom/cascade_mask_rcnn_e3va_swin_t.py", "custom/retinanet_e3va_swin_t.py"
 LABELS = "custom/semantic_fpn_e3va_swin_t.py"
@@ -335,6 +339,50 @@ def test_the_validation_data_of_a_data_yaml_are_found(own, monkeypatch):
     assert cfg.data.val.json == str(own.json)
     with pytest.raises(UserError, match=r"data.val_split=0.1.*/yolo/data.yaml"):
         engine.resolve_validation(load_config(CASCADE, [*given, "data.val_split=0.1"]))
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "labels"])
+def test_both_frameworks_choose_the_same_images(kind, drawn, drawn_labels, tmp_path):
+    options = {**DEFAULTS, "images": str(drawn.images), "val_split": 0.34}
+    if kind == "yolo":
+        pytest.importorskip("supervision")
+        for number in range(1, 7):
+            folder = tmp_path / ("a" if number < 4 else "yolo/z")
+            for name in ("images", "labels"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            (drawn.images / f"{number}.png").rename(folder / f"images/{number}.png")
+            (folder / f"labels/{number}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+        options |= {"images": None, "annotations": str(tmp_path / "yolo/data.yaml")}
+        (tmp_path / "yolo/data.yaml").write_text(
+            "train: [z/images, ../a/images]\nnames: [red]\n", encoding="utf-8"
+        )
+    elif kind == "coco":  # sorted, the names have another order than the paths
+        (drawn.images.parent / "more").mkdir()
+        for image in drawn.data["images"][3:]:
+            name = f"../more/{image['file_name']}"
+            (drawn.images / image["file_name"]).rename(drawn.images / name)
+            image["file_name"] = name
+        drawn.save()
+        options["annotations"] = str(drawn.json)
+    else:
+        options["labels"] = str(drawn_labels)
+    for seed in range(6):
+        validation = open_data({**options, "seed": seed}, None).validation
+        own = DataOptions(val_split=0.34, seed=seed)
+        if kind == "labels":
+            settings = {"training": False, "classes": validation.classes, "options": own}
+            found = label_dicts(options["images"], options["labels"], **settings)
+        else:
+            place = options["annotations"], options["images"] or ""
+            found = coco_dicts(*place, training=False, masks=False, options=own)
+        expected = [os.path.realpath(record["path"]) for record in validation.records]
+        assert sorted(os.path.realpath(r["file_name"]) for r in found) == sorted(expected)
+        assert len(expected) == 2
+
+
+def test_images_that_train_and_validate_are_counted(ten, overrides, caplog):
+    engine.prepare(load_config(CASCADE, [*overrides, *ten.given("train"), *ten.given("val")]))
+    assert "10 of the 10 validation images" in caplog.text
 
 
 def test_label_maps_are_split_too(drawn, drawn_labels, tmp_path):

@@ -226,6 +226,16 @@ def test_the_val_split_of_a_yolo_file_validates(drawn, tmp_path, capsys):
     assert names(data.training) == {"1.png", "2.png", "3.png", "4.png"}
     assert names(data.validation) == {"5.png", "6.png"} and not data.training.coco.masks
     assert "the val split" in capsys.readouterr().out
-    data = open_data({**options, "val_split": 0.25}, None)
-    assert names(data.training) | names(data.validation) == {"1.png", "2.png", "3.png", "4.png"}
-    assert len(data.validation.records) == 1
+    with pytest.raises(UserError, match=rf"--val-split 0.25.* val .*{file}"):
+        open_data({**options, "val_split": 0.25}, None)
+    file.write_text("path: .\ntrain: images\nval: images/val\nnames: [red]\n")
+    open_data(options, None)
+    assert "warning: 2 of the 2 " in capsys.readouterr().out
+    # A split goes on if the data get a further folder.
+    file.write_text("path: .\ntrain: images/train\nnames: [red]\n")
+    options["val_split"] = 0.25
+    chosen = open_data(options, None).chosen
+    file.write_text("path: .\ntrain: [images/train, images/val]\nnames: [red]\n")
+    data = open_data(options, None, chosen=chosen)
+    assert len(data.training.records) == 5
+    assert [f"images/{r['file_name']}" for r in data.validation.records] == chosen
