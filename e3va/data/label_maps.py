@@ -71,8 +71,8 @@ def pair_label_maps(
 
     Raises:
         UserError: a folder does not exist or has no images, or both folders are the same; an image
-            has no label map; two label maps have the same name, as ``a.png`` and ``a.PNG``; a file cannot be read; a label map has another size than its image,
-            or colors.
+            has no label map; two label maps have the same name, as ``a.png`` and ``a.PNG``; a file
+            cannot be read; a label map has another size than its image, or colors.
     """
     root, folder = check_folders(images, labels)
     maps, found, counts = find_label_maps(folder), find_images([str(root)]), Counter()

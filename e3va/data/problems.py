@@ -98,7 +98,7 @@ polygon_outside: polygons that reach beyond their image; clip them to the image
 disagree: boxes that disagree with their mask; find out which is right
 turned: images that EXIF data rotate or mirror; check that the annotations fit the upright image
 no_image: label maps without an image; add the image, or remove the label map
-ambiguous: images that share the label map of another image; give them names that differ in more than the suffix
+ambiguous: images that share the label map of another image; give them different names
 ignored: label maps without a labelled pixel; annotate the image, or remove it
 two_labels_map: label maps with only the labels 0 and 255; write 1 if 255 is meant as a class
 one_class: label maps with only the label 0; annotate another class""",
