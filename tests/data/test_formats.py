@@ -339,6 +339,12 @@ def test_labelme_rectangles_are_boxes_unless_others_have_masks(tmp_path):
     assert masks_of(tmp_path) == [[[10, 5, 30, 5, 30, 25, 10, 25]]]
 
 
+def test_labelme_labels_that_differ_only_in_spaces_are_one_class(tmp_path):
+    labelme(tmp_path, shape("1", POINTS), shape(" 1", POINTS), shape(2, POINTS))
+    assert read_class_names(tmp_path) == ["1", "2"]
+    assert read(tmp_path) == {"a.jpg": [("1", SQUARE), ("1", SQUARE), ("2", SQUARE)]}
+
+
 def test_labelme_circles_are_polygons(tmp_path):
     labelme(tmp_path, shape("cat", [[20, 15], [30, 15]], "circle"))  # the radius is 10
     ((name, box),) = read(tmp_path)["a.jpg"]
