@@ -10,17 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pycocotools.mask
-
 from ..utils.errors import UserError
 from .coco import Content, has_object, nothing_to_train, read_records
+from .coco_annotations import ROUNDING
 from .coco_records import ReadOptions, list_records
 from .contact_sheet import Picture
 from .images import check_image, in_threads
 from .masks import find_extent, to_rle
 from .problems import Findings, Problems
 
-OUTSIDE = 1.0  # pixels; a box or polygon may reach this far beyond its image
 # Edges of a box and of its mask may differ by this many pixels, or by this share of the box's
 # longer side, since people draw them by hand.
 APART, APART_SHARE = 3.0, 0.1
@@ -114,7 +112,8 @@ def check_instances(
         if not row.sizes and not row.crowds:
             note("unused", source, row.id, f"no object of the class {row.name!r}")
     if not any(row.sizes for row in found.classes):
-        text = nothing_to_train(sum(row.crowds for row in found.classes))
+        crowds = sum(row.crowds for row in found.classes)
+        text = nothing_to_train(crowds, found.problems.counts())
         note("nothing", source, None, f"the file has {text}")
         return found
     for image in found.images:
@@ -153,20 +152,14 @@ def _check_shape(annotation: dict, identity: Any, image: dict, problems: Problem
 
     x, y, w, h = annotation["bbox"]
     box = _numbers(annotation["bbox"])
-    beyond = max(-x, -y, x + w - width, y + h - height)
-    if beyond > OUTSIDE:
-        note("outside", f"the box {box} reaches {beyond:.4g} pixels beyond the image")
     segmentation = annotation.get("segmentation")
     if not segmentation:
         return
     if isinstance(segmentation, list):
         _check_polygons(segmentation, width, height, note)
     rle = to_rle(segmentation, height, width)
-    if not pycocotools.mask.area(rle):
-        note("empty_mask", "the mask has no pixel")
-        return
     x1, y1, x2, y2 = mask = find_extent(segmentation, rle, width, height)
-    edges = (max(x, 0), max(y, 0), min(x + w, width), min(y + h, height))
+    edges = (x, y, x + w, y + h)
     apart = max(abs(one - other) for one, other in zip(edges, mask, strict=True))
     if apart > max(APART, APART_SHARE * max(w, h)):
         own = _numbers([x1, y1, x2 - x1, y2 - y1])
@@ -176,7 +169,7 @@ def _check_shape(annotation: dict, identity: Any, image: dict, problems: Problem
 def _check_polygons(polygons: list, width: int, height: int, note) -> None:
     xs, ys = [x for p in polygons for x in p[0::2]], [y for p in polygons for y in p[1::2]]
     beyond = max(-min(xs), -min(ys), max(xs) - width, max(ys) - height)
-    if beyond > OUTSIDE:
+    if beyond > ROUNDING:
         note("polygon_outside", f"a point lies {beyond:.4g} pixels beyond the image")
 
 

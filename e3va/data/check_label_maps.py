@@ -105,9 +105,13 @@ def _pair(found: LabelMapFindings) -> list[tuple[str | None, str | None]]:
     if found.root is not None:
         check_folders(found.root, found.source)
     is_folder = Path(found.source).is_dir()
-    maps = {k: str(path) for k, path in find_label_maps(found.source).items()} if is_folder else {}
+    listed = find_label_maps(found.source) if is_folder else {}
+    maps = {stem: str(paths[0]) for stem, paths in listed.items()}
     if not maps:
         raise UserError(f"{found.source} has no label maps: expected PNG files")
+    for first, *others in listed.values():
+        for path in others:
+            note("map_twice", path, None, f"{first.name} has the same name")
     for path in find_hidden(found.root, found.source):
         note("hidden", path, None, "the name begins with a dot")
     if found.root is None:
@@ -116,9 +120,8 @@ def _pair(found: LabelMapFindings) -> list[tuple[str | None, str | None]]:
     for path in find_images([found.root]):
         images[path.stem].append(path)
     for paths in images.values():
-        if len(paths) > 1:
-            text = f"has the same label map as {', '.join(path.name for path in paths[:-1])}"
-            note("ambiguous", paths[-1], None, text)
+        for path in paths[1:]:
+            note("ambiguous", path, None, f"has the same label map as {paths[0].name}")
     for stem in sorted(maps.keys() - images.keys()):
         note("no_image", maps[stem], None, f"no image {stem}.* in {found.root}")
     for stem in sorted(images.keys() - maps.keys()):

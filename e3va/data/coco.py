@@ -29,6 +29,12 @@ from .coco_values import show
 from .masks import has_mask
 from .problems import KINDS, REFUSED, count_line
 
+MASK_FAULTS = ("no_mask", "polygons", "empty_mask")  # kinds that drop objects with good boxes
+BOX_MODELS_ADVICE = (
+    "train a model that finds boxes (--model faster_rcnn, or custom/retinanet_e3va_swin_t.py with "
+    "Detectron2), or draw the masks"
+)
+
 __all__ = ["READ_ALL", "CocoData", "ReadOptions", "read_coco", "read_content"]
 
 
@@ -170,7 +176,9 @@ def without_empty(data: CocoData, options: ReadOptions) -> CocoData:
     """
     crowds = sum(a["iscrowd"] for found in data.annotations.values() for a in found)
     if crowds == sum(map(len, data.annotations.values())):
-        raise UserError(f"{data.source} has {nothing_to_train(crowds)}{count_line(data.notes)}")
+        raise UserError(
+            f"{data.source} has {nothing_to_train(crowds, data.notes)}{count_line(data.notes)}"
+        )
     if options.keep_empty:
         return data
     images = [image for image in data.images if has_object(data.annotations[image["id"]])]
@@ -205,8 +213,7 @@ def read_records(
     if options.masks and not found:
         raise UserError(
             f"{source} has boxes only: none of its {len(records)} annotations has a mask in "
-            "'segmentation', which the model learns; train a model that finds boxes (--model "
-            "faster_rcnn, or custom/retinanet_e3va_swin_t.py with Detectron2), or draw the masks"
+            f"'segmentation', which the model learns; {BOX_MODELS_ADVICE}"
         )
     options = replace(options, masks=found if options.masks is None else options.masks)
     ids = {category["id"] for category in categories}
@@ -219,12 +226,22 @@ def has_object(annotations: Sequence[dict]) -> bool:
     return any(not annotation["iscrowd"] for annotation in annotations)
 
 
-def nothing_to_train(crowds: int) -> str:
-    """Return why data without a usable object, but with a number of crowd regions, are refused."""
+def nothing_to_train(crowds: int, notes: Mapping[str, int]) -> str:
+    """Return why data without a usable object are refused.
+
+    Args:
+        crowds: number of crowd regions.
+        notes: number of problems by kind.
+    """
     if crowds:
         return (
             f"no usable annotation to train on, since iscrowd is 1 in all {crowds} of them: read "
             "crowd regions as objects with --use-crowds (data.use_crowds=true with Detectron2)"
+        )
+    if masks := sum(notes.get(kind, 0) for kind in MASK_FAULTS):
+        return (
+            f"no usable annotation to train on, since {masks} objects have no usable mask: "
+            f"{BOX_MODELS_ADVICE}"
         )
     return (
         "no usable annotation to train on: expected at least one object with a box inside its image"

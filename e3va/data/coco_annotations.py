@@ -9,11 +9,12 @@ import pycocotools.mask
 
 from .coco_records import Images, Note, ReadOptions
 from .coco_values import Fault, as_number, as_whole, show
-from .masks import FARTHEST, read_mask, to_rle
+from .masks import read_mask, to_rle
 
 # Pixels; a side of a box that is shorter vanishes when the image is made smaller, in float32.
 SHORTEST_SIDE = 0.01
 LARGEST_AREA = 1e10  # pycocotools scores no larger objects
+ROUNDING = 1.0  # pixels; a box that reaches at most this far beyond its image is not counted
 
 
 def list_annotations(
@@ -27,9 +28,9 @@ def list_annotations(
     """Yield usable annotations as (id in the file, image record, annotation record).
 
     An annotation record has ``id`` (its number in the file, from 1), ``image_id``, ``category_id``,
-    ``iscrowd`` (0 or 1), ``area`` (a positive float), ``bbox`` (four floats) and, if
-    ``options.masks`` is true, ``segmentation`` (lists of x1, y1, x2, y2, …; or RLE of the image's
-    size). Annotations of missing images are left out if ``options.skip_missing``.
+    ``iscrowd`` (0 or 1), ``area`` (a positive float), ``bbox`` (four floats, inside the image) and,
+    if ``options.masks`` is true, ``segmentation`` (lists of x1, y1, x2, y2, …; or RLE of the
+    image's size). Annotations of missing images are left out if ``options.skip_missing``.
     """
     ids: set = set()
     for number, annotation in enumerate(records, 1):
@@ -79,8 +80,11 @@ def _read(
         raise Fault(
             "unknown_category", f"the category_id is {show(given)}, expected one of {known}"
         )
-    box = _read_box(annotation.get("bbox"), image)
+    box, beyond = _read_box(annotation.get("bbox"), image)
     crowd, notes = _read_crowd(annotation.get("iscrowd")), []
+    if beyond > ROUNDING:
+        text = f"the box {show(annotation['bbox'])} reaches {beyond:.4g} pixels beyond the image"
+        notes.append(("outside", text))
     record = {"category_id": category, "iscrowd": crowd, "area": 0.0, "bbox": box}
     if crowd and options.use_crowds:
         record["iscrowd"] = 0
@@ -118,22 +122,30 @@ def _conversions(annotation: dict, images: Images) -> list[tuple[str, str]]:
     return [("number", text)] if other else []
 
 
-def _read_box(box: Any, image: dict) -> list[float]:
+def _read_box(box: Any, image: dict) -> tuple[list[float], float]:
+    """Return a box clipped to the image, and how many pixels it reached beyond the image.
+
+    Training and predictions use boxes inside the image, so that scoring has to use them too.
+    """
     numbers = [as_number(v) for v in box] if isinstance(box, list) and len(box) == 4 else [None]
     if None in numbers:
         text = f"the bbox is {show(box)}, expected [x, y, width, height] in pixels"
         raise Fault("box", text)
     x, y, w, h = numbers
     width, height = image["width"], image["height"]
-    sides = min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0)
-    if not all(map(math.isfinite, numbers)) or not min(sides) >= SHORTEST_SIDE:
+    beyond = max(-x, -y, x + w - width, y + h - height)
+    (x, w), (y, h) = _clip(x, w, width), _clip(y, h, height)
+    if not all(map(math.isfinite, numbers)) or not min(w, h) >= SHORTEST_SIDE:
         raise Fault("no_area", f"the box {show(box)} has no area inside the image")
-    farthest = FARTHEST * max(width, height)
-    if min(x, y) < -farthest or max(x + w, y + h) > farthest:  # float32 has few digits so far out
-        x1, y1 = max(x, -farthest), max(y, -farthest)
-        x2, y2 = min(x + w, farthest), min(y + h, farthest)
-        return [x1, y1, x2 - x1, y2 - y1]
-    return numbers
+    return [x, y, w, h], beyond
+
+
+def _clip(start: float, length: float, limit: int) -> tuple[float, float]:
+    """Return the part of a range from 0 to ``limit``; a range inside stays to the bit."""
+    if start >= 0 and start + length <= limit:
+        return start, length
+    first = max(start, 0.0)
+    return first, min(start + length, limit) - first
 
 
 def _read_crowd(crowd: Any) -> int:
@@ -150,8 +162,5 @@ def _read_area(area: Any, record: dict, image: dict) -> float:
         return number
     if "segmentation" in record:
         rle = to_rle(record["segmentation"], image["height"], image["width"])
-        if pixels := int(pycocotools.mask.area(rle)):
-            return float(pixels)
-    x, y, w, h = record["bbox"]
-    inside = (min(x + w, image["width"]) - max(x, 0)) * (min(y + h, image["height"]) - max(y, 0))
-    return w * h if w * h <= LARGEST_AREA else inside
+        return float(pycocotools.mask.area(rle))
+    return record["bbox"][2] * record["bbox"][3]

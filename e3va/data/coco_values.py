@@ -52,10 +52,10 @@ def as_key(value: Any) -> int | str | None:
 
 
 def as_name(value: Any) -> str | None:
-    """Return a class name as text that can be written as UTF-8, or None if it is no name."""
+    """Return a class name without spaces around it, in UTF-8; or None if it is no name."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    return str(value).encode("utf-8", "replace").decode() if str(value).strip() else None
+    return str(value).strip().encode("utf-8", "replace").decode() or None
 
 
 def show(value: Any) -> str:

@@ -11,13 +11,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..utils.errors import UserError, brief, unreadable_image
 from ..utils.optional import HOW_TO_INSTALL
@@ -202,11 +202,15 @@ def _read_header(path: str | os.PathLike) -> tuple[tuple[Size, Size], str]:
         raise _refusal(path, error) from None
 
 
-def _open(path: str | os.PathLike) -> Image.Image:
+@contextmanager
+def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
     if Path(path).suffix.lower() in (".heic", ".heif"):
         with suppress(ImportError):
             importlib.import_module("pillow_heif").register_heif_opener()
-    return Image.open(path)
+    # From a path, Pillow 13 maps uncompressed TIFF files into memory, and scrambles those that EXIF
+    # turns: it reads their rows in the size of the upright picture.
+    with open(path, "rb") as file, Image.open(file) as image:
+        yield image
 
 
 def _fault(path: str | os.PathLike, error: BaseException) -> tuple[str, str]:
@@ -220,6 +224,8 @@ def _fault(path: str | os.PathLike, error: BaseException) -> tuple[str, str]:
     how = READERS.get(suffix := Path(path).suffix.lower())
     if how and suffix not in Image.registered_extensions():
         return "undecodable", f"Pillow does not read {suffix} files yet; {how}"
+    if isinstance(error, UnidentifiedImageError):
+        return "undecodable", "cannot identify its format"
     return "undecodable", brief(error)
 
 

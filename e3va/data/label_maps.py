@@ -71,30 +71,41 @@ def pair_label_maps(
 
     Raises:
         UserError: a folder does not exist or has no images, or both folders are the same; an image
-            has no label map; a file cannot be read; a label map has another size than its image,
-            or colors.
+            has no label map; two label maps have the same name, as ``a.png`` and ``a.PNG``; a file
+            cannot be read; a label map has another size than its image, or colors.
     """
     root, folder = check_folders(images, labels)
     maps, found, counts = find_label_maps(folder), find_images([str(root)]), Counter()
+    for first, *others in maps.values():
+        if others:
+            raise UserError(
+                f"label maps {first} and {others[0].name} have the same name: keep one of the two"
+            )
     if skip_missing:
         listed = len(found)
         found = [path for path in found if path.stem in maps]
         counts["no_map_skipped"] = listed - len(found)
         if not found:
             raise UserError(f"no image in {root} has a label map in {folder}")
-    counts["no_image"] = len(maps.keys() - {path.stem for path in found})
+    stems = {path.stem for path in found}
+    counts["no_image"] = len(maps.keys() - stems)
+    counts["ambiguous"] = len(found) - len(stems)
     counts["hidden"] = len(find_hidden(root, folder))
     pairs = []
     for path in found:
-        pair, is_turned = _pair(path, maps.get(path.stem, folder / f"{path.stem}.png"))
+        own = maps.get(path.stem, [folder / f"{path.stem}.png"])
+        pair, is_turned = _pair(path, own[0])
         pairs.append(pair)
         counts["unturned"] += not is_turned
     return LabelledImages(pairs, counts)
 
 
-def find_label_maps(folder: str | os.PathLike) -> dict[str, Path]:
-    """Return the label maps of a folder by their names without the suffix."""
-    return {path.stem: path for path in list_files(folder, LABEL_MAP_SUFFIXES)}
+def find_label_maps(folder: str | os.PathLike) -> dict[str, list[Path]]:
+    """Return the label maps of a folder by their names without the suffix; each has one usually."""
+    maps: dict[str, list[Path]] = {}
+    for path in list_files(folder, LABEL_MAP_SUFFIXES):
+        maps.setdefault(path.stem, []).append(path)
+    return maps
 
 
 def find_hidden(root: str | os.PathLike | None, folder: str | os.PathLike) -> list[Path]:
@@ -246,12 +257,14 @@ def check_names(names: Sequence[str], option: str) -> None:
         )
 
 
-def check_labels(pairs: Iterable[LabelledImage], names: Sequence[str]) -> None:
+def check_labels(
+    pairs: Iterable[LabelledImage], names: Sequence[str], training: bool = True
+) -> None:
     """Check that every label is a class, and that the label maps are not drawn as 0 and 255.
 
     Raises:
-        UserError: a label stands for no class, every label is 255, or the only labels are 0 and
-            255: a model would learn that everything is class 0.
+        UserError: a label stands for no class, or every label is 255; in data for ``training``, the
+            only labels are 0 and 255, so that a model would learn that everything is class 0.
     """
     used: set[int] = set()
     for pair in pairs:
@@ -268,7 +281,7 @@ def check_labels(pairs: Iterable[LabelledImage], names: Sequence[str]) -> None:
             f"every pixel of the label maps in {folder} is {IGNORED}, which stands "
             "for no class: expected a class number in every pixel"
         )
-    if used == BLACK_AND_WHITE:
+    if training and used == BLACK_AND_WHITE:
         raise UserError(f"label maps in {folder}: {TWO_LABELS}")
 
 

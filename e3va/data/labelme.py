@@ -105,6 +105,9 @@ def _load(file: Path) -> dict:
             f"{file} is not a file of labelme: expected a list of 'shapes'; remove it from the "
             "folder, or name a COCO-format file itself"
         )
+    for shape in shapes:
+        if "label" in shape:
+            shape["label"] = str(shape["label"]).strip()
     content.pop("imageData", None)  # a copy of the image, of many megabytes
     return content
 

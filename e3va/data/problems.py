@@ -28,6 +28,7 @@ COUNTED = (
     "no_image",
     "ignored",
     "unread",
+    "ambiguous",
     "two_labels_map",
     "one_class",
 )
@@ -60,6 +61,7 @@ mask: masks that cannot be read or have the wrong size; write polygons, or RLE o
 nothing: data with nothing to train on; annotate some objects
 no_map: images without a label map; add a PNG file with the name of the image
 map_size: label maps with another size than their image; write them with the image's size
+map_twice: label maps with the name of another one; keep one of the two
 map_mode: label maps with more than one channel of 8 bits; write class numbers instead of colors
 label: label maps with labels that are no class; name more classes, or write 255 for no class
 two_labels: label maps whose only labels are 0 and 255; 255 means no class, so write 1 instead""",
@@ -67,7 +69,8 @@ two_labels: label maps whose only labels are 0 and 255; 255 means no class, so w
 unknown_image: annotations of images that are not listed; correct image_id, or list the image
 no_area: boxes with no area inside the image; write [x, y, width, height], not two corners
 no_mask: annotations without a mask in a file with masks; draw the masks, or train on boxes only
-polygons: masks without a polygon of three points or more; draw the mask again""",
+polygons: masks without a polygon of three points or more; draw the mask again
+empty_mask: masks without a pixel; draw the mask again, or remove the annotation""",
     SKIPPED: """\
 image_again: repeated image records; list each image once
 absent: images that do not exist; check the image folder, or remove their records
@@ -79,8 +82,9 @@ hidden: hidden files, whose names begin with a dot; nothing has to be done""",
     CONVERTED: """\
 number: records with numbers as text, as 64.0 or as true; write whole numbers such as 64
 image_numbered: files with image ids that are not whole numbers; nothing has to be done
-category_name: class names that are not text; write them in quotation marks
+category_name: class names that are not text, or with spaces around them; write them as text
 backslash: file names with backslashes; write slashes
+outside: boxes that reach beyond their image, clipped to it; nothing has to be done
 area: areas that are not positive numbers; write the pixels of the mask as 'area'
 mask_form: masks with flat or deeply nested polygons or numbers as text; write [[x1, y1, x2, …]]
 crowd_used: crowd regions read as objects; nothing has to be done
@@ -93,13 +97,11 @@ file_twice: files that are listed as several images; list each file once
 name_twice: classes with the same name; merge or rename them
 unused: classes without an object; remove them unless they are wanted
 polygon_left_out: masks with ignored polygons of fewer than three points; draw them again
-outside: boxes that reach beyond their image; clip them to the image
 polygon_outside: polygons that reach beyond their image; clip them to the image
-empty_mask: masks without a pixel; draw the mask again, or remove the annotation
 disagree: boxes that disagree with their mask; find out which is right
 turned: images that EXIF data rotate or mirror; check that the annotations fit the upright image
 no_image: label maps without an image; add the image, or remove the label map
-ambiguous: images that share a label map; give them names that differ in more than the suffix
+ambiguous: images that share the label map of another image; give them different names
 unread: annotation files without an image or in a subfolder; add the image, or move the file
 ignored: label maps without a labelled pixel; annotate the image, or remove it
 two_labels_map: label maps with only the labels 0 and 255; write 1 if 255 is meant as a class

@@ -82,7 +82,7 @@ def label_dicts(
         names = names_below(Path(images).expanduser(), paths)
         train, val = split_images(names, paths, options.val_split, options.seed)
         pairs = [whole[position] for position in (train if training else val)]
-    check_labels(whole, classes)
+    check_labels(whole, classes, training)
     logger.info(summarize_labels(images, pairs, classes, whole.counts))
     return dicts_of_pairs(pairs)
 

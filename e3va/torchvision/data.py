@@ -121,7 +121,7 @@ def open_dataset(
     if images and not Path(images).expanduser().is_dir():
         raise UserError(f"{prefix}images {images}: no such folder")
     if labels:
-        return label_dataset(images, labels, classes, options.skip_missing)
+        return label_dataset(images, labels, classes, options.skip_missing, split == "train")
     if classes:
         raise UserError("--classes is for label maps: the annotation file has its own class names")
     return coco_dataset(annotations, images, options, split)
@@ -181,17 +181,21 @@ def _read_mask(data: CocoData, record: Record, annotation: dict) -> dict:
 
 
 def label_dataset(
-    images: str, labels: str, names: tuple[str, ...] = (), skip_missing: bool = False
+    images: str,
+    labels: str,
+    names: tuple[str, ...] = (),
+    skip_missing: bool = False,
+    training: bool = True,
 ) -> Dataset:
     """Open images with label maps, see :mod:`e3va.data.label_maps`; every map is checked.
 
     The default class names are ``class 0`` … up to the largest label. ``skip_missing`` leaves out
-    images without a label map.
+    images without a label map. Only data for ``training`` need more labels than 0 and 255.
     """
     pairs = pair_label_maps(images, labels, skip_missing)
     tracked = partial(track, pairs, "reading label maps", "image")
     names = tuple(names) or tuple(numbered_classes(tracked()))
-    check_labels(tracked(), names)
+    check_labels(tracked(), names, training)
     records = [
         {"path": str(p.image), "labels": str(p.labels), "width": p.width, "height": p.height}
         for p in pairs

@@ -105,6 +105,10 @@ CASES = {
         lambda m: Image.new("RGB", (20, 16)).save(m.images / "b.png"),
         [("ambiguous", "images/b.png")],
     ),
+    "two maps": (
+        lambda m: (m.labels / "b.PNG").write_bytes((m.labels / "a.png").read_bytes()),
+        [("map_twice", "labels/b.png")],
+    ),
     "unused": (
         lambda m: [m.write(name, filled(1)) for name in "abc"],
         [("unused", "labels"), ("unused", "labels")],

@@ -3,13 +3,12 @@
 import json
 import math
 
-import numpy as np
 import pytest
 
 from e3va import UserError
 from e3va.data.check_instances import check_instances
 from e3va.data.coco import ReadOptions, category_names, load_json, read_categories, read_coco
-from e3va.data.problems import KINDS, SKIPPED
+from e3va.data.problems import CONVERTED, KINDS, SKIPPED
 
 
 def read(drawn, **settings):
@@ -284,12 +283,38 @@ def test_sides_that_vanish_in_float32_are_dropped(drawn, box):
 
 def test_boxes_that_reach_far_keep_their_part_inside_in_float32(drawn):
     drawn.data["annotations"][0]["bbox"] = [-1e8, 5, 1e8 + 20, 9]
-    x, y, w, h = np.float32(flat(read(drawn))[0]["bbox"])
-    assert (y, h) == (5, 9) and x + w == 20
+    assert flat(read(drawn))[0]["bbox"] == [0, 5, 20, 9]
     for far in (1e9, 1e200, 10**200):
         drawn.data["annotations"][0] |= {"bbox": [-far, 5, 2 * far, 9], "area": None}
-        x, y, w, h = np.float32(flat(read(drawn))[0]["bbox"])
-        assert x <= 0 and 96 <= x + w < math.inf and flat(read(drawn))[0]["area"] < math.inf
+        box = flat(read(drawn, masks=False))[0]
+        assert box["bbox"] == [0, 5, 96, 9] and box["area"] == 96 * 9
+
+
+@pytest.mark.parametrize(
+    ("box", "inside", "counted"),
+    [
+        ([-30, 8, 55, 20], [0, 8, 25, 20], True),
+        ([70, 60.5, 26, 30], [70, 60.5, 26, 19.5], True),
+        ([-1, -1, 8, 82], [0, 0, 7, 80], False),  # as in files that count pixels from 1
+        ([0.1, 0.2, 0.7, 0.3], [0.1, 0.2, 0.7, 0.3], False),
+    ],
+)
+def test_boxes_beyond_their_image_are_clipped_and_counted(drawn, box, inside, counted):
+    drawn.data["annotations"][0] |= {"bbox": box, "area": 77}
+    data = read(drawn, masks=False)
+    assert flat(data)[0]["bbox"] == inside and flat(data)[0]["area"] == 77
+    assert (
+        data.notes == ({"outside": 1} if counted else {}) and KINDS["outside"].severity == CONVERTED
+    )
+    assert ("converted: 1 boxes that reach beyond" in data.summary()) == counted
+    assert checked(drawn).get("outside", 0) == counted
+
+
+def test_names_that_differ_only_in_spaces_are_equal(drawn):
+    drawn.data["categories"] = [{"id": 3, "name": "cat"}, {"id": 7, "name": " cat "}]
+    data = read(drawn)
+    assert data.class_names == ["cat", "cat (7)"]
+    assert data.notes == {"name_twice": 2, "category_name": 1}
 
 
 def test_images_without_objects_are_counted_or_kept(drawn):
@@ -312,7 +337,7 @@ def test_the_summary_is_one_line_with_all_counts(drawn):
     drawn.data["annotations"][1]["bbox"] = [5, 5, 0, 0]
     drawn.data["annotations"][2]["iscrowd"] = "0"
     del drawn.data["annotations"][4:6]
-    drawn.data["categories"][0]["name"] = "red\n"
+    drawn.data["categories"][0]["name"] = "dark\nblue"
     line = read(drawn, training=True).summary()
     assert "\n" not in line and line.startswith(f"{drawn.json}: 5 images, 9 objects, 2 classes")
     left, converted = line.split("; ")[1:]

@@ -6,7 +6,9 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from e3va.data.masks import to_rle
+from e3va.data.check_instances import check_instances
+from e3va.data.coco_values import Fault
+from e3va.data.masks import read_mask, to_rle
 
 from .test_coco_forms import checked, flat, read, refused
 
@@ -103,3 +105,67 @@ def test_broken_run_lengths_are_refused_with_their_image(drawn, counts):
     drawn.data["annotations"][0]["segmentation"] = {"size": [80, 96], "counts": counts}
     assert "annotation 1 of 1.png" in refused(drawn)
     assert checked(drawn)["mask"] == 1
+
+
+EMPTY = {
+    "run lengths": {"size": [80, 96], "counts": [7680]},
+    "empty runs": {"size": [80, 96], "counts": [5, 0, 7675]},
+    "compressed": to_rle({"size": [80, 96], "counts": [7680]}, 80, 96),
+    "diagonal": [[5, 5, 40, 40, 5, 5]],
+    "between pixels": [[5.1, 5.1, 5.2, 5.1, 5.2, 5.2, 5.1, 5.2]],
+    "beyond the image": [[100, 5, 120, 5, 120, 40]],
+    "beyond a corner": [[-20, -20, 8, -20, -20, 8]],
+    "two lines": [[5, 5, 40, 5, 5, 5], [5, 8, 40, 8, 5, 8]],
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_masks_without_a_pixel_are_left_out_and_counted(drawn, name):
+    shape = EMPTY[name]
+    if name == "compressed":
+        shape = shape | {"counts": shape["counts"].decode()}
+    drawn.data["annotations"][0]["segmentation"] = shape
+    data = read(drawn, training=True)
+    assert len(flat(data)) == 11 and data.notes["empty_mask"] == data.notes.total() == 1
+    assert "left out: 1 masks without a pixel" in data.summary()
+    assert checked(drawn) == {"empty_mask": 1}
+    assert len(flat(read(drawn, masks=False))) == 12
+
+
+def test_one_pixel_is_a_mask(drawn):
+    for shape in ({"size": [80, 96], "counts": [7, 1, 7672]}, [[5, 5, 40, 5, 5, 5], SQUARE]):
+        drawn.data["annotations"][0]["segmentation"] = shape
+        assert not read(drawn).notes
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_polygons_are_left_out_exactly_if_pycocotools_draws_nothing(seed):
+    """Most polygons are judged without drawing them, for speed."""
+    rng, empty = np.random.default_rng(seed), 0
+    for _ in range(1500):
+        corners, longest = rng.integers(3, 12), rng.choice([1, 2, 4, 10, 30])
+        points = rng.uniform(-1, 1, (corners, 2)) * longest * [1, rng.choice([0, 0.03, 0.1, 1])]
+        if rng.random() < 0.7:  # its edges do not cross
+            points = points[np.argsort(np.arctan2(points[:, 1], points[:, 0]))]
+        angle = rng.uniform(0, math.pi)
+        turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        polygon = (points @ turn + rng.uniform(0, 60, 2)).ravel().tolist()
+        drawn_pixels = pycocotools.mask.area(to_rle([polygon], 60, 60))
+        try:
+            read_mask([polygon], 60, 60)
+        except Fault as fault:
+            assert fault.kind == "empty_mask" and drawn_pixels == 0
+            empty += 1
+        else:
+            assert drawn_pixels > 0, polygon
+    assert 100 < empty < 1400
+
+
+def test_polygons_without_area_in_all_objects_need_a_model_of_boxes(drawn):
+    for annotation in drawn.data["annotations"]:
+        annotation["segmentation"] = [[1, 2, 30, 40]]
+    line = refused(drawn, training=True)
+    assert "12" in line and "--model faster_rcnn" in line and "box inside" not in line
+    found = check_instances(drawn.data, drawn.json, drawn.images).problems
+    assert "faster_rcnn" in next(p.text for p in found if p.kind == "nothing")
+    assert len(flat(read(drawn, masks=False, training=True))) == 12

@@ -474,6 +474,12 @@ def test_labels_of_labelme_that_are_no_classes(tmp_path):
     assert read_annotations(tmp_path, None, ANY_MASKS).notes == {"no_class": 2}
 
 
+def test_labelme_labels_that_differ_only_in_spaces_are_one_class(tmp_path):
+    labelme(tmp_path, shape("1", POINTS), shape(" 1", POINTS), shape(2, POINTS))
+    assert read_class_names(tmp_path) == ["1", "2"]
+    assert read(tmp_path) == {"a.jpg": [("1", SQUARE), ("1", SQUARE), ("2", SQUARE)]}
+
+
 def test_labelme_circles_are_polygons(tmp_path):
     labelme(tmp_path, shape("cat", [[20, 15], [30, 15]], "circle"))  # the radius is 10
     ((name, box),) = read(tmp_path)["a.jpg"]

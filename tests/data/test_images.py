@@ -56,6 +56,21 @@ def test_a_photo_is_upright_or_as_stored_by_its_recorded_size(tmp_path, suffix, 
     assert [p.kind for p in problems] == expected
 
 
+@pytest.mark.parametrize("mode", ["L", "I;16", "P", "RGBA", "CMYK"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_uncompressed_tiff_files_keep_their_pixels(tmp_path, mode, orientation):
+    gray = PIXELS[..., 0]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(gray.astype(np.uint16) * 257 if mode == "I;16" else gray)
+    picture = picture if mode == "I;16" else picture.convert(mode)
+    picture.save(tmp_path / "a.tif", exif=exif)
+    upright = UPRIGHT[orientation](gray)
+    assert np.array_equal(np.array(read_image(tmp_path / "a.tif"))[..., 0], upright)
+    stored = upright if orientation < 5 else gray
+    assert np.array_equal(np.array(read_image(tmp_path / "a.tif", (6, 4)))[..., 0], stored)
+
+
 @pytest.mark.parametrize("size", [(4, 6), (6, 4)])
 def test_both_frameworks_give_the_same_picture_of_a_record(tmp_path, size):
     pytest.importorskip("detectron2")

@@ -19,6 +19,7 @@ from e3va.data.label_maps import (
     read_label_map,
     summarize_labels,
 )
+from e3va.torchvision.data import open_dataset
 
 LABELS = np.array([[0, 1, 2, 255], [1, 1, 0, 0], [2, 0, 0, 1]], np.uint8)
 
@@ -261,3 +262,24 @@ def test_an_image_of_float_values_is_refused(folders):
     Image.new("F", (4, 3)).save(folders[0] / "b.tif")
     with pytest.raises(UserError, match="b.tif has float values"):
         pair_label_maps(*folders)
+
+
+def test_two_maps_of_an_image_are_refused_and_a_shared_map_is_counted(folders):
+    images, labels = folders
+    Image.new("RGB", (4, 3)).save(images / "a.png")
+    pairs = pair_label_maps(*folders)
+    assert len(pairs) == 3 and pairs.counts["ambiguous"] == 1
+    assert "warnings: 1 images that share" in summarize_labels("x", pairs, "abc", pairs.counts)
+    Image.fromarray(LABELS).save(labels / "a.PNG")
+    with pytest.raises(UserError, match=r"labels.a.PNG and a.png"):
+        pair_label_maps(*folders)
+
+
+def test_validation_maps_may_have_only_the_labels_0_and_255(folders):
+    images, labels = map(str, folders)
+    for name in "ab":
+        Image.fromarray(np.where(LABELS == 1, 255, 0).astype(np.uint8)).save(f"{labels}/{name}.png")
+    opened = open_dataset(images, labels=labels, classes=("x", "y", "z"), split="val")
+    assert len(opened.records) == 2
+    with pytest.raises(UserError, match="write 1"):
+        open_dataset(images, labels=labels, classes=("x", "y", "z"))
