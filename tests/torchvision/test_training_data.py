@@ -179,7 +179,7 @@ def test_validation_data_with_only_crowds_are_reported(drawn, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"warning: the validation data {own}" in printed and "--use-crowds" in printed
     opened(drawn, **options, use_crowds=True)
-    assert "warning" not in capsys.readouterr().out
+    assert "no object" not in capsys.readouterr().out
     own.write_text(json.dumps({**drawn.data, "annotations": []}))
     opened(drawn, **options)
     printed = capsys.readouterr().out
