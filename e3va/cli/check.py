@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..data.check import SHEET_IMAGES, check_data, write_findings
+from ..data.coco import ReadOptions
 from ..data.formats import own_validation
 from ..data.label_maps import class_names
 from ..data.locations import DataLocation, find_location
@@ -15,9 +16,10 @@ from ..data.problems import REFUSED, Findings
 from ..data.report import report_text
 from ..utils.atomic import make_folder
 from ..utils.errors import UserError
-from .arguments import whole
+from .arguments import add_reading, whole
 
 WRONG_USAGE = 2
+READING = ("skip_missing", "use_crowds")  # the options of a training that change what is refused
 
 DESCRIPTION = """\
 Check data before training: count classes and objects, list problems, draw a contact sheet.
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=check)
     for name, (metavar, text) in ARGUMENTS.items():
         parser.add_argument(name, metavar=metavar, help=text)
+    add_reading(parser, *READING)
     text = "number of images on the contact sheet, 0 for no sheet; default: %(default)s"
     parser.add_argument("--sheet", metavar="N", type=whole(0), default=SHEET_IMAGES, help=text)
 
@@ -73,7 +76,7 @@ def check(args: argparse.Namespace) -> int:
         val = folder and make_folder(folder / "val")
         found.append(_check(replace(location, split="val"), val, args))
     if not any(part.problems.of_severity(REFUSED) for part in found):
-        print(f"\n{next_steps(found[0])}")
+        print(f"\n{next_steps(found[0], [name for name in READING if getattr(args, name)])}")
     if summary := next(filter(None, (part.problems.summary() for part in found)), None):
         raise UserError(summary)
     return 0
@@ -83,7 +86,9 @@ def _check(location: DataLocation, folder: Path | None, args: argparse.Namespace
     """Check a split, print the findings, and write them if a folder is given."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # the check reports broken files itself
-        found = check_data(location, class_names(args.classes))
+        reading = {name: getattr(args, name) for name in READING}
+        options = ReadOptions(masks=None, **reading)
+        found = check_data(location, class_names(args.classes), options)
         if location.kind == "yolo":
             print(f"the {location.split} images of {location.path}")
         elif location.kind == "voc" and not location.split and own_validation(location.path):

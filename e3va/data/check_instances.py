@@ -24,6 +24,9 @@ from .problems import Findings, Problems
 APART, APART_SHARE = 3.0, 0.1
 
 
+AS_LISTED = ReadOptions(masks=None)  # masks are read if there are some
+
+
 @dataclass
 class ClassCount:
     """Numbers of a class."""
@@ -84,9 +87,15 @@ def kind_of_file(data: Mapping[str, Any]) -> str:
 
 
 def check_instances(
-    data: Mapping[str, Any], source: str | Path, root: str | Path
+    data: Mapping[str, Any],
+    source: str | Path,
+    root: str | Path,
+    options: ReadOptions = AS_LISTED,
 ) -> InstanceFindings:
-    """Check the content of the annotation file ``source``, and decode its images below ``root``."""
+    """Check the content of the annotation file ``source``, and decode its images below ``root``.
+
+    ``options`` are those with which training will read the file.
+    """
     if kind_of_file(data) == "panoptic":
         annotations = list_records(data, "annotations", source)
         lists = [a.get("segments_info") for a in annotations]
@@ -98,7 +107,7 @@ def check_instances(
         )
     found = InstanceFindings(str(source), str(root), data=data)
     note = found.problems.note
-    content = read_records(data, source, Path(root), ReadOptions(masks=None), note)
+    content = read_records(data, source, Path(root), options, note)
     found.classes = [
         ClassCount(category["id"], category["name"]) for category in content.categories
     ]
@@ -118,7 +127,7 @@ def check_instances(
         return found
     for image in found.images:
         if not has_object(found.annotations[image["id"]]):
-            note("empty", image["path"], image["id"], "no object that is no crowd region")
+            note("empty", image["path"], image["id"], "no object, or only crowd regions")
     return found
 
 

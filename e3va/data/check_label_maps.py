@@ -55,14 +55,16 @@ def check_label_maps(
     *,
     first: int = 0,
     classes: int | None = None,
+    skip_missing: bool = False,
 ) -> LabelMapFindings:
     """Check label maps and decode their images; ``a.jpg`` has the label map ``a.png``.
 
     Without ``images``, only the label maps are checked. ``first`` is the label of class 0 in the
-    files, and ``classes`` the number of classes where they have no names.
+    files, and ``classes`` the number of classes where they have no names. With ``skip_missing``,
+    images without a label map are skipped.
     """
     found = LabelMapFindings(str(folder), None if images is None else str(images))
-    pairs = _pair(found)
+    pairs = _pair(found, skip_missing)
     found.listed = len(pairs)
     limit = len(names) or classes or MOST_CLASSES
     results = in_threads(lambda pair: _check(*pair, first, limit), pairs, "checking label maps")
@@ -99,7 +101,7 @@ def _note_one_class(found: LabelMapFindings, first: int) -> None:
         found.problems.note("one_class", found.source, None, f"every label is {first}")
 
 
-def _pair(found: LabelMapFindings) -> list[tuple[str | None, str | None]]:
+def _pair(found: LabelMapFindings, skip_missing: bool) -> list[tuple[str | None, str | None]]:
     """Return images with their label maps; one of the two may be missing."""
     note = found.problems.note
     if found.root is not None:
@@ -126,7 +128,12 @@ def _pair(found: LabelMapFindings) -> list[tuple[str | None, str | None]]:
         note("no_image", maps[stem], None, f"no image {stem}.* in {found.root}")
     for stem in sorted(images.keys() - maps.keys()):
         for path in images[stem]:
-            note("no_map", path, None, f"{Path(found.source) / stem}.png does not exist")
+            note(
+                "no_map_skipped" if skip_missing else "no_map",
+                path,
+                None,
+                f"{Path(found.source) / stem}.png does not exist",
+            )
     return [(str(path), maps.get(stem)) for stem, paths in images.items() for path in paths]
 
 

@@ -17,9 +17,17 @@ _PLAIN = re.compile(r"[A-Za-z_./~][\w./~+-]*[/.][\w./~+-]*|[A-Za-z_][\w-]{3,}")
 _WORDS = {"true", "false", "null", "none", "nan", "inf"}
 
 
-def next_steps(found: Findings) -> str:
-    """Return lines for people, with commands that are quoted for a shell."""
-    commands = (_labels if isinstance(found, LabelMapFindings) else _instances)(found)
+def next_steps(found: Findings, reading: Sequence[str] = ()) -> str:
+    """Return lines for people, with commands that are quoted for a shell.
+
+    ``reading`` are options for reading the data that both frameworks have, such as
+    ``skip_missing``.
+    """
+    train, *others = (_labels if isinstance(found, LabelMapFindings) else _instances)(found)
+    flags = "".join(f" --{name.replace('_', '-')}" for name in reading)
+    keys = "".join(f" data.{name}=true" for name in reading)
+    # Public data sets have only the command of Detectron2, and label maps may have none.
+    commands = [train + flags * train.startswith("e3va "), *(line + keys for line in others)]
     return "\n".join(["Next", *(f"  {command}" for command in commands)])
 
 

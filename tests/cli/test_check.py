@@ -302,3 +302,19 @@ def test_equal_folders_are_refused(capsys, tmp_path):
         find_location(str(tmp_path), str(tmp_path / "gone"))
     _, err = run(capsys, tmp_path, "--images", tmp_path, status=1)
     assert f"both in {tmp_path}" in err
+
+
+def test_the_options_of_a_training_are_those_of_the_check(drawn, capsys):
+    for annotation in drawn.data["annotations"]:
+        annotation["iscrowd"] = 1
+    drawn.save()
+    (drawn.images / "1.png").unlink()
+    path = [str(drawn.json), "--images", str(drawn.images)]
+    assert main(["check", *path]) == 1
+    assert "Next" not in capsys.readouterr().out
+    assert main(["check", *path, "--skip-missing", "--use-crowds"]) == 0
+    out = capsys.readouterr().out
+    assert "10 objects" in out and "5 usable images" in out
+    e3va, detectron2 = out.partition("Next")[2].strip().splitlines()
+    assert e3va.endswith("--skip-missing --use-crowds")
+    assert "data.skip_missing=true data.use_crowds=true" in detectron2
