@@ -204,7 +204,7 @@ def test_missing_label_maps_are_refused_or_skipped_and_counted(folders):
     assert [p.image.name for p in pairs] == ["a.jpg"]
     assert pairs.counts["no_map_skipped"] == 1 and pairs.counts["no_image"] == 1
     text = summarize_labels("photos", pairs, ["x", "y", "z", "sea"], pairs.counts)
-    for part in ("1 images with label maps, 4 classes", "images without a label map (1)"):
+    for part in ("1 image with label maps, 4 classes", "images without a label map (1)"):
         assert part in text
     assert "label maps without an image (1)" in text and text.endswith(
         "no pixel of the classes sea"
