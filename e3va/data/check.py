@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from ..utils.atomic import atomic_open
+from ..utils.counts import counted
 from .check_instances import AS_LISTED, check_instances, kind_of_file
 from .check_label_maps import check_label_maps
 from .coco import ReadOptions
@@ -59,7 +60,7 @@ def write_findings(found: Findings, folder: Path, sheet_images: int = SHEET_IMAG
     lines = [f"wrote {folder / 'problems.json'}"]
     if sheet_images and numbers["images"]:
         shown = write_sheet(found, sheet_images, folder / "sheet.png")
-        lines.append(f"wrote {folder / 'sheet.png'}: {shown} images")
+        lines.append(f"wrote {folder / 'sheet.png'}: {counted(shown, 'image')}")
     if found.location.kind in ("yolo", "voc", "labelme"):
         file = folder / "annotations.json"
         with atomic_open(file, "w") as stream:

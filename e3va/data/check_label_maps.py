@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.counts import counted
 from ..utils.errors import UserError
 from ..utils.paths import find_images
 from .contact_sheet import Picture
@@ -76,7 +77,7 @@ def check_label_maps(
         found.images += counts > 0
         if not problems.of_severity(REFUSED):
             used = frozenset(np.flatnonzero(counts[:IGNORED]).tolist())
-            caption = f"{Path(image or labels).name}: {len(used)} classes"
+            caption = f"{Path(image or labels).name}: {counted(len(used), 'class', 'classes')}"
             found.usable.append(Picture(image, size, caption, used, labels=labels, first=first))
     found.named = bool(names)
     used = np.flatnonzero(found.pixels[:IGNORED])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.atomic import atomic_open
+from ..utils.counts import counted
 from ..utils.errors import UserError, brief
 from .coco_annotations import list_annotations
 from .coco_records import (
@@ -66,13 +67,13 @@ class CocoData:
     def summary(self) -> str:
         """Return one line: numbers of images, objects and classes, and what was not used as is."""
         crowds = [bool(a["iscrowd"]) for own in self.annotations.values() for a in own]
-        count = f"{len(crowds) - sum(crowds)} objects"
+        count = counted(len(crowds) - sum(crowds), "object")
         if any(crowds):
-            count += f" and {sum(crowds)} crowd regions"
+            count += f" and {counted(sum(crowds), 'crowd region')}"
         names = ", ".join(" ".join(name.split()) for name in self.class_names)
         return (
-            f"{self.source}: {len(self.images)} images, {count}, "
-            f"{len(self.categories)} classes ({names}){count_line(self.notes)}"
+            f"{self.source}: {counted(len(self.images), 'image')}, {count}, "
+            f"{counted(len(self.categories), 'class', 'classes')} ({names}){count_line(self.notes)}"
         )
 
     def write(self, path: str | os.PathLike) -> None:

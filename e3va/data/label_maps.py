@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..utils.counts import counted
 from ..utils.errors import UserError, brief
 from ..utils.paths import IMAGE_SUFFIXES, LABEL_MAP_SUFFIXES, find_images, list_files
 from .images import BROKEN, check_header
@@ -300,8 +301,8 @@ def summarize_labels(
         counts["two_labels_map"] += set(labels) == BLACK_AND_WHITE
         counts["ignored"] += set(labels) == {IGNORED}
     counts["one_class"] = len(pairs) * (used - {IGNORED} == {0})
-    text = f"{source}: {len(pairs)} images with label maps, {len(names)} classes"
-    text += f" ({', '.join(names)}){count_line(counts)}"
+    text = f"{source}: {counted(len(pairs), 'image')} with label maps, "
+    text += f"{counted(len(names), 'class', 'classes')} ({', '.join(names)}){count_line(counts)}"
     unused = [name for label, name in enumerate(names) if label not in used]
     return f"{text}; no pixel of the classes {', '.join(unused)}" if unused else text
 

@@ -15,7 +15,7 @@ SHOWN = 3  # printed problems of each kind; the file lists all of them
 # What training does about a problem.
 REFUSED = "refused"  # it stops, at the start or when it reaches the image
 DROPPED = "dropped"  # it drops the annotation
-SKIPPED = "skipped"  # it leaves out what is usually left out, and loses no annotation
+SKIPPED = "skipped"  # it leaves this out on purpose, and loses no annotation
 CONVERTED = "converted"  # it reads the data as they were meant
 WARNING = "warning"  # it uses the data, which may be wrong
 SEVERITIES = (REFUSED, DROPPED, SKIPPED, CONVERTED, WARNING)
@@ -62,7 +62,7 @@ nothing: data with nothing to train on; annotate some objects
 no_map: images without a label map; add a PNG file with the name of the image
 map_size: label maps with another size than their image; write them with the image's size
 map_twice: label maps with the name of another one; keep one of the two
-map_mode: label maps with more than one channel of 8 bits; write class numbers instead of colors
+map_mode: label maps with colors or other values than 0 to 255; write class numbers instead
 label: label maps with labels that are no class; name more classes, or write 255 for no class
 two_labels: label maps whose only labels are 0 and 255; 255 means no class, so write 1 instead""",
     DROPPED: """\
@@ -74,13 +74,13 @@ empty_mask: masks without a pixel; draw the mask again, or remove the annotation
     SKIPPED: """\
 image_again: repeated image records; list each image once
 absent: images that do not exist; check the image folder, or remove their records
-empty: images without objects (keep_empty keeps them); annotate them, or use --keep-empty
+empty: images without objects; annotate them, or keep them with --keep-empty
 no_class: shapes of labelme's __ignore__ or _background_; nothing has to be done
 parent: unused parent categories; nothing has to be done
 no_map_skipped: images without a label map; nothing has to be done
 hidden: hidden files, whose names begin with a dot; nothing has to be done""",
     CONVERTED: """\
-number: records with numbers as text, as 64.0 or as true; write whole numbers such as 64
+number: numbers written as "64", 64.0 or true; write whole numbers such as 64
 image_numbered: files with image ids that are not whole numbers; nothing has to be done
 category_name: class names that are not text, or with spaces around them; write them as text
 backslash: file names with backslashes; write slashes
@@ -193,7 +193,7 @@ class Findings:
 def count_line(counts: Mapping[str, int]) -> str:
     """Return the part of a summary line that counts what was left out, converted and warned of.
 
-    Example: ``; left out: 2 repeated image records; converted: 5 file names with backslashes``.
+    Example: ``; left out: repeated image records (2); converted: file names with backslashes (5)``.
     ``counts`` has the number of problems of each kind. The text is empty if none of them matter.
     """
     groups: dict[str, list[str]] = {"left out": [], "converted": [], "warnings": []}
@@ -207,7 +207,7 @@ def count_line(counts: Mapping[str, int]) -> str:
             name = "warnings"
         else:
             continue
-        groups[name].append(f"{counts[kind]} {title}")
+        groups[name].append(f"{title} ({counts[kind]})")
     return "".join(f"; {name}: {', '.join(own)}" for name, own in groups.items() if own)
 
 

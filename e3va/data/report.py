@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from ..utils.counts import counted
 from ..utils.tables import columns
 from .check_instances import ClassCount, InstanceFindings
 from .check_label_maps import LabelMapFindings
@@ -27,12 +28,13 @@ def report_numbers(found: Findings) -> dict[str, Any]:
 
 def _instances_text(found: InstanceFindings) -> str:
     numbers = _instances_numbers(found)
-    crowds = f" and {numbers['crowds']} crowd regions" if numbers["crowds"] else ""
+    crowds = f" and {counted(numbers['crowds'], 'crowd region')}" if numbers["crowds"] else ""
     lines = [
         f"{found.source}\n  images in {found.root}",
         f"  {numbers['images']} usable images of {found.listed} listed: "
         f"{numbers['annotated']} annotated, {numbers['empty']} empty",
-        f"  {numbers['objects']} objects{crowds}, {len(found.classes)} classes; "
+        f"  {counted(numbers['objects'], 'object')}{crowds}, "
+        f"{counted(len(found.classes), 'class', 'classes')}; "
         + ("masks and boxes" if found.masks else "boxes only, no masks"),
         *_sizes_text([(image["width"], image["height"]) for image in found.images]),
     ]
@@ -78,7 +80,7 @@ def _labels_text(found: LabelMapFindings) -> str:
     lines = [
         f"{found.source}\n  {f'images in {found.root}' if found.root else 'no images given'}",
         f"  {len(found.usable)} usable label maps of {found.listed}: "
-        f"{total:,} pixels, {len(found.names)} classes",
+        f"{total:,} pixels, {counted(len(found.names), 'class', 'classes')}",
         f"  unlabelled ({IGNORED}): {_percent(pixels[IGNORED], total)} of the pixels, "
         f"in {images[IGNORED]} maps",
         *_sizes_text([picture.size for picture in found.usable]),

@@ -16,6 +16,7 @@ from ..data.split import (
     shared_note,
     split_images,
 )
+from ..utils.counts import counted
 from ..utils.errors import UserError
 from .data import Dataset, check_classes, from_coco, open_dataset
 from .models import MASK_MODELS, MOST_DETECTIONS
@@ -65,7 +66,8 @@ def open_data(
     if share:
         data = _split(opened, options, reading, chosen)
         print(data.training.summary)
-        print(f"validation: {len(data.validation.records)} other images (--val-split {share})")
+        count = counted(len(data.validation.records), "other image")
+        print(f"validation: {count} (--val-split {share})")
     else:
         print(opened.summary)
         data = TrainingData(opened, _open_validation(options, opened, reading))

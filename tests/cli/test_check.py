@@ -197,7 +197,7 @@ def test_yolo_has_two_splits(capsys, tmp_path):
         Image.new("RGB", (64, 48)).save(tmp_path / split / "images" / "a.jpg")
         (tmp_path / split / "labels" / "a.txt").write_text(lines)
     out, err = run(capsys, tmp_path, "--output", tmp_path / "out")
-    assert err == "" and "2 objects, 2 classes" in out and "1 objects, 2 classes" in out
+    assert err == "" and "2 objects, 2 classes" in out and "1 object, 2 classes" in out
     for folder, boxes in (("", [[24, 12, 16, 24], [16, 12, 32, 24]]), ("val", [[0, 0, 64, 48]])):
         written = json.loads((tmp_path / "out" / folder / "annotations.json").read_text())
         assert [annotation["bbox"] for annotation in written["annotations"]] == boxes

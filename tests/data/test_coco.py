@@ -99,7 +99,7 @@ def test_boxes_without_area_inside_the_image_are_dropped(drawn, box):
     data = read(drawn, training=True)
     assert data.notes == {"no_area": 1}
     assert [a["id"] for a in data.annotations[1]] == [2]
-    assert data.summary().endswith("; left out: 1 boxes with no area inside the image")
+    assert data.summary().endswith("; left out: boxes with no area inside the image (1)")
 
 
 def test_boxes_that_reach_beyond_the_image_are_kept(drawn):

@@ -94,14 +94,14 @@ def test_repeated_image_records_count_once(drawn, expected):
     drawn.data["images"].append({**drawn.data["images"][1], "width": "80"})
     data = read(drawn, training=True)
     assert data.images == expected.images and data.notes == {"image_again": 1}
-    assert "; left out: 1 repeated image records" in data.summary()
+    assert "; left out: repeated image records (1)" in data.summary()
     drawn.data["images"][-1]["width"] = 81
     assert "'2.png'" in refused(drawn)
 
 
 def test_one_file_under_two_ids_is_in_the_summary(drawn):
     drawn.data["images"].append({**drawn.data["images"][1], "id": 50, "file_name": "./2.png"})
-    assert "; warnings: 1 files that are listed as several images" in read(drawn).summary()
+    assert "; warnings: files that are listed as several images (1)" in read(drawn).summary()
     assert checked(drawn) == {"file_twice": 1, "empty": 1}
 
 
@@ -125,7 +125,8 @@ def test_equal_names_become_different(drawn):
     ]
     data = read(drawn)
     assert data.class_names == ["cat", "cat (7) (7)", "cat (7)"]
-    assert data.notes == {"name_twice": 2} and "warnings: 2 classes with the same" in data.summary()
+    assert data.notes == {"name_twice": 2}
+    assert "warnings: classes with the same name (2)" in data.summary()
     assert category_names(drawn.data, drawn.json) == data.class_names
     assert [c["name"] for c in read_categories(drawn.json)] == data.class_names
 
@@ -138,7 +139,7 @@ def test_unused_parents_are_no_classes(drawn, expected, none):
     data = read(drawn)
     assert data.class_names == ["red", "blue"] and data.annotations == expected.annotations
     assert data.notes == {"parent": 1} and checked(drawn) == {"parent": 1}
-    assert "left out: 1 unused parent categories" in data.summary()
+    assert "left out: unused parent categories (1)" in data.summary()
     assert category_names(drawn.data, drawn.json) == ["red", "blue"]
     names = ["colors", "red", "blue"]
     model = read(drawn, classes=tuple(names))
@@ -202,7 +203,8 @@ def test_missing_images_can_be_skipped(drawn):
     drawn.data["annotations"][0]["bbox"] = "x"
     data = read(drawn, skip_missing=True, training=True)
     assert [i["id"] for i in data.images] == [2, 3, 4, 5, 6] and len(flat(data)) == 10
-    assert data.notes == {"absent": 1} and "left out: 1 images that do not" in data.summary()
+    assert data.notes == {"absent": 1}
+    assert "left out: images that do not exist (1)" in data.summary()
     for path in drawn.images.iterdir():
         path.unlink()
     line = refused(drawn, skip_missing=True)
@@ -306,7 +308,9 @@ def test_boxes_beyond_their_image_are_clipped_and_counted(drawn, box, inside, co
     assert (
         data.notes == ({"outside": 1} if counted else {}) and KINDS["outside"].severity == CONVERTED
     )
-    assert ("converted: 1 boxes that reach beyond" in data.summary()) == counted
+    assert (
+        "converted: boxes that reach beyond their image, clipped to it (1)" in data.summary()
+    ) == counted
     assert checked(drawn).get("outside", 0) == counted
 
 
@@ -323,7 +327,8 @@ def test_images_without_objects_are_counted_or_kept(drawn):
     del drawn.data["annotations"][2:6]
     left = read(drawn, training=True)
     assert [i["id"] for i in left.images] == [4, 5, 6] and left.notes == {"empty": 3}
-    assert "left out: 3 images without objects" in left.summary() and "keep" in left.summary()
+    assert "left out: images without objects (3)" in left.summary()
+    assert "--keep-empty" in KINDS["empty"].advice
     assert checked(drawn) == {"empty": 3} and KINDS["empty"].severity == SKIPPED
     kept = read(drawn, training=True, keep_empty=True)
     assert len(kept.images) == 6 and not kept.notes and kept.annotations[2] == []
@@ -341,5 +346,7 @@ def test_the_summary_is_one_line_with_all_counts(drawn):
     line = read(drawn, training=True).summary()
     assert "\n" not in line and line.startswith(f"{drawn.json}: 5 images, 9 objects, 2 classes")
     left, converted = line.split("; ")[1:]
-    assert left.startswith("left out: 1 boxes with no area") and "1 images without" in left
-    assert converted.startswith("converted: 1 records") and "1 masks with flat" in converted
+    assert left.startswith("left out: boxes with no area inside the image (1), ")
+    assert "images without objects (1)" in left
+    assert converted.startswith('converted: numbers written as "64", 64.0 or true (1), ')
+    assert "masks with flat or deeply nested polygons or numbers as text (1)" in converted

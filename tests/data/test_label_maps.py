@@ -177,7 +177,7 @@ def test_labels_in_another_form_are_read_and_counted(folders, form):
     names = ["x", "y", "z"]
     check_labels(pairs, names)
     summary = summarize_labels("photos", pairs, names, pairs.counts)
-    assert "converted: 1 label maps in another form" in summary
+    assert "converted: label maps in another form than 8 bits with one channel (1)" in summary
 
 
 def test_suffixes_in_upper_case_belong_together_and_hidden_files_are_skipped(folders):
@@ -204,9 +204,11 @@ def test_missing_label_maps_are_refused_or_skipped_and_counted(folders):
     assert [p.image.name for p in pairs] == ["a.jpg"]
     assert pairs.counts["no_map_skipped"] == 1 and pairs.counts["no_image"] == 1
     text = summarize_labels("photos", pairs, ["x", "y", "z", "sea"], pairs.counts)
-    for part in ("1 images with label maps, 4 classes", "1 images without a label map"):
+    for part in ("1 image with label maps, 4 classes", "images without a label map (1)"):
         assert part in text
-    assert "1 label maps without an image" in text and text.endswith("no pixel of the classes sea")
+    assert "label maps without an image (1)" in text and text.endswith(
+        "no pixel of the classes sea"
+    )
     (labels / "a.png").unlink()
     with pytest.raises(UserError, match="no image in .*images has a label map in .*labels"):
         pair_label_maps(*folders, skip_missing=True)
@@ -225,7 +227,7 @@ def test_masks_in_black_and_white_are_refused(folders, names):
     pairs, two = pair_label_maps(*folders), ["background", "crack"]
     check_labels(pairs, two)  # class 1 occurs
     summary = summarize_labels("photos", pairs, two, pairs.counts)
-    assert "warnings: 1 label maps with only the labels 0 and 255" in summary
+    assert "warnings: label maps with only the labels 0 and 255 (1)" in summary
 
 
 def test_one_label_is_a_warning(folders):
@@ -234,7 +236,7 @@ def test_one_label_is_a_warning(folders):
     pairs = pair_label_maps(*folders)
     check_labels(pairs, ["background"])
     summary = summarize_labels("photos", pairs, ["background"], pairs.counts)
-    assert "warnings: 2 label maps with only the label 0" in summary
+    assert "warnings: label maps with only the label 0 (2)" in summary
 
 
 @pytest.mark.parametrize("as_stored", [True, False])
@@ -254,7 +256,7 @@ def test_maps_without_a_labelled_pixel_are_counted(folders):
     Image.new("L", (4, 3), IGNORED).save(folders[1] / "b.png")
     pairs = pair_label_maps(*folders)
     summary = summarize_labels("photos", pairs, ["x", "y", "z"], pairs.counts)
-    assert "1 label maps without a labelled pixel" in summary
+    assert "label maps without a labelled pixel (1)" in summary
 
 
 def test_an_image_of_float_values_is_refused(folders):
@@ -269,7 +271,8 @@ def test_two_maps_of_an_image_are_refused_and_a_shared_map_is_counted(folders):
     Image.new("RGB", (4, 3)).save(images / "a.png")
     pairs = pair_label_maps(*folders)
     assert len(pairs) == 3 and pairs.counts["ambiguous"] == 1
-    assert "warnings: 1 images that share" in summarize_labels("x", pairs, "abc", pairs.counts)
+    summary = summarize_labels("x", pairs, "abc", pairs.counts)
+    assert "warnings: images that share the label map of another image (1)" in summary
     Image.fromarray(LABELS).save(labels / "a.PNG")
     with pytest.raises(UserError, match=r"labels.a.PNG and a.png"):
         pair_label_maps(*folders)

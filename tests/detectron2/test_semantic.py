@@ -1,4 +1,4 @@
-"""Semantic FPN: ADE20K as it is published, a user's own label maps, training, twins, pictures."""
+"""Semantic FPN: ADE20K as it is published, training, scores, twins, pictures."""
 
 import json
 from argparse import Namespace
@@ -23,53 +23,11 @@ from e3va.detectron2.lean import prepare_model
 from e3va.detectron2.visualize import draw_labels, predict_folder
 from e3va.utils.atomic import save_atomically
 
+from .conftest import HEAD
+
 CONFIG = "custom/semantic_fpn_e3va_swin_t.py"
 ADE = "ADE20K/semantic_fpn_e3va_swin_t_80k.py"
-HEAD = [
-    "model.backbone.bottom_up.preset=swin_nano",
-    "model.backbone.bottom_up.highway.rank=4",
-    "model.backbone.out_channels=16",
-    "model.sem_seg_head.conv_dims=32",
-    "train.device=cpu",
-    "train.log_period=1",
-    "train.eval_period=0",
-    "dataloader.train.num_workers=0",
-    "dataloader.test.num_workers=0",
-]
-COLORS = {0: (110, 110, 110), 1: (220, 40, 40), 2: (40, 60, 220)}  # about, of the drawn pictures
 NAMES = ("ground", "red", "blue")
-
-
-@pytest.fixture
-def maps(drawn, tmp_path) -> Path:
-    """Label maps of the drawn pictures (1 red, 2 blue); the first row is ignored."""
-    folder = tmp_path / "labels"
-    folder.mkdir()
-    for image in drawn.data["images"]:
-        labels = np.zeros((image["height"], image["width"]), np.uint8)
-        for annotation in drawn.data["annotations"]:
-            if annotation["image_id"] == image["id"]:
-                x, y, width, height = annotation["bbox"]
-                labels[y : y + height, x : x + width] = 1 if annotation["category_id"] == 3 else 2
-        labels[0] = 255
-        Image.fromarray(labels).save(folder / f"{image['id']}.png")
-    return folder
-
-
-@pytest.fixture
-def overrides(drawn, maps, tmp_path) -> list[str]:
-    """Of the custom config: a small model on the drawn pictures."""
-    return [
-        *HEAD,
-        *(f"data.{split}.images={drawn.images}" for split in ("train", "val")),
-        *(f"data.{split}.labels={maps}" for split in ("train", "val")),
-        "data.classes=[ground,red,blue]",
-        "data.train.short_edge=[64,96]",
-        "data.train.crop=[64,64]",
-        "data.val.short_edge=80",
-        "optimizer.lr=2e-3",
-        f"train.output_dir={tmp_path / 'output'}",
-    ]
 
 
 def arguments(*overrides: str, flags=()) -> Namespace:
@@ -77,11 +35,11 @@ def arguments(*overrides: str, flags=()) -> Namespace:
 
 
 def test_a_few_steps_lower_the_loss_and_the_saved_files_predict(
-    overrides, pretrained, drawn, tmp_path, capsys
+    label_overrides, pretrained, drawn, tmp_path, capsys
 ):
     """From the command line's function to pictures, by the checkpoint and by the adapter."""
-    overrides = [*overrides, f"train.init_checkpoint={pretrained}"]
-    engine.run(arguments(*overrides, "train.max_iter=40", "train.eval_period=40"))
+    label_overrides = [*label_overrides, f"train.init_checkpoint={pretrained}"]
+    engine.run(arguments(*label_overrides, "train.max_iter=40", "train.eval_period=40"))
     output = tmp_path / "output"
     records = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     losses = [record["total_loss"] for record in records if "total_loss" in record]
@@ -114,9 +72,9 @@ def shares_of(scores: torch.Tensor) -> dict[str, float]:
     return {name: (labels == k).float().mean() for k, name in enumerate(NAMES)}
 
 
-def test_a_resumed_run_ends_with_the_same_bits(overrides, tmp_path):
+def test_a_resumed_run_ends_with_the_same_bits(label_overrides, tmp_path):
     """It continues from the checkpoint in the middle."""
-    ends = [*overrides, "train.max_iter=4", "train.checkpointer.period=2"]
+    ends = [*label_overrides, "train.max_iter=4", "train.checkpointer.period=2"]
     cfg = engine.prepare(load_config(CONFIG, ends))
     whole = engine.train(cfg).model.state_dict()
     (tmp_path / "output" / "last_checkpoint").write_text("model_0000001.pth")
@@ -127,11 +85,11 @@ def test_a_resumed_run_ends_with_the_same_bits(overrides, tmp_path):
 
 
 @pytest.mark.parametrize(("precision", "memory"), [("bf16", "lean"), ("fp16", "standard")])
-def test_mixed_precision_and_lean_memory_learn_too(overrides, precision, memory):
+def test_mixed_precision_and_lean_memory_learn_too(label_overrides, precision, memory):
     cfg = load_config(
         CONFIG,
         [
-            *(*overrides, f"train.amp.dtype={precision}", "train.amp.enabled=true"),
+            *(*label_overrides, f"train.amp.dtype={precision}", "train.amp.enabled=true"),
             *(f"model.backbone.bottom_up.memory={memory}", "train.max_iter=12"),
         ],
     )
@@ -140,11 +98,11 @@ def test_mixed_precision_and_lean_memory_learn_too(overrides, precision, memory)
     assert np.isfinite(losses).all() and np.mean(losses[-3:]) < np.mean(losses[:3])
 
 
-def test_lean_memory_keeps_less_and_has_nearly_the_same_gradient(overrides):
+def test_lean_memory_keeps_less_and_has_nearly_the_same_gradient(label_overrides):
     kept, gradients = {}, {}
     batch = None
     for memory in ("standard", "lean"):
-        cfg = load_config(CONFIG, [*overrides, f"model.backbone.bottom_up.memory={memory}"])
+        cfg = load_config(CONFIG, [*label_overrides, f"model.backbone.bottom_up.memory={memory}"])
         torch.manual_seed(2)
         model = instantiate(cfg.model)
         batch = batch or next(iter(instantiate(cfg.dataloader.train)))
@@ -165,9 +123,9 @@ def test_lean_memory_keeps_less_and_has_nearly_the_same_gradient(overrides):
 
 
 @pytest.mark.parametrize("memory", ["standard", "lean"])
-def test_a_batch_without_a_labelled_pixel_has_the_loss_0(overrides, memory):
+def test_a_batch_without_a_labelled_pixel_has_the_loss_0(label_overrides, memory):
     """Its gradients are 0; a batch with one labelled pixel has Detectron2's loss to the bit."""
-    cfg = load_config(CONFIG, [*overrides, f"model.backbone.bottom_up.memory={memory}"])
+    cfg = load_config(CONFIG, [*label_overrides, f"model.backbone.bottom_up.memory={memory}"])
     model = instantiate(cfg.model).train()
     prepare_model(model, mixed=False)
     batch = next(iter(instantiate(cfg.dataloader.train)))
@@ -182,77 +140,6 @@ def test_a_batch_without_a_labelled_pixel_has_the_loss_0(overrides, memory):
     labels[0, 3, 5] = 1
     theirs = type(head).losses(head, logits, labels)
     assert head.losses(logits, labels) == theirs and theirs["loss_sem_seg"] > 0
-
-
-def test_maps_with_few_labelled_pixels_train(overrides, maps):
-    for path in maps.iterdir():
-        labels = np.array(Image.open(path))
-        labels[:], labels[:9], labels[:4] = 255, 1, 2
-        Image.fromarray(labels).save(path)
-    changes = ["train.max_iter=6", "data.train.short_edge=[96]", "data.train.crop=[32,32]"]
-    cfg = engine.prepare(load_config(CONFIG, [*overrides, *changes]))
-    losses = [v for v, _ in engine.train(cfg).storage.history("total_loss").values()]
-    assert np.isfinite(losses).all() and 0 in losses
-
-
-def test_classes_without_names_come_from_the_maps(overrides):
-    cfg = load_config(CONFIG, [o for o in overrides if not o.startswith("data.classes")])
-    assert instantiate(cfg.model).sem_seg_head.predictor.out_channels == 3
-    engine.prepare(cfg)
-    assert list(cfg.data.classes) == ["class 0", "class 1", "class 2"]
-    assert cfg.model.sem_seg_head.num_classes == 3
-
-
-def spoil(kind: str, maps: Path, images: Path) -> None:
-    if kind == "no map":
-        (maps / "2.png").unlink()
-    elif kind == "colors":
-        Image.new("RGB", (80, 96), (1, 2, 3)).save(maps / "2.png")
-    elif kind == "other size":
-        Image.new("L", (81, 96)).save(maps / "2.png")
-    elif kind == "label":
-        Image.new("L", (80, 96), 3).save(maps / "2.png")
-    elif kind == "image":
-        (images / "2.png").write_bytes((images / "2.png").read_bytes()[:900])
-
-
-@pytest.mark.parametrize(
-    ("kind", "change", "message"),
-    [
-        ("no map", (), "2.png has no label map"),
-        ("colors", (), "2.png has Pillow's mode RGB"),
-        ("other size", (), "2.png is 81×96, its image"),
-        ("label", (), "2.png has the label 3, but the classes are 0 to 2 (ground, red, blue)"),
-        ("image", (), "2.png cannot be read"),
-        ("", ["data.classes=ground"], "data.classes=ground: expected a list of names"),
-        ("", ["data.classes=[a,b,a]"], "data.classes has a twice"),
-        ("", ["data.classes=[a,b]"], "has the label 2, but the classes are 0 to 1 (a, b)"),
-        ("", ["data.train.labels="], "data.train.labels is not given"),
-        ("", ["data.val.images="], "data.val.images is not given"),
-        ("", ["data.val.labels=nowhere"], "no folder nowhere: expected a folder of label maps"),
-    ],
-)
-def test_mistakes_are_one_line_with_the_file(overrides, maps, drawn, kind, change, message):
-    spoil(kind, maps, drawn.images)
-    with pytest.raises(SystemExit) as caught:
-        engine.run(arguments(*overrides, *change, "train.max_iter=6"))
-    line = str(caught.value.code)
-    assert line.startswith("error: ") and message in line and "\n" not in line
-
-
-def test_image_and_labels_are_changed_alike(overrides):
-    """Resized, cropped, flipped: the label of a pixel is still that of its colour."""
-    cfg = load_config(CONFIG, overrides)
-    loader = iter(instantiate(cfg.dataloader.train))
-    colors = torch.tensor([COLORS[k] for k in range(3)]).float()
-    for _ in range(8):
-        for example in next(loader):
-            assert example["image"].shape == (3, 64, 64) and example["image"].dtype == torch.uint8
-            assert example["sem_seg"].shape == (64, 64) and example["sem_seg"].dtype == torch.int64
-            distance = (example["image"].float()[None] - colors[:, :, None, None]).norm(dim=1)
-            known = example["sem_seg"] != 255
-            agree = (distance.argmin(dim=0) == example["sem_seg"])[known]
-            assert agree.float().mean() > 0.95  # edges are blurred
 
 
 @pytest.fixture
