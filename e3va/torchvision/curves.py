@@ -46,7 +46,7 @@ def plot(runs: dict[str, list[dict[str, float | None]]], path: Path) -> None:
             axis.set_xlabel("step")
             title = "training loss, pale, and its average"
             axis.set_title(title if key == "loss" else f"{key}, validation")
-            axis.locator_params(axis="x", integer=True)
+            axis.set_xlim(left=0)
             axis.grid(alpha=0.3)
     if len(runs) > 1:
         figure.axes[0].legend()
