@@ -105,6 +105,8 @@ def resumed_options(
                 f"--resume with {_flag(key)} {value}, but the run in {folder} has "
                 f"{'the default' if own is None else own}: leave the option out, "
                 "or start a new run in another --output"
+                + f", perhaps from this one with --adapter {folder}"
+                * (key == "steps")
             )
     return stored
 
