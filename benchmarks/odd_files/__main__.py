@@ -14,7 +14,7 @@ import inspect
 import io
 import json
 import multiprocessing
-import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -232,8 +232,9 @@ def _in_process(title: str) -> dict[str, str]:
 
 def _short(text: str) -> str:
     """Return a cell of the table: without folders, and no longer than a few lines."""
-    words = [os.path.basename(word) if word.startswith("/tmp") else word for word in text.split()]
-    return " ".join(words)[:200].replace("|", "¦")
+    root = re.escape(tempfile.gettempdir())
+    text = re.sub(root + r"/[^\s'\":;,)]*/", "", " ".join(text.split()))
+    return re.sub(root + r"/\w+", "FOLDER", text)[:200].replace("|", "¦")
 
 
 def table(before: dict, now: dict) -> list[str]:
