@@ -96,11 +96,6 @@ class Content:
     masks: bool
 
 
-def read_categories(json_file: str | os.PathLike) -> list[dict]:
-    """Return the categories as {id, name}, sorted by id; raise UserError if there are none."""
-    return _categories(load_json(json_file), json_file)
-
-
 def category_names(
     data: Mapping[str, Any], source: str | os.PathLike, classes: Sequence[str] = ()
 ) -> list[str]:
@@ -114,13 +109,8 @@ def category_names(
     Raises:
         UserError: a category has no id or name, or there is none.
     """
-    return [category["name"] for category in _categories(data, source, classes)]
-
-
-def _categories(
-    data: Mapping[str, Any], source: str | os.PathLike, classes: Sequence[str] = ()
-) -> list[dict]:
-    return list_categories(data, source, _note_for_reader(Counter(), source, source), classes)
+    note = _note_for_reader(Counter(), source, source)
+    return [category["name"] for category in list_categories(data, source, note, classes)]
 
 
 def read_coco(
@@ -247,6 +237,12 @@ def nothing_to_train(crowds: int, notes: Mapping[str, int]) -> str:
     return (
         "no usable annotation to train on: expected at least one object with a box inside its image"
     )
+
+
+def objects_of_crowded(data: CocoData, most: int) -> list[int]:
+    """Return the number of objects of each image that has more than ``most``."""
+    counts = (sum(not a["iscrowd"] for a in own) for own in data.annotations.values())
+    return [count for count in counts if count > most]
 
 
 def nothing_to_score(data: CocoData) -> str | None:

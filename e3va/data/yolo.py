@@ -30,7 +30,7 @@ def load_yaml(file: Path) -> dict:
     try:
         text = file.read_text(encoding="utf-8-sig")
         data = yaml.safe_load(text)
-        if isinstance(data, dict):  # names as they are written: yes is no truth value
+        if isinstance(data, dict):  # YAML reads a class named yes as true
             data["names"] = yaml.load(text, Loader=yaml.BaseLoader).get("names")
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file} is not YAML ({brief(error)}): expected YOLO's data.yaml") from None

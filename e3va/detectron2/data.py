@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
 
-from ..data.coco import CocoData, ReadOptions
+from ..data.coco import CocoData, ReadOptions, objects_of_crowded
 from ..data.formats import read_annotations, read_class_names
 from ..data.split import split_coco
 from ..utils.errors import UserError
@@ -145,8 +145,7 @@ def coco_dicts(
 
 
 def _warn_of_many_objects(data: CocoData, most: int) -> None:
-    counts = [sum(not a["iscrowd"] for a in found) for found in data.annotations.values()]
-    crowded = [count for count in counts if count > most]
+    crowded = objects_of_crowded(data, most)
     if crowded:
         log_first_n(
             logging.WARNING,

@@ -75,7 +75,7 @@ class RunLengthMasks(Sequence[Tensor]):
         return replace(self, size=tuple(size))
 
     def to(self, device: torch.device | str) -> "RunLengthMasks":
-        """Return the masks as they are: run lengths stay on the CPU."""
+        """Return these masks; run lengths always stay on the CPU."""
         del device
         return self
 

