@@ -90,6 +90,7 @@ RULES: dict[str, Rule] = {
     "optimizer.params.lr_factor_func.adapters": _POSITIVE,
     "lr_multiplier.warmup_length": _number("a number from 0 to 1", lambda v: 0 <= v <= 1),
 }
+AUTO = "auto"  # the preset that stands for the size of the weights in train.init_checkpoint
 _BACKBONE_RULES: dict[str, Rule] = {
     "memory": _one_of(*MEMORY),
     "trunk_precision": _one_of(*TRUNK_PRECISIONS),
@@ -110,8 +111,9 @@ def check_values(cfg: DictConfig, bottom_up: DictConfig) -> None:
         return  # a highway of the user's own
     try:
         preset, highway = _plain(bottom_up, "preset"), _plain(bottom_up, "highway", {})
-        # A mapping is a geometry that an adapter brought, whose description has been checked.
-        dim = 96 if isinstance(preset, dict) else get_preset(str(preset)).embed_dim
+        # A mapping is the geometry of an adapter or of weights, and has been checked.
+        known = not isinstance(preset, dict) and preset != AUTO
+        dim = get_preset(str(preset)).embed_dim if known else 96
         make_adapter = as_highway_config(highway).adapter_factory(dim)
         with torch.device("meta"):
             make_adapter and make_adapter(dim)  # the adapter kind checks its own options

@@ -105,11 +105,8 @@ def config_of_adapter(description: AdapterConfig | None, source: str) -> DictCon
 def adopt(cfg: DictConfig, description: AdapterConfig) -> DictConfig:
     """Set the backbone settings and the classes of an adapter in a config, in place."""
     config = description.backbone
-    preset = preset_name(config.preset)
-    if preset is None or not same_geometry(PRESETS[preset], config.preset):
-        preset = LazyCall(make_preset)(**asdict(config.preset))
     node = bottom_up_node(cfg)
-    node.preset = preset
+    set_preset(node, config.preset)
     node.highway = LazyCall(highway_config)(**config.highway.to_dict())
     node.out_features = list(config.out_features)
     most = description.model.get("max_detections", USUAL_MOST)
@@ -117,6 +114,13 @@ def adopt(cfg: DictConfig, description: AdapterConfig) -> DictConfig:
         cfg.data.max_detections = most
     set_classes(cfg, description.classes)
     return cfg
+
+
+def set_preset(node: DictConfig, preset: SwinPreset) -> None:
+    """Set the geometry in a backbone's node: by its name, or in full if it has none."""
+    name = preset_name(preset)
+    named = name is not None and same_geometry(PRESETS[name], preset)
+    node.preset = name if named else LazyCall(make_preset)(**asdict(preset))
 
 
 def make_preset(**geometry: Any) -> SwinPreset:

@@ -35,6 +35,7 @@ from .own_data import (
     resolve_validation,
     store_split,
 )
+from .presets import resolve_preset
 from .trainer import HighwayTrainer
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ def prepare(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False) -
     check_tensorboard_folder(cfg.train.output_dir, "train.output_dir")
     resume = resume and os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint"))
     check_weights(cfg, resume, eval_only)
+    resolve_preset(cfg)
     training, validation = {}, {}  # path of each image by its name
     if "data" in cfg:
         resolve_validation(cfg)

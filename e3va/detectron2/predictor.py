@@ -22,6 +22,7 @@ from .checkpoint import HighwayCheckpointer, local_weights, warn_of_rounding
 from .config import apply_overrides, bottom_up_node, load_config
 from .describe import FRAMEWORK, adopt, config_of_adapter, find_metadata, set_classes
 from .engine import adapter_options, check_device
+from .presets import resolve_preset
 
 FIRST = "default"  # name of the weights that the constructor loads
 Config = str | os.PathLike | DictConfig
@@ -84,6 +85,7 @@ class LazyPredictor(AdapterSet):
             cfg = apply_overrides(config_of_adapter(description, weights), overrides)
         elif description is not None:
             set_classes(cfg, description.classes)
+        resolve_preset(cfg, weights)
         self.device = device or cfg.train.device
         check_device(self.device)
         model = instantiate(cfg.model).to(self.device).eval()
