@@ -82,6 +82,7 @@ def build(run: Run, classes: tuple[str, ...], category_ids=()) -> tuple[nn.Modul
         size=task.size,
         max_size=task.max_size,
         category_ids=category_ids,
+        detections=task.detections,
     )
     seed_everything("heads", run.seed)
     model = build_model(config, bottom_up=bottom_up)
