@@ -41,6 +41,12 @@ class Sources:
     streets: Path | None = None
 
 
+SOURCE_HELP = {
+    "photos": "few photographs, with polygons and label maps",
+    "streets": "street scenes with label maps",
+}
+
+
 @dataclass(frozen=True)
 class Task:
     """A target task.
@@ -64,6 +70,7 @@ class Task:
     batch_size: int
     source: str
     load: Callable[[Sources, str], Dataset]
+    detections: int = 100
 
 
 def draw(folder: Path) -> None:
