@@ -48,7 +48,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``"ahead"`` or ``"behind"`` if the difference is significant.
+        """``"ahead"`` or ``"behind"``; ``"not significant"`` without significance.
 
         A significant test whose ranks and mean have different signs has no direction.
         """

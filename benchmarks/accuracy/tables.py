@@ -82,16 +82,17 @@ def summary_table(results: Results, more_steps: bool = False) -> str:
 
 
 def paired_table(found: Sequence[Difference]) -> str:
-    """Return a table of paired differences: a row for each pair and comparison."""
+    """Return a table of paired differences, method minus the other, and their verdicts."""
     lines = [
-        "| | method | minus | difference | 95% interval | tasks ahead | p | p (Holm) | method is |",
+        "| | method | against | difference | 95% interval | tasks ahead | p | p (Holm) | result |",
         "|---" * 9 + "|",
     ]
     for row in found:
         ends = "" if row.low is None else f"{row.low:+.1f} to {row.high:+.1f}"
         cells = [COMPARISONS[row.comparison], METHODS[row.method].title, METHODS[row.other].title]
         cells += [f"{row.mean:+.1f}", ends, f"{row.tasks_ahead} of {row.tasks}"]
-        cells += [f"{row.p:.2g}", f"{row.p_holm:.2g}", f"**{row.verdict}**"]
+        bold = "**" if row.verdict in ("ahead", "behind") else ""
+        cells += [f"{row.p:.2g}", f"{row.p_holm:.2g}", f"{bold}{row.verdict}{bold}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

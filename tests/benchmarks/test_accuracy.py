@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -325,26 +326,26 @@ def test_a_small_comparison_and_its_second_call(accuracy, monkeypatch, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_ends_all_processes(number, tmp_path):
+def test_a_signal_ends_all_processes(tmp_path):
     psutil = pytest.importorskip("psutil")  # peft brings it
     command = [sys.executable, str(BENCHMARKS / "accuracy"), "--output", str(tmp_path / "out")]
     command += ["--tasks", "land", "--methods", "full", "--jobs", "1", "--seeds", "1"]
-    with open(tmp_path / "log.txt", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    began = time.monotonic()
-    while not list((tmp_path / "out").rglob("log.txt")):  # a training is on its way
-        assert process.poll() is None and time.monotonic() - began < 120
-        time.sleep(0.2)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    assert workers
-    process.send_signal(number)
-    process.wait(60)
-    _, alive = psutil.wait_procs(workers, timeout=60)
-    assert not alive
-    if number != signal.SIGKILL:
-        assert process.returncode == 130
-        assert "Traceback" not in (tmp_path / "log.txt").read_text()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with open(tmp_path / "log.txt", "w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        began = time.monotonic()
+        while not list((tmp_path / "out").rglob("log.txt")):  # a training is on its way
+            assert process.poll() is None and time.monotonic() - began < 120
+            time.sleep(0.2)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert workers
+        process.send_signal(number)
+        process.wait(60)
+        assert not psutil.wait_procs(workers, timeout=60)[1]
+        if number != signal.SIGKILL:
+            assert process.returncode == 130
+            assert "Traceback" not in (tmp_path / "log.txt").read_text()
+        shutil.rmtree(tmp_path / "out" / "runs")
 
 
 def test_mistakes_are_one_line(accuracy, monkeypatch, tmp_path, capfd):
