@@ -73,7 +73,8 @@ def _beside(task: str, left: Image.Image, right: Image.Image) -> Image.Image:
     draw, font = ImageDraw.Draw(pair), ImageFont.load_default(12)
     for x, picture, method in ((0, left, PAIR[0]), (left.width + 2, right, PAIR[1])):
         pair.paste(picture, (x, TEXT))
-        draw.text((x + 2, 1), f"{task}: {METHODS[method].title}", "black", font)
+        title = METHODS[method].title.replace("³", "3")  # Pillow's font has no such letter
+        draw.text((x + 2, 1), f"{task}: {title}", "black", font)
     return pair
 
 

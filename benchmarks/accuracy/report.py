@@ -24,6 +24,8 @@ from .tasks import TASKS
 if TYPE_CHECKING:
     from .schedule import Schedule
 
+PICTURES = ("scores.png", "curves.png", "front.png", "pairs.png", "pairs_given.png")
+
 
 class Report:
     """The results of the comparisons that are complete.
@@ -107,6 +109,8 @@ class Report:
         text = self._sections(paired, flat)
         with atomic_open(output / "results.md", "w") as file:
             file.write(f"{self._introduction(facts)}\n\n{text}\n")
+        for name in PICTURES:  # an earlier call may have had other methods
+            (output / name).unlink(missing_ok=True)
         plot_scores(steps, self.results.get("seconds"), output / "scores.png")
         plot_curves(steps, output / "curves.png")
         if "front" in self.results and self._full():
@@ -124,7 +128,7 @@ class Report:
         omitted = "".join(f" Full scores 0 on {task}, which is left out." for task in left_out)
         what = "Validation" if self.args.candidates else "Test"
         return (
-            f"{what} scores, mean ± standard deviation of {facts['seeds']} seeds: "
+            f"{what} scores, mean ± standard deviation. Seeds: {facts['seeds']}. Tasks: "
             f"{', '.join(tasks)}. Trunk: {facts['trunk']}. Precision: {facts['precision']}. "
             f"{facts['hours']:.2f} hours with {facts['jobs']} runs side by side, one thread each, "
             f"{facts['device']} ({facts['machine']}), torch {facts['torch']}, commit "
@@ -153,7 +157,7 @@ class Report:
 
 
 FRONT_TEXT = (
-    "{seeds} seeds. Each rank trains with the learning rate that was chosen for the method's own "
+    "Seeds: {seeds}. Each rank trains with the learning rate that was chosen for the method's own "
     "rank.\n"
 )
 PAIRED_TEXT = (

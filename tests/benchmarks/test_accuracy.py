@@ -333,15 +333,16 @@ def test_a_signal_ends_all_processes(tmp_path):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         with open(tmp_path / "log.txt", "w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
-        began = time.monotonic()
-        while not list((tmp_path / "out").rglob("log.txt")):  # a training is on its way
-            assert process.poll() is None and time.monotonic() - began < 120
-            time.sleep(0.2)
-        workers = psutil.Process(process.pid).children(recursive=True)
-        assert workers
-        process.send_signal(number)
-        process.wait(60)
-        assert not psutil.wait_procs(workers, timeout=60)[1]
+        try:
+            while not list((tmp_path / "out").rglob("log.txt")):  # a training is on its way
+                assert process.poll() is None
+                time.sleep(0.2)
+            workers = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(number)
+            process.wait(120)
+        finally:
+            process.kill()
+        assert workers and not psutil.wait_procs(workers, timeout=120)[1]
         if number != signal.SIGKILL:
             assert process.returncode == 130
             assert "Traceback" not in (tmp_path / "log.txt").read_text()
