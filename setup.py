@@ -59,7 +59,7 @@ setup(
     extras_require={
         "detectron2": DETECTRON2,
         "formats": FORMATS,
-        "accuracy": ["matplotlib>=3.7", "peft>=0.13"],
+        "accuracy": ["matplotlib>=3.7", "peft>=0.13", "scipy>=1.11,<2"],
         "plot": ["matplotlib>=3.7"],
         "tensorboard": ["tensorboard>=2.12"],
         "test": [
@@ -72,6 +72,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "scipy>=1.11,<2",
             "setuptools>=70.1",
             "tensorboard>=2.12",
             "timm>=1.0.9",

@@ -1,14 +1,22 @@
-"""As accurate as full fine-tuning? One small trunk, several tasks, every way of tuning.
+"""As accurate as full fine-tuning? One trunk, several tasks, every way of tuning.
 
-    python benchmarks/accuracy [--photos FOLDER] [--streets FOLDER]
+    python benchmarks/accuracy [--photos FOLDER] [--streets FOLDER] ...
 
-Trains every method on every task with each learning rate of one grid (seed 0), chooses for each
-method the rate with the best validation score, trains with that rate and the other seeds, and
-evaluates those models on the test split, once. Steps, order of images, heads and their first
-weights are the same for all methods. After an interruption the same command continues. The drawn
-tasks need no data; --photos and --streets add real ones, see benchmarks/accuracy/tasks.py for the
-layouts of their folders. The output folder gets results.md, results.json, scores.png, curves.png
-and pairs.png.
+makes three comparisons:
+
+- At equal steps. Every method trains on every task with each learning rate of one grid (seed 0).
+  The rate with the best validation score is chosen for each method and task, and the method trains
+  with that rate and the other seeds. Steps, order of images, heads and their first weights are the
+  same for all methods.
+- At equal seconds. Every method trains for as many steps as fit in the seconds of full fine-tuning
+  (at most four times its steps), with the same rates and seeds.
+- The front of ranks: score against bytes kept for the backward pass and against trained parameters.
+
+Every model that is compared is evaluated on the test split, once. After an interruption the same
+command continues: it skips the runs that are finished. The drawn tasks need no data; the options
+that name folders add real tasks, see benchmarks/accuracy/tasks.py for the layouts. --tasks,
+--methods, --seeds, --rates and --comparisons choose a part. The output folder gets results.md,
+results.json, scores.png, curves.png, front.png, pairs.png and pairs_given.png.
 """
 
 import sys

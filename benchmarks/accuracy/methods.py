@@ -2,13 +2,15 @@
 
 Every method has the same trunk, neck and heads, and starts from the same numbers. What a method
 adds starts as the identity. The ranks of LoRA, bottleneck adapters and highways are the largest
-that train at most 1.5% of the backbone.
+that train at most a given share of the backbone, whatever the trunk.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,6 +32,9 @@ class Method:
             of ``highway``.
         searched: whether the method has its own learning rate; otherwise everything trains at the
             learning rate of the heads.
+        share: largest share of the backbone's parameters that trains; it chooses the rank. None for
+            a method without a rank.
+        ranked: function from the rank to the values of ``highway`` and ``prepare``.
     """
 
     title: str
@@ -37,6 +42,41 @@ class Method:
     prepare: Callable[[SwinTrunk], None] | None = None
     backbone: Callable[[SwinPreset], E3VABackbone] | None = None
     searched: bool = True
+    share: float | None = None
+    ranked: Callable[[int], Mapping[str, Any]] | None = None
+
+    def rank(self, preset: SwinPreset) -> int | None:
+        """Return the largest rank within the share, and 1 if there is none; None without ranks."""
+        return None if self.ranked is None else _largest_rank(self.ranked, self.share, preset)
+
+    def fitted(self, preset: SwinPreset) -> "Method":
+        """Return the method with ``highway`` and ``prepare`` for the trunk's rank."""
+        return self if self.ranked is None else replace(self, **self.ranked(self.rank(preset)))
+
+
+@lru_cache
+def _largest_rank(ranked: Callable[[int], Mapping[str, Any]], share: float, preset) -> int:
+    def fits(rank: int) -> bool:
+        return trained_share(Method("", **ranked(rank)), preset) <= share
+
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def trained_share(method: Method, preset: SwinPreset) -> float:
+    """Return the share of the backbone's parameters that a method without ``ranked`` trains."""
+    with torch.device("meta"):  # sizes without memory
+        backbone = E3VABackbone(preset, method.highway)
+        if method.prepare:
+            method.prepare(backbone.trunk)
+    parameters = list(backbone.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return trained / sum(p.numel() for p in parameters)
 
 
 def _train_only(trunk: nn.Module, wanted: Callable[[str], bool]) -> None:
@@ -103,20 +143,51 @@ def bottleneck(rank: int) -> Callable[[SwinTrunk], None]:
     return prepare
 
 
-PAPER = {"recipe": "e3va", "rank": 4}
+def _lora_of_rank(rank: int) -> dict[str, Any]:
+    return {"highway": "full", "prepare": lora(rank)}
+
+
+def _bottleneck_of_rank(rank: int) -> dict[str, Any]:
+    return {"highway": "full", "prepare": bottleneck(rank)}
+
+
+def _chain_of_rank(rank: int) -> dict[str, Any]:
+    return {"highway": {"recipe": "e3va_chain", "rank": rank}}
+
+
+def _paper_of_rank(rank: int) -> dict[str, Any]:
+    return {"highway": {"recipe": "e3va", "rank": rank}}
+
+
+def _offset_of_rank(rank: int) -> dict[str, Any]:
+    changes = {"taps": "residual", "downsample": "offset"}
+    return {"highway": {"recipe": "e3va", "rank": rank, **changes}}
+
+
+SMALL, WIDE = 0.015, 0.05  # largest shares of the backbone that train
 METHODS = {
     "full": Method("full fine-tuning", "full"),
     "frozen": Method("frozen backbone", "frozen", searched=False),
     "norms": Method("norms only", "full", _norms),
     "biases": Method("biases only", "full", _biases),
     "last stage": Method("last stage only", "full", _last_stage),
-    "lora": Method("LoRA, rank 3", "full", lora(3)),
-    "bottleneck": Method("bottleneck adapters, rank 6", "full", bottleneck(6)),
-    "e3va_chain": Method("E³VA", {"rank": 10}),
-    "offset": Method(
-        "E³VA, paper's adapters, offset form",
-        {**PAPER, "taps": "residual", "downsample": "offset"},
-    ),
-    "e3va": Method("E³VA as in the paper", PAPER),
+    "lora": Method("LoRA", share=SMALL, ranked=_lora_of_rank),
+    "bottleneck": Method("bottleneck adapters", share=SMALL, ranked=_bottleneck_of_rank),
+    "e3va_chain": Method("E³VA", share=SMALL, ranked=_chain_of_rank),
+    "e3va_wide": Method("E³VA, wide", share=WIDE, ranked=_chain_of_rank),
+    "offset": Method("E³VA, paper's adapters, offset form", share=SMALL, ranked=_offset_of_rank),
+    "e3va": Method("E³VA as in the paper", share=SMALL, ranked=_paper_of_rank),
 }
 DEFAULT = "e3va_chain"
+COMPARED = ("full", "frozen", "lora", "e3va_chain", "e3va_wide", "e3va")
+
+
+def _at_shares(base: str, shares: Sequence[float]) -> dict[str, Method]:
+    return {f"{base} {share:.1%}": replace(METHODS[base], share=share) for share in shares}
+
+
+# What the front of scores adds to each of these methods: the same at other ranks.
+FRONT = {
+    "e3va_chain": _at_shares("e3va_chain", (0.003, 0.006, 0.03, 0.05, 0.1)),
+    "lora": _at_shares("lora", (0.006, 0.05)),
+}

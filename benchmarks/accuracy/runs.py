@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from e3va.adapter_files.files import MODEL_FILE as ADAPTER
 from e3va.torchvision.curves import read_metrics
 from e3va.torchvision.evaluate import evaluate
 from e3va.torchvision.models import (
@@ -20,21 +22,16 @@ from e3va.torchvision.models import (
     load_state,
     read_trunk,
 )
-from e3va.torchvision.trainer import (
-    MODEL,
-    STATE,
-    Trainer,
-    TrainSettings,
-    make_folder,
-    read_state,
-)
-from e3va.utils.atomic import atomic_open
+from e3va.torchvision.trainer import MODEL, STATE, Trainer, TrainSettings
+from e3va.utils.atomic import atomic_open, make_folder
 from e3va.utils.seeding import seed_everything
 from e3va.weights.checkpoint import load_file, model_state
 
 from .candidates import ALL
+from .methods import FRONT
 from .tasks import TASKS, Sources
 
+KNOWN = {**ALL, **{name: method for row in FRONT.values() for name, method in row.items()}}
 HEADS_RATE = 2e-3  # of the light heads, see e3va.torchvision.models.HEADS
 TEST = "test.json"
 
@@ -45,11 +42,12 @@ class Run:
 
     Attributes:
         task: key of ``TASKS``.
-        method: key of ``ALL``.
+        method: key of ``KNOWN``.
         rate: learning rate of the backbone's trained parameters, as a multiple of the heads' rate.
         seed: seed of the heads' first weights, the order of images and all other random choices.
         steps: number of updates.
         trunk: pretrained weights, see ``e3va train --trunk``.
+        precision: see ``e3va train --precision``.
     """
 
     task: str
@@ -58,18 +56,20 @@ class Run:
     seed: int
     steps: int
     trunk: str = DEMO_TRUNK
+    precision: str = "fp32"
 
     @property
     def name(self) -> str:
         """Name of the run's folder."""
         words = (self.task, self.method, f"rate {self.rate:g}", f"seed {self.seed}")
-        return "-".join(words).replace(" ", "_")
+        return "-".join((*words, f"steps {self.steps}")).replace(" ", "_")
 
 
 def build(run: Run, classes: tuple[str, ...], category_ids=()) -> tuple[nn.Module, ModelConfig]:
     """Build a model that is ready to train; equal seeds give equal heads whatever the method."""
-    task, method = TASKS[run.task], ALL[run.method]
+    task = TASKS[run.task]
     _, preset, _ = read_trunk(run.trunk)
+    method = KNOWN[run.method].fitted(preset)
     seed_everything("method", run.seed)
     bottom_up = method.backbone(preset) if method.backbone else None
     config = ModelConfig(
@@ -100,7 +100,7 @@ def validation(run: Run, folder: Path) -> list[tuple[int, float]]:
 
 
 def train(run: Run, folder: Path, sources: Sources, device: str) -> None:
-    """Train, or resume a training that was stopped; validate after each third of the steps."""
+    """Train from the first step; validate after each quarter of the steps."""
     task, place = TASKS[run.task], torch.device(device)
     train_data, val_data = (task.load(sources, split) for split in ("train", "val"))
     model, config = build(run, train_data.classes, train_data.category_ids)
@@ -110,19 +110,25 @@ def train(run: Run, folder: Path, sources: Sources, device: str) -> None:
         lr=HEADS_RATE,
         adapter_lr=run.rate,
         trunk_lr=run.rate,
+        precision=run.precision,
         seed=run.seed,
-        checkpoint_every=500,  # short runs start anew
-        eval_every=-(-run.steps // 3),
+        checkpoint_every=0,
+        eval_every=-(-run.steps // 4),
     )
     model.to(place)
     score = partial(evaluate, model, val_data, place)
+    # A run that was stopped starts anew: its seconds and curves would have gaps.
+    shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
     with open(folder / "log.txt", "a", encoding="utf-8") as log, _output_to(log):
-        trainer = Trainer(model, config, settings, train_data, folder, evaluate=score)
-        if (folder / STATE).is_file():
-            trainer.load(read_state(folder))
-        trainer.train()
+        Trainer(model, config, settings, train_data, folder, evaluate=score).train()
     (folder / STATE).unlink()
+
+
+def drop_model(folder: Path) -> None:
+    """Delete the files of a model that nothing reads again: there are hundreds of runs."""
+    for name in (MODEL, ADAPTER):
+        (folder / name).unlink(missing_ok=True)
 
 
 def test(run: Run, folder: Path, sources: Sources, device: str) -> None:

@@ -4,30 +4,37 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
 
 from e3va.cli.arguments import pick_device, positive, whole
 from e3va.torchvision.models import DEMO_TRUNK, read_trunk
-from e3va.torchvision.trainer import MODEL, SUMMARY, make_folder
+from e3va.torchvision.trainer import MODEL, SUMMARY
+from e3va.utils.atomic import atomic_open, make_folder
 from e3va.utils.errors import UserError
 from e3va.utils.progress import Progress
+from e3va.utils.training import PRECISIONS
+from e3va.weights.origin import fingerprint
 
-from . import report, runs
+from . import comparisons, report, runs
 from .candidates import ALL, CANDIDATES
-from .methods import METHODS
+from .comparisons import COMPARISONS, Plan
+from .methods import COMPARED
+from .pictures import pictured
 from .runs import Run, validation
-from .tasks import TASKS, Sources, available, draw
+from .tasks import SOURCE_HELP, TASKS, Sources, available, draw
 
 RATES = (0.5, 2.0, 8.0)
-SEEDS = 3
-STEPS = {"things": 200, "land": 240, "nuts": 120, "nuts labels": 120, "streets": 300}
+SEEDS, FRONT_SEEDS = 5, 2
 
 
 def parse(doc: str) -> argparse.Namespace:
@@ -36,18 +43,32 @@ def parse(doc: str) -> argparse.Namespace:
         prog="accuracy", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("output/accuracy"))
-    parser.add_argument("--photos", type=Path, help="few photographs, with polygons and label maps")
-    parser.add_argument("--streets", type=Path, help="street scenes with label maps")
+    for name, text in SOURCE_HELP.items():
+        parser.add_argument(f"--{name}", type=Path, metavar="FOLDER", help=text)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all with data")
-    parser.add_argument("--methods", nargs="+", choices=ALL, help="default: all")
+    parser.add_argument("--methods", nargs="+", choices=ALL, help=f"default: {', '.join(COMPARED)}")
+    parser.add_argument(
+        "--comparisons",
+        nargs="+",
+        choices=COMPARISONS,
+        help="at equal steps, at equal seconds, the front of ranks (default: all)",
+    )
     parser.add_argument(
         "--candidates",
         action="store_true",
-        help="compare forms of the highway instead",
+        help="compare forms of the highway instead, by validation scores at equal steps",
     )
     parser.add_argument("--trunk", default=DEMO_TRUNK, help="pretrained Swin weights")
     parser.add_argument("--rates", nargs="+", type=positive, default=list(RATES), metavar="RATE")
     parser.add_argument("--seeds", type=whole(1), default=SEEDS, metavar="N")
+    parser.add_argument(
+        "--front-seeds",
+        type=whole(1),
+        default=FRONT_SEEDS,
+        metavar="N",
+        help="seeds of the front of ranks",
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of all trainings")
     parser.add_argument(
         "--large", action="store_true", help="ten times the steps, for a GPU and a large --trunk"
     )
@@ -77,13 +98,24 @@ class Schedule:
     def __enter__(self) -> "Schedule":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         if self._pool is not None:
+            if kind is not None:  # whatever still runs would take minutes
+                for process in multiprocessing.active_children():
+                    process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def folder(self, run: Run) -> Path:
         """Return the folder of a run."""
         return self.output / "runs" / run.name
+
+    def done(self, run: Run, result: str) -> bool:
+        """Return whether a run has a result, :data:`SUMMARY` or :data:`runs.TEST`."""
+        return (self.folder(run) / result).is_file()
+
+    def summary(self, run: Run) -> dict:
+        """Return what a training measured."""
+        return json.loads((self.folder(run) / SUMMARY).read_text())
 
     def do(self, function: Callable, result: str, todo: list[Run], what: str) -> None:
         """Call ``function(run, folder, sources, device)`` for each run, in other processes.
@@ -98,7 +130,7 @@ class Schedule:
         Raises:
             UserError: a run fails; the other runs end.
         """
-        todo = [run for run in dict.fromkeys(todo) if not (self.folder(run) / result).is_file()]
+        todo = [run for run in dict.fromkeys(todo) if not self.done(run, result)]
         if not todo:
             return
         if self._pool is None:
@@ -107,11 +139,29 @@ class Schedule:
         with Progress(0, len(todo), "run", what) as progress:
             waiting: dict[Future, Run] = {}
             for run in todo:
-                arguments = (run, self.folder(run), self.sources, self.device)
-                waiting[self._pool.submit(function, *arguments)] = run
+                arguments = (function, run, self.folder(run), self.sources, self.device)
+                waiting[self._pool.submit(_work, *arguments)] = run
             for count, future in enumerate(as_completed(waiting), 1):
-                future.result()
+                try:
+                    future.result()
+                except BrokenProcessPool:
+                    raise UserError(
+                        f"a process ended during {waiting[future].name} or beside it (out of "
+                        "memory?): run the same command again to continue, or give fewer --jobs"
+                    ) from None
                 progress.step(count, {"last": waiting[future].name})
+
+    def train_and_test(self, plan: Plan, kept: set[Run], what: str) -> None:
+        """Train and test the runs of a plan; of the models, only those of ``kept`` stay."""
+        todo = [run for row in plan.values() for run in row]
+        for run in todo:
+            needed = run in kept or not self.done(run, runs.TEST)
+            if self.done(run, SUMMARY) and needed and not self.done(run, MODEL):
+                shutil.rmtree(self.folder(run))  # a call with other options dropped the model
+        self.do(runs.train, SUMMARY, todo, f"{what}: training")
+        self.do(runs.test, runs.TEST, todo, f"{what}: test")
+        for run in set(todo) - kept:
+            runs.drop_model(self.folder(run))
 
     def best(self, candidates: list[Run]) -> Run:
         """Return the run with the best last validation score."""
@@ -120,18 +170,21 @@ class Schedule:
 
 def _start() -> None:
     torch.set_num_threads(1)  # the results do not depend on the machine's cores
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # during a training, the trainer's own handlers
+        signal.signal(number, lambda *_: os._exit(130))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def search(tasks, methods, args: argparse.Namespace) -> dict[tuple[str, str], list[Run]]:
-    """Return the runs that choose a learning rate, by task and method."""
-    grid = {}
-    for task in tasks:
-        steps = STEPS[task] * (10 if args.large else 1)
-        for method in methods:
-            rates = args.rates if ALL[method].searched else [1.0]
-            grid[task, method] = [Run(task, method, r, 0, steps, args.trunk) for r in rates]
-    return grid
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)  # it was killed: a second command must not meet this process in a folder
+
+
+def _work(function: Callable, *arguments: object) -> None:
+    try:
+        function(*arguments)
+    except KeyboardInterrupt:
+        os._exit(130)  # a process that returns would start the next run
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -141,70 +194,106 @@ def compare(args: argparse.Namespace) -> None:
         UserError: a source of data is missing, or a run fails.
     """
     args.device = str(pick_device(args.device))
-    sources = Sources(args.output / "drawn", args.photos, args.streets)
+    sources = Sources(args.output / "drawn", **{name: getattr(args, name) for name in SOURCE_HELP})
     tasks = available(sources)
     for task in args.tasks or []:
         if task not in tasks:
             raise UserError(f"the task {task!r} needs --{TASKS[task].source}")
-    tasks = args.tasks or [t for t in tasks if not args.candidates or TASKS[t].metric == "mIoU"]
-    args.methods = args.methods or list(CANDIDATES if args.candidates else METHODS)
-    read_trunk(args.trunk)
+    args.tasks = args.tasks or [
+        task for task in tasks if not args.candidates or TASKS[task].metric == "mIoU"
+    ]
+    args.methods = args.methods or list(CANDIDATES if args.candidates else COMPARED)
+    args.comparisons = comparisons.choose(args)
+    state = read_trunk(args.trunk)[0]
     make_folder(args.output)
-    check_setting(args)
+    check_setting(args, fingerprint(state))
     draw(sources.drawn)
     jobs = args.jobs or (len(_cores()) if args.device == "cpu" else 1)
-    with Schedule(args.output, sources, args.device, jobs) as schedule:
-        _run_all(schedule, search(tasks, args.methods, args), args)
+    clock = Clock(args.output / "hours.json")
+    try:
+        with Schedule(args.output, sources, args.device, jobs) as schedule:
+            _run_all(schedule, args, clock)
+    finally:
+        clock.save()
 
 
-def _run_all(schedule: Schedule, grid: dict[tuple[str, str], list[Run]], args) -> None:
-    began = time.monotonic()
-    everything = [run for row in grid.values() for run in row]
-    schedule.do(runs.train, SUMMARY, everything, "search")
-    final = {}
+def _run_all(schedule: Schedule, args: argparse.Namespace, clock: "Clock") -> None:
+    grid = comparisons.search(args)
+    schedule.do(runs.train, SUMMARY, [run for row in grid.values() for run in row], "search")
+    best = {key: schedule.best(candidates) for key, candidates in grid.items()}
     for key, candidates in grid.items():
-        best = schedule.best(candidates)
-        for run in set(candidates) - {best}:  # it is large, and nothing reads it again
-            (schedule.folder(run) / MODEL).unlink(missing_ok=True)
-        final[key] = [Run(**{**vars(best), "seed": seed}) for seed in range(args.seeds)]
-    everything = [run for row in final.values() for run in row]
-    schedule.do(runs.train, SUMMARY, everything, "other seeds")
-    if not args.candidates:  # the test data are read once, after all choices
-        schedule.do(runs.test, runs.TEST, everything, "test")
-    took = _add_hours(args.output / "hours.json", time.monotonic() - began)
-    report.write(schedule, grid, final, args, took)
+        for run in set(candidates) - {best[key]}:
+            runs.drop_model(schedule.folder(run))
+    found = report.Report(schedule, args, grid)
+    equal_steps = comparisons.at_equal_steps(best, args.seeds)
+    if args.candidates:  # chosen by validation; the test data are for the choice that was made
+        todo = [run for row in equal_steps.values() for run in row]
+        schedule.do(runs.train, SUMMARY, todo, "candidates")
+        found.add("steps", equal_steps)
+        found.write(clock.hours())
+        return
+    kept = pictured(equal_steps)
+    for name in args.comparisons:  # equal steps come first: the others need their results
+        if name == "steps":
+            plan = equal_steps
+        elif name == "seconds":
+            plan = comparisons.at_equal_seconds(schedule, equal_steps)
+        else:
+            plan = comparisons.front(best, args.front_seeds)
+        schedule.train_and_test(plan, kept, COMPARISONS[name])
+        found.add(name, plan)
+        found.write(clock.hours())
 
 
-def check_setting(args: argparse.Namespace) -> None:
-    """Check that the output folder holds no runs with another trunk or number of steps.
+def check_setting(args: argparse.Namespace, weights: str) -> None:
+    """Check that the output folder holds no runs with another trunk, precision or ``--large``.
 
     Raises:
         UserError: the folder holds such runs.
     """
     path = args.output / "setting.json"
-    setting = {"trunk": args.trunk, "large": args.large}
-    if path.is_file() and json.loads(path.read_text()) != setting:
+    setting = {"trunk": weights, "large": args.large, "precision": args.precision}
+    before = json.loads(path.read_text()) if path.is_file() else setting
+    other = [name for name in setting if before.get(name) != setting[name]]
+    if other:
+        names = " and ".join(f"--{name}" for name in other)
         raise UserError(
-            f"{args.output} holds runs with {path.read_text()}: give another --output, or the same "
-            "--trunk and --large"
+            f"{args.output} holds runs with another {names} (see {path}): give another --output, "
+            f"or the same {names}"
         )
-    path.write_text(json.dumps(setting))
+    with atomic_open(path, "w") as file:
+        json.dump(setting, file)
 
 
 def _cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {*range(os.cpu_count())}
 
 
-def _add_hours(path: Path, seconds: float) -> float:
-    """Add to the hours that earlier calls took, and return the sum."""
-    before = json.loads(path.read_text()) if path.is_file() else 0.0
-    path.write_text(json.dumps(before + seconds / 3600))
-    return before + seconds / 3600
+class Clock:
+    """The hours that all calls with an output folder took.
+
+    Args:
+        path: file that holds the hours of earlier calls.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._began = path, time.monotonic()
+        self._before = json.loads(path.read_text()) if path.is_file() else 0.0
+
+    def hours(self) -> float:
+        """Return the hours until now."""
+        return self._before + (time.monotonic() - self._began) / 3600
+
+    def save(self) -> None:
+        """Write the hours until now."""
+        with atomic_open(self.path, "w") as file:
+            json.dump(self.hours(), file)
 
 
 def main(doc: str) -> int:
     """Run the command and return its exit status."""
     args = parse(doc)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         compare(args)
     except UserError as error:
@@ -213,5 +302,7 @@ def main(doc: str) -> int:
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         return 130
-    print(f"wrote {args.output}: results.md, results.json, scores.png, curves.png, and pictures")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(f"wrote {args.output}: results.md, results.json and pictures")
     return 0

@@ -2,7 +2,11 @@
 
 import importlib
 import json
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,6 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from e3va import E3VABackbone
+from e3va.swin.presets import get_preset
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -18,7 +25,10 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def accuracy():
     """The benchmark's modules by name."""
     sys.path.insert(0, str(BENCHMARKS))
-    names = ("candidates", "methods", "report", "runs", "schedule", "tasks")
+    names = (
+        *("candidates", "comparisons", "methods", "paired", "pictures", "plots", "report", "runs"),
+        *("schedule", "tables", "tasks"),
+    )
     yield Namespace(**{name: importlib.import_module(f"accuracy.{name}") for name in names})
     sys.path.remove(str(BENCHMARKS))
 
@@ -41,6 +51,7 @@ WANTED = {
     "lora": lambda name: "lora_" in name and (".qkv." in name or ".fc1." in name),
     "bottleneck": lambda name: ".down." in name or ".up." in name,
     "e3va_chain": lambda name: False,
+    "e3va_wide": lambda name: False,
     "offset": lambda name: False,
     "e3va": lambda name: False,
 }
@@ -55,10 +66,42 @@ def test_every_method_trains_what_it_says(accuracy):
         names = {name for name, _ in backbone.trunk.named_parameters()}
         assert trained(backbone.trunk) == {name for name in names if wanted(name)}, method
         assert all(p.requires_grad for p in backbone.highway.parameters())
-        if method in ("lora", "bottleneck", "norms", "biases", "e3va_chain", "offset", "e3va"):
-            parameters = list(backbone.parameters())
-            share = sum(p.numel() for p in parameters if p.requires_grad)
-            assert 0 < share <= 0.0155 * sum(p.numel() for p in parameters), method
+        if method in ("norms", "biases") or accuracy.methods.METHODS[method].share:
+            most = accuracy.methods.METHODS[method].share or 0.015
+            assert 0 < share(backbone) <= most, method
+
+
+def share(backbone) -> float:
+    parameters = list(backbone.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return trained / sum(p.numel() for p in parameters)
+
+
+def ranked_backbone(method, rank, preset):
+    """A backbone with adapters of some rank, built without the benchmark's search."""
+    how = method.ranked(rank)
+    with torch.device("meta"):
+        backbone = E3VABackbone(preset, how["highway"])
+        if "prepare" in how:
+            how["prepare"](backbone.trunk)
+    return backbone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["swin_mini", "swin_t"])
+def test_ranks_are_the_largest_within_the_share(accuracy, preset):
+    pytest.importorskip("peft")
+    preset, methods = get_preset(preset), accuracy.methods
+    front = {name: method for row in methods.FRONT.values() for name, method in row.items()}
+    ranked = {n: m for n, m in {**methods.METHODS, **front}.items() if m.ranked}
+    assert {"lora", "bottleneck", "e3va_chain", "e3va_wide", "e3va"} < set(ranked)
+    for name, method in ranked.items():
+        rank = method.rank(preset)
+        assert share(ranked_backbone(method, rank, preset)) <= method.share, name
+        assert share(ranked_backbone(method, rank + 1, preset)) > method.share, name
+        if "prepare" not in method.ranked(1):
+            assert method.fitted(preset).highway["rank"] == rank
+    assert all(m.fitted(preset) is m for m in methods.METHODS.values() if not m.ranked)
 
 
 def test_every_method_starts_from_the_same_model(accuracy):
@@ -112,43 +155,113 @@ def test_streets_ignore_what_has_no_class(accuracy, tmp_path):
         assert np.array_equal(labels[raw != 11], raw[raw != 11])
 
 
-def test_tables_against_hand_computed_figures(accuracy):
-    def row(scores, kept, seconds):
-        return {
-            **{"scores": scores, "rate": 2.0, "steps": 10, "share_of_backbone": 0.01},
-            **{"kept_for_backward_bytes": kept, "seconds_a_step": seconds},
-            "search": {"0.5": 10.0, "2": 20.0},
-        }
+def row(scores, kept=1, seconds=1.0, steps=10):
+    return {
+        **{"title": "a title", "rank": 3, "scores": scores, "rate": 2.0, "steps": steps},
+        **{"share_of_backbone": 0.01, "kept_for_backward_bytes": kept},
+        **{"seconds_a_step": seconds, "seconds": seconds * steps},
+    }
 
+
+def test_tables_against_hand_computed_figures(accuracy):
     results = {
         "things": {"full": row([10.0, 20.0], 100, 2.0), "e3va_chain": row([20.0, 22.0], 30, 1.0)},
-        "land": {"full": row([50.0, 40.0], 100, 1.0), "e3va_chain": row([30.0, 34.0], 50, 0.8)},
+        "land": {"full": row([50.0, 40.0], 100, 1.0), "e3va_chain": row([30.0, 34.0], 50, 0.8, 20)},
     }
-    report = accuracy.report
-    assert report.overall(results) == {"full": [30.0, 30.0], "e3va_chain": [25.0, 28.0]}
-    full, e3va = report.summary_table(results).splitlines()[2:]
-    assert "| 15.0 ± 7.1 | 45.0 ± 7.1 | 30.0 ± 0.0 | 1.00% | 100.0% | 1.00 | 1.00 |" in full
-    assert "| 21.0 ± 1.4 | 32.0 ± 2.8 | 26.5 ± 2.1 | 1.00% | 88.3% | 0.40 | 0.65 |" in e3va
-    assert "| 10.0 | **20.0** |" in report.search_table(results)
+    tables = accuracy.tables
+    full = tables.full_means(results)
+    assert full == {"things": 15.0, "land": 45.0}
+    shares = tables.of_full(results, full)
+    # Seed 0 of E³VA: (20/15 + 30/45) / 2 = 1; seed 1: (22/15 + 34/45) / 2 = 10/9.
+    assert shares["e3va_chain"] == pytest.approx([100, 1000 / 9])
+    e3va, full = tables.summary_table(results, more_steps=True).splitlines()[2:]
+    assert "| 15.0 ± 7.1 | 45.0 ± 7.1 | 100.0 ± " in full and "| 1.00 | 1.00 | 1.00 |" in full
+    assert e3va.startswith("| a title, rank 3 | 21.0 ± 1.4 | 32.0 ± 2.8 | 105.6 ± 7.9 | 1.00% |")
+    assert e3va.endswith("| 1.50 | 0.40 | 1.05 |")  # steps, kept, time (0.5 and 1.6)
+    plain = {task: {"e3va_chain": found["e3va_chain"]} for task, found in results.items()}
+    assert "| 26.5 ± 2.1 | 1.00% |" in tables.summary_table(plain)
+    rates = {"land": {"full": {"rate": 2.0, "search": {"0.5": 10.0, "2": 20.0}}}}
+    assert tables.rates_table(rates, {"full": "F"}).endswith("| land | F | 10.0 | **20.0** |")
 
 
-def test_targets_against_hand_computed_figures(accuracy):
+def test_flatness_against_hand_computed_figures(accuracy):
+    def curves(*ends):
+        points = [[(25, 1.0), (50, 9.0), (75, a), (100, b)] for a, b in ends]
+        return {"full": {"steps": 100, "curves": points}}
+
+    found = accuracy.tables.flatness(
+        {
+            "level": curves((50.0, 50.5), (50.0, 50.5)),  # gains 0.5 = 1%
+            "rising": curves((40.0, 50.0), (40.0, 51.0)),  # gains 10.5, deviation 0.7
+            "noisy": curves((38.0, 40.0), (46.0, 50.0)),  # gains 3, deviation 7.1
+            "one": curves((40.0, 50.0)),
+        }
+    )
+    assert {task: one["flat"] for task, one in found.items()} == {
+        **{"level": True, "rising": False, "noisy": True, "one": False}
+    }
+    assert found["rising"]["gain"] == 10.5 and found["one"]["deviation"] is None
+
+
+def test_signed_ranks_against_a_hand_computed_example(accuracy):
+    # Ranks of the absolute values: 1, 2, 3, 4, 5; only the second is negative, so W- = 2. Of the
+    # 32 choices of signs, W- is at most 2 for 3 (none, {1}, {2}), so p = 2 * 3 / 32.
+    p, ranks = accuracy.paired.signed_rank([1.0, -2.0, 3.0, 4.0, 5.0])
+    assert p == pytest.approx(6 / 32) and ranks == 1 - 2 + 3 + 4 + 5
+    assert accuracy.paired.signed_rank([0.0, 0.0]) == (1.0, 0.0)
+
+
+def test_holm_against_a_hand_computed_example(accuracy):
+    # Sorted: 0.005 * 4 = 0.02; 0.01 * 3 = 0.03; 0.03 * 2 = 0.06; 0.04 * 1 is below the one before.
+    assert accuracy.paired.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02]
+    )
+    assert accuracy.paired.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_paired_differences_against_a_hand_computed_example(accuracy):
     scores = {
-        **{"full": [40.0, 42.0], "e3va_chain": [40.0, 41.0], "lora": [40.5, 40.5]},
-        **{"bottleneck": [39.0, 39.0], "frozen": [30.0, 33.0]},
+        "things": {"e3va_chain": [12.0, 11.0], "full": [10.0, 10.0]},  # +20%, +10%
+        "land": {"e3va_chain": [44.0, 58.0], "full": [40.0, 60.0]},  # +8%, -4%
+        "nuts": {"e3va_chain": [81.0, 84.0], "full": [80.0, 80.0]},  # +1.25%, +5%
     }
-    lines = accuracy.report.targets({"land": {m: {"scores": s} for m, s in scores.items()}})
-    full, lora, bottleneck, frozen = lines.splitlines()
-    assert full == "- at least 98% of full fine-tuning: met (98.8%)"
-    assert "missed (+0.0)" in lora and "met (+1.5)" in bottleneck
-    assert "met (+9.0, 6.4 deviations" in frozen
+    full = {"things": 10.0, "land": 50.0, "nuts": 80.0}
+    found = accuracy.paired.compare("steps", scores, full, "e3va_chain", "full")
+    means = [15.0, 2.0, 3.125]
+    assert found.mean == pytest.approx(sum(means) / 3)
+    # Student's t at 0.975 with two degrees of freedom is 4.3027.
+    half = 4.3027 * np.std(means, ddof=1) / 3**0.5
+    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), 1e-4)
+    assert (found.tasks_ahead, found.tasks) == (3, 3)
+    # |differences| in order: 1.25, 4 (negative), 5, 8, 10, 20: W- = 2, p = 2 * 3 / 64.
+    assert found.p == pytest.approx(6 / 64) and found.ranks == 17
+
+
+def test_a_method_is_ahead_only_when_the_corrected_test_says_so(accuracy):
+    def verdict(mean, ranks, p):
+        return accuracy.paired.Difference(
+            "steps", "a", "b", mean, None, None, 1, 1, p=p / 12, ranks=ranks, p_holm=p
+        ).verdict
+
+    assert verdict(1.0, 9.0, 0.04) == "ahead" and verdict(-1.0, -9.0, 0.04) == "behind"
+    assert verdict(1.0, 9.0, 0.06) == "not significant"
+    assert verdict(1.0, -9.0, 0.04) == "not significant"  # the mean has the other direction
+
+
+def test_steps_at_equal_seconds(accuracy):
+    steps = accuracy.comparisons.equal_seconds_steps
+    assert steps(300, full=0.8, own=0.8) == 300
+    assert steps(300, full=0.8, own=0.5) == 480
+    assert steps(300, full=0.5, own=0.7) == 214
+    assert steps(300, full=0.8, own=0.1) == 1200  # not 2400
+    assert set(accuracy.tasks.TASKS) <= set(accuracy.comparisons.STEPS)
 
 
 def small(accuracy, monkeypatch, output, *options):
-    """Run the command on few pictures, few steps, two methods."""
+    """Run the command on few pictures, with few steps."""
     monkeypatch.setattr(accuracy.tasks, "THINGS_SPLITS", {"train": 1, "val": 1, "test": 1})
     monkeypatch.setattr(accuracy.tasks, "LAND_SPLITS", {"train": 4, "val": 1, "test": 1})
-    monkeypatch.setattr(accuracy.schedule, "STEPS", {"land": 2, "things": 2})
+    monkeypatch.setattr(accuracy.comparisons, "STEPS", {"land": 4, "things": 4})
     arguments = ["--output", str(output), "--tasks", "land", "--rates", "1", "4", "--seeds", "2"]
     monkeypatch.setattr(sys, "argv", ["accuracy", *arguments, "--jobs", "1", *options])
     return accuracy.schedule.main("A benchmark.")
@@ -156,27 +269,78 @@ def small(accuracy, monkeypatch, output, *options):
 
 @pytest.mark.slow
 def test_a_small_comparison_and_its_second_call(accuracy, monkeypatch, tmp_path, capfd):
-    output = tmp_path / "out"
-    methods = ("--methods", "full", "e3va_chain")
-    assert small(accuracy, monkeypatch, output, *methods) == 0
-    runs = sorted(path.name for path in (output / "runs").iterdir())
-    assert len(runs) == 2 * (2 + 1)  # two rates with one seed, the better with another
-    results = json.loads((output / "results.json").read_text())["tasks"]["land"]
+    output, front = tmp_path / "out", {"e3va_chain": ("e3va_chain 0.6%",), "lora": ()}
+    every = accuracy.methods.FRONT["e3va_chain"]
+    monkeypatch.setitem(
+        accuracy.methods.FRONT, "e3va_chain", {k: every[k] for k in front["e3va_chain"]}
+    )
+    options = ("--methods", "full", "e3va_chain", "--front-seeds", "1")
+    assert small(accuracy, monkeypatch, output, *options) == 0
+    found = json.loads((output / "results.json").read_text())
+    steps, seconds, ranks = (
+        found["comparisons"][name]["land"] for name in accuracy.comparisons.COMPARISONS
+    )
+    runs = {path.name for path in (output / "runs").iterdir()}
+    ratio = steps["full"]["seconds_a_step"] / steps["e3va_chain"]["seconds_a_step"]
+    assert seconds["e3va_chain"]["steps"] == max(1, min(16, round(4 * ratio)))
+    assert seconds["full"] == steps["full"]
+    longer = 2 * (seconds["e3va_chain"]["steps"] != 4)
+    assert len(runs) == 2 * (2 + 1) + longer + 1  # two rates with one seed, the better with another
+    assert set(ranks) == {"full", "e3va_chain", "e3va_chain 0.6%"}
     for method in ("full", "e3va_chain"):
-        found = results[method]
-        best = max(found["search"].values())
-        assert found["search"][f"{found['rate']:g}"] == best
-        assert len(found["scores"]) == 2 and all(0 <= s <= 100 for s in found["scores"])
+        rates = found["rates"]["land"][method]
+        assert rates["search"][f"{rates['rate']:g}"] == max(rates["search"].values())
+        assert len(steps[method]["scores"]) == 2 and len(ranks[method]["scores"]) == 1
+        assert all(0 <= score <= 100 for score in steps[method]["scores"])
+        assert [step for step, _ in steps[method]["curves"][0]] == [1, 2, 3, 4]
+    assert [(row["comparison"], row["method"], row["other"]) for row in found["paired"]] == [
+        ("steps", "e3va_chain", "full"),
+        ("seconds", "e3va_chain", "full"),
+    ]
     tested = {p.parent.name for p in (output / "runs").rglob("test.json")}
-    assert len(tested) == 4  # what was not chosen never saw the test data
-    for name in ("results.md", "scores.png", "curves.png", "pairs.png"):
+    assert len(tested) == 4 + longer + 1  # what was not chosen never saw the test data
+    assert len(list((output / "runs").rglob("model.pth"))) == 2  # those of the pictures
+    for name in ("results.md", "scores.png", "curves.png", "front.png", "pairs.png"):
         assert (output / name).stat().st_size > 0
     stamps = {p: p.stat().st_mtime_ns for p in (output / "runs").rglob("*.*")}
-    assert small(accuracy, monkeypatch, output, *methods) == 0
+    assert small(accuracy, monkeypatch, output, *options) == 0
     assert stamps == {p: p.stat().st_mtime_ns for p in (output / "runs").rglob("*.*")}
+    # Another choice of the rate needs a model that was dropped: it is trained again.
+    chosen = found["rates"]["land"]["full"]["rate"]
+    other = "4" if chosen == 1 else "1"
+    part = ("--methods", "full", "--rates", other, "--seeds", "1", "--comparisons", "steps")
+    assert small(accuracy, monkeypatch, output, *part) == 0
+    again = json.loads((output / "results.json").read_text())
+    assert again["comparisons"]["steps"]["land"]["full"]["rate"] == float(other)
     capfd.readouterr()
-    assert small(accuracy, monkeypatch, output, "--large") == 1
-    assert "--large" in capfd.readouterr().err
+    for changed in ("--large", "--precision"):
+        value = ["bf16"] * (changed == "--precision")
+        assert small(accuracy, monkeypatch, output, changed, *value) == 1
+        assert changed in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_signal_ends_all_processes(tmp_path):
+    psutil = pytest.importorskip("psutil")  # peft brings it
+    command = [sys.executable, str(BENCHMARKS / "accuracy"), "--output", str(tmp_path / "out")]
+    command += ["--tasks", "land", "--methods", "full", "--jobs", "1", "--seeds", "1"]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with open(tmp_path / "log.txt", "w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            while not list((tmp_path / "out").rglob("log.txt")):  # a training is on its way
+                assert process.poll() is None
+                time.sleep(0.2)
+            workers = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(number)
+            process.wait(120)
+        finally:
+            process.kill()
+        assert workers and not psutil.wait_procs(workers, timeout=120)[1]
+        if number != signal.SIGKILL:
+            assert process.returncode == 130
+            assert "Traceback" not in (tmp_path / "log.txt").read_text()
+        shutil.rmtree(tmp_path / "out" / "runs")
 
 
 def test_mistakes_are_one_line(accuracy, monkeypatch, tmp_path, capfd):
@@ -185,6 +349,7 @@ def test_mistakes_are_one_line(accuracy, monkeypatch, tmp_path, capfd):
         (["--photos", str(tmp_path)], "expected a folder that holds the folder 'train'"),
         (["--trunk", str(tmp_path / "no.pth")], "no.pth"),
         (["--device", "abacus"], "abacus"),
+        (["--methods", "lora", "--comparisons", "seconds"], "--comparisons seconds"),
     ):
         assert small(accuracy, monkeypatch, tmp_path / "out", *options) == 1
         error = capfd.readouterr().err
