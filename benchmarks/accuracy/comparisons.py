@@ -28,8 +28,8 @@ STEPS = {
     "nuts": 300,
     "nuts labels": 300,
     "streets": 300,
-    "cells": 300,
-    "nuclei": 300,
+    "cells": 400,
+    "nuclei": 600,
 }
 MOST = 4  # times the steps of full fine-tuning
 Plan = dict[tuple[str, str], list[Run]]  # (task, method) → the runs of all seeds

@@ -19,12 +19,6 @@ LAND_SPLITS = {"train": 24, "val": 24, "test": 60}
 DRAWN_SIZE = 128  # pixels
 
 
-SOURCE_HELP = {
-    "photos": "few photographs, with polygons and label maps",
-    "streets": "street scenes with label maps",
-}
-
-
 @dataclass(frozen=True)
 class Task:
     """A target task.
