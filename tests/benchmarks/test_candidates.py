@@ -1,4 +1,4 @@
-"""The candidates of the highway: identity at the start, a frozen trunk, gradients, honest titles."""
+"""Candidates of the highway: identity at the start, frozen trunk, gradients, honest titles."""
 
 import copy
 import re
@@ -134,8 +134,6 @@ def test_principal_components_against_their_covariance():
     assert torch.equal(down.weight, first)
 
 
-
-
 @pytest.mark.parametrize(
     ("form", "kind", "norm"),
     [
@@ -147,7 +145,9 @@ def test_principal_components_against_their_covariance():
 def test_a_frozen_projection_keeps_only_maps_of_the_rank(form, kind, norm):
     batch, size, dim, rank = 2, 6, 64, 4
     make = candidate_adapters.fitted(norm=norm)
-    highway = kind((dim,), (3,), {"form": form}, make_adapter=lambda d: make(d, rank), out_stages=[0])
+    highway = kind(
+        (dim,), (3,), {"form": form}, make_adapter=lambda d: make(d, rank), out_stages=[0]
+    )
     for parameter in highway.parameters():
         nn.init.normal_(parameter)
     taps = [torch.randn(batch, size * size, dim) for _ in range(3)]
