@@ -10,6 +10,7 @@ from e3va.highway.adapters.conv import DepthwiseConvAdapter
 from e3va.ops.normalize import normalize
 from e3va.swin.modules import SwinBlock
 
+FLOOR = 0.1  # of a component's variance, see FittedDown
 MakeAdapter = Callable[[int, int], nn.Module]  # (dim, rank) -> adapter
 
 
@@ -51,8 +52,9 @@ class PartsAdapter(DepthwiseConvAdapter):
 class FittedDown(nn.Module):
     """A projection D that starts as the principal components of its first training batch.
 
-    A component is divided by its standard deviation, unless this is below the average of all
-    channels: the weakest components are mostly noise.
+    Swin's features are narrow: a few components hold nearly all of their variance, and the outputs
+    of a random D are all much the same. Here a component is divided by its standard deviation, but
+    its variance counts as at least FLOOR times the mean of all.
 
     Args:
         dim: channels C.
@@ -84,7 +86,7 @@ class FittedDown(nn.Module):
         covariance = (rows - mean).t() @ (rows - mean) / len(rows)
         variances, vectors = torch.linalg.eigh(covariance)  # ascending
         rank = len(self.weight)
-        scale = variances.clamp_min(variances.mean())[-rank:].rsqrt()
+        scale = variances.clamp_min(FLOOR * variances.mean())[-rank:].rsqrt()
         self.weight.copy_((vectors[:, -rank:] * scale).t())
         self.bias.copy_(-self.weight @ mean)
         self.fitted.fill_(True)
