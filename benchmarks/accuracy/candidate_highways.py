@@ -315,7 +315,8 @@ class PowerOutHighway(StageHighway):
 
     def __init__(self, dims: Sequence[int], *args, **kwargs):
         super().__init__(dims, *args, **kwargs)
-        self.out_norms = nn.ModuleList(map(PowerNorm, dims))
+        # Under this name the norms train at the learning rate of the heads, as those they replace.
+        self.out_norm = nn.ModuleList(map(PowerNorm, dims))
         for own in self.stages:
             own.out_norm = None
 
@@ -323,5 +324,5 @@ class PowerOutHighway(StageHighway):
         """Consume one stage, see :meth:`e3va.Highway.advance`."""
         h = self.run_stage(stage, h_in)
         _, after = self.stages[stage.index].join(stage, h, patch_merging)
-        out = self.out_norms[stage.index](stage.out + h).transpose(1, 2)
+        out = self.out_norm[stage.index](stage.out + h).transpose(1, 2)
         return out.unflatten(2, (stage.height, stage.width)).contiguous(), after

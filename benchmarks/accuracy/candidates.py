@@ -109,6 +109,11 @@ CANDIDATES = {
             _form(21, fitted(frozen=False)),
         ),
         (
+            "principal grows",
+            "chain, D starts as principal components, ranks 4, 8, 17, 34: 1.49%",
+            _form((4, 8, 17, 34), fitted(frozen=False)),
+        ),
+        (
             "frozen random",
             "parallel, D random and frozen, rank 40: 1.50%",
             _form(40, fitted(principal=False), form="parallel"),
@@ -165,6 +170,11 @@ CANDIDATES = {
         ),
         ("wide", "chain 5×5, rank 75: 4.94%", {"highway": {"rank": 75}}),
         ("wide grows", "chain, ranks 12, 24, 60, 124: 4.98%", _form((12, 24, 60, 124))),
+        (
+            "wide principal",
+            "chain, D starts as principal components, ranks 12, 24, 60, 124: 4.98%",
+            _form((12, 24, 60, 124), fitted(frozen=False)),
+        ),
         (
             "wide two taps",
             "chain, 2 taps a block, rank 37: 4.91%",

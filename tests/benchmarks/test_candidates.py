@@ -41,38 +41,31 @@ def backbone(untouched) -> E3VABackbone:
 def out_norms(backbone: E3VABackbone) -> list[nn.Module]:
     highway = backbone.highway
     if isinstance(highway, candidate_highways.PowerOutHighway):
-        return [*highway.out_norms]
+        return [*highway.out_norm]
     return [stage.out_norm for stage in highway.stages]
 
 
-def test_share_is_that_of_the_title(backbone):
-    sizes = [(p.numel(), p.requires_grad) for p in backbone.parameters()]
+def test_share_is_that_of_the_title(untouched):
+    sizes = [(p.numel(), p.requires_grad) for p in untouched.parameters()]
     share = 100 * sum(n for n, trained in sizes if trained) / sum(n for n, _ in sizes)
-    title = CANDIDATES[backbone.name].title
+    title = CANDIDATES[untouched.name].title
     assert re.search(r": (\d+\.\d\d)%$", title)[1] == f"{share:.2f}", title
-    if not backbone.name.startswith("copy"):
-        limit = 5 if backbone.name.startswith("wide") else 1.5
+    if not untouched.name.startswith("copy"):
+        limit = 5 if untouched.name.startswith("wide") else 1.5
         assert 0.85 * limit < share <= limit
 
 
 def test_start_is_the_identity(backbone):
-    found = backbone(IMAGES)
-    for stage, norm, out in zip(
-        backbone.trunk.stages(IMAGES), out_norms(backbone), found.values(), strict=True
-    ):
-        expected = norm(stage.out).transpose(1, 2).unflatten(2, (stage.height, stage.width))
-        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_adapters_add_exactly_nothing_at_the_start(backbone):
+    """The pyramid is that of a backbone without adapters that has the same norms."""
+    found = backbone(IMAGES)  # may set the norms' first weights
     frozen = E3VABackbone(PRESET, "frozen", trunk=backbone.trunk)
-    found = backbone(IMAGES)
-    if backbone.name.startswith("copy") or backbone.name == "power out":
-        return  # equal to rounding: plain modules repeat what the fast forms compute
     for own, norm in zip(frozen.highway.stages, out_norms(backbone), strict=True):
-        own.out_norm.load_state_dict(norm.state_dict())
-    for name, out in frozen(IMAGES).items():
-        assert torch.equal(found[name], out), name
+        own.out_norm.load_state_dict(norm.state_dict(), strict=False)
+    # Plain modules repeat in these what the trunk and the norms compute in their fast forms.
+    rounded = backbone.name.startswith("copy") or backbone.name == "power out"
+    tolerance = 1e-5 if rounded else 0
+    for name, expected in frozen(IMAGES).items():
+        torch.testing.assert_close(found[name], expected, rtol=tolerance, atol=tolerance)
 
 
 def test_trunk_stays_frozen_and_everything_else_learns(backbone, monkeypatch):
