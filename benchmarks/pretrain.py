@@ -8,10 +8,10 @@ FOLDER holds one subfolder for each class. The Swin learns three things: the tea
 at strides 4, 8, 16 and 32, the teacher's probabilities of ImageNet's classes, and the classes of
 the folders. Half of the steps show montages of several photographs, as examples of maps with many
 objects. The same command continues a run that was stopped. The output folder gets
-``trunk.safetensors`` (an exponential mean of the weights, in float16), ``metrics.jsonl`` and
-``checkpoint.pth``. On a CPU with glibc, set the environment variables MALLOC_MMAP_MAX_=0 and
-MALLOC_TRIM_THRESHOLD_=20000000000: memory is then kept from step to step, which saves a fifth of
-the time or more.
+``trunk.safetensors`` (an exponential mean of the weights, its matrices in 8 bits),
+``metrics.jsonl`` and ``checkpoint.pth``. On a CPU with glibc, set the environment variables
+MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=20000000000: memory is then kept from step to step,
+which saves a fifth of the time or more.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from torchvision.transforms import v2
 from e3va import SwinTrunk, UserError, get_preset
 from e3va.utils.atomic import rename_atomically, save_atomically
 from e3va.utils.progress import Progress
+from e3va.weights.eight_bits import METADATA, pack, unpack
 
 HELD_OUT = 50  # every 50th photograph is held out
 EMA = 0.999
@@ -230,7 +231,10 @@ class Run:
         return loss.item()
 
     def write(self) -> Path:
-        """Write the trunk's mean weights with a description, and return the file."""
+        """Write the trunk's mean weights in 8 bits with a description, and return the file."""
+        packed = pack(self.mean.trunk.state_dict())
+        # The accuracy is that of the weights in the file.
+        self.mean.trunk.load_state_dict(unpack(packed, METADATA, "the trunk"))
         accuracy = top1(self.mean, self.samples[1], self.loader, self.args.device)
         train, held_out, names = self.samples
         about = {
@@ -239,10 +243,9 @@ class Run:
             "(benchmarks/pretrain.py), distilled from EfficientNet-Lite0 (Apache-2.0)",
             "held_out_top1": f"{accuracy:.4f} of {len(held_out)} held-out photographs",
         }
-        state = {n: v.half().contiguous() for n, v in self.mean.trunk.state_dict().items()}
         path = self.args.output / "trunk.safetensors"
         with rename_atomically(path) as temporary:
-            save_file(state, temporary, metadata=about)
+            save_file(packed, temporary, metadata={**METADATA, **about})
         print(json.dumps(about, indent=1))
         return path
 

@@ -110,9 +110,9 @@ class User:
 def train(folder: Path) -> None:
     """Write the output of a finished training over the trunk that comes with the library."""
     torch.manual_seed(0)
-    model = nn.ModuleDict({"backbone": E3VABackbone("swin_micro"), "head": nn.Linear(192, 4)})
-    file = str(local_path("e3va://swin_micro"))
-    load_trunk(model["backbone"].trunk, model_state(load_file(file), file), "swin_micro")
+    model = nn.ModuleDict({"backbone": E3VABackbone("swin_mini"), "head": nn.Linear(384, 4)})
+    file = str(local_path("e3va://swin_mini"))
+    load_trunk(model["backbone"].trunk, model_state(load_file(file), file), "swin_mini")
     save_adapter(model, folder, classes=("disc", "square"), trained_on="nothing, for show")
 
 

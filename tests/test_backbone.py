@@ -77,7 +77,7 @@ def test_each_recipe_has_settings_of_its_own():
 
 
 def test_the_default_keeps_fewer_bytes_than_the_papers_highway():
-    for preset in ("swin_nano", "swin_micro"):
+    for preset in ("swin_nano", "swin_mini"):
         plain = kept(preset, "e3va", rank=PRESETS[preset].embed_dim // 6)
         assert kept(preset)[1] < plain[1]
 
@@ -86,8 +86,8 @@ def test_the_default_keeps_fewer_bytes_than_the_papers_highway():
 def test_presets_have_heads_that_divide_their_channels(name):
     preset = PRESETS[name]
     widths = {dim // heads for dim, heads in zip(preset.dims, preset.num_heads, strict=True)}
-    assert widths == {{"swin_nano": 16, "swin_micro": 24}.get(name, 32)}
-    own = {"384": (12, 384), "nano": (4, 64), "micro": (7, 128)}
+    assert widths == {{"swin_nano": 16, "swin_mini": 24}.get(name, 32)}
+    own = {"384": (12, 384), "nano": (4, 64)}
     expected = own.get(name.split("_")[-1], (7, 224))
     assert (preset.window, preset.pretrain_size) == expected
 

@@ -9,7 +9,7 @@ from iopath.common.file_io import PathHandler, PathManager, g_pathmgr
 from ..utils.errors import UserError
 from .catalogue import find_row, mirror, table
 from .rows import ADAPTER_FILES, ADAPTERS, SCHEME, TRUNKS, AdapterRow, TrunkRow, is_name
-from .store import FULL_FILE, full_checkpoint, local_files, where
+from .store import FULL_FILE, full_checkpoint, local_files, plain_copy, where
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ class E3VAPathHandler(PathHandler):
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         self._check_kwargs(kwargs)
-        return str(local_path(path, force))
+        return str(plain_copy(local_path(path, force)))
 
     def _open(
         self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
     ) -> IO[str] | IO[bytes]:
         if mode not in ("r", "rt", "rb"):
             raise UserError(f"{path} cannot be opened with mode {mode!r}: the zoo is read-only")
-        local = local_path(path)
+        local = plain_copy(local_path(path))
         if local.is_dir():
             raise UserError(f"{path} is a folder: add one of {', '.join(self._ls(path))}")
         return open(local, mode, buffering, **kwargs)

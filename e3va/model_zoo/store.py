@@ -1,14 +1,14 @@
 """Files of the zoo on this machine: found, downloaded or merged, and checked at every use."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .._version import __version__
 from ..adapter_files.files import FULL_KEY, merge, read_adapter
 from ..utils.atomic import save_atomically
 from ..utils.errors import UserError
-from ..weights.checkpoint import load_file, model_state
+from ..weights.checkpoint import has_8_bit_matrices, load_file, model_state
 from .catalogue import MIRROR_VARIABLE, find_row, mirror
 from .download import Unreachable, cache_root, download, locked, say, sha256_of, writing
 from .rows import ADAPTERS, SIZE_CAP, AdapterRow, TrunkRow, ZooFile, is_web_address
@@ -107,17 +107,40 @@ def full_checkpoint(row: AdapterRow, force: bool = False) -> Path:
             f"e3va predict e3va://{row.name}, or give its folder to LazyPredictor with a config"
         )
     path = cache_root() / ADAPTERS / row.name / FULL_FILE
+
+    def merged() -> dict:
+        state = model_state(load_file(files[-1]), str(files[-1]))
+        whole = merge(adapter, config, state, str(files[-1]))
+        return {"model": whole, FULL_KEY: config.to_dict()}
+
+    _keep_current(path, files, merged, f"{row.name}: adapter and trunk {trunk.name} merged into")
+    return path
+
+
+def plain_copy(path: Path) -> Path:
+    """Return a file of weights that other programs can read: the file itself, or a copy in float32.
+
+    The copy, in the cache, is of a trunk's file with 8-bit matrices. It is written again when the
+    file, this library's version or the copy itself has changed.
+    """
+    if not has_8_bit_matrices(path):
+        return path
+    copy = cache_root() / "float32" / f"{path.stem}.pth"
+    _keep_current(copy, [path], lambda: {"model": load_file(path)}, f"{path.name} in float32:")
+    return copy
+
+
+def _keep_current(path: Path, sources: list[Path], make: Callable[[], dict], what: str) -> None:
+    """Write what ``make`` returns, unless the file was written from the same sources before."""
     record = path.with_suffix(".json")
-    parts = [__version__, *map(sha256_of, files)]
+    parts = [__version__, *map(sha256_of, sources)]
     with locked(path):
         if not _is_current(path, record, parts):
-            state = model_state(load_file(files[-1]), str(files[-1]))
-            whole = merge(adapter, config, state, str(files[-1]))
+            data = make()
             with writing(path):
-                save_atomically({"model": whole, FULL_KEY: config.to_dict()}, path)
+                save_atomically(data, path)
                 record.write_text(json.dumps([*parts, sha256_of(path)]))
-            say(f"{row.name}: adapter and trunk {trunk.name} merged into {path}")
-    return path
+            say(f"{what} {path}")
 
 
 def _is_current(path: Path, record: Path, parts: list[str]) -> bool:

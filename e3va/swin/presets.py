@@ -58,9 +58,8 @@ _WINDOW_7 = {
 PRESETS: dict[str, SwinPreset] = {
     **_WINDOW_7,
     **{f"{n}_384": replace(p, window=12, pretrain_size=384) for n, p in _WINDOW_7.items()},
-    # The trunk that comes with the library; benchmarks/pretrain.py trained it on drawn pictures.
-    "swin_micro": SwinPreset(24, (2, 2, 2, 2), (1, 2, 4, 8), pretrain_size=128),
-    # Half the width of Swin-T. benchmarks/pretrain.py trained it on photographs.
+    # The trunk that comes with the library: half the width of Swin-T. benchmarks/pretrain.py
+    # trained it on photographs.
     "swin_mini": SwinPreset(48, (2, 2, 6, 2), (2, 4, 8, 16)),
     # A trunk that a test builds, steps and saves in a second.
     "swin_nano": SwinPreset(16, (2, 2, 2, 2), (1, 2, 4, 8), window=4, pretrain_size=64),

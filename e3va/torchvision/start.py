@@ -100,8 +100,8 @@ def start_training(
         _load_weights(model, config, start, any_trunk)
     if config.trunk == DEMO_TRUNK:
         print(
-            "trunk: the small one that comes with e3va (1.3 million parameters), trained only on "
-            "drawn pictures; for real use give a pretrained Swin with --trunk FILE"
+            "trunk: the small one that comes with e3va (6.9 million parameters), trained on small "
+            "photographs; for better scores give a larger pretrained Swin with --trunk FILE"
         )
     model.to(device)
     writer = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..utils.errors import UserError, brief
 from ..utils.optional import require
+from .eight_bits import is_packed, unpack
 from .restricted_pickle import DAMAGE, forbidden_global, read_pickle
 
 _ZIP = b"PK\x03\x04"  # the archives that torch.save writes
@@ -81,15 +82,35 @@ def _recognize(head: bytes) -> str:
 
 
 def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a ``.safetensors`` file."""
+    """Return the tensors and the metadata of a ``.safetensors`` file.
+
+    8-bit matrices, see :mod:`e3va.weights.eight_bits`, are returned in float32.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     safetensors = require("safetensors", f"reading {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as safetensors ({brief(error)}): {_COPY_AGAIN}"
         ) from None
+    return unpack(tensors, metadata, str(path)), metadata
+
+
+def has_8_bit_matrices(path: str | os.PathLike) -> bool:
+    """Return whether only e3va can read a file, because :mod:`e3va.weights.eight_bits` wrote it."""
+    if not str(path).endswith(".safetensors"):
+        return False
+    safetensors = require("safetensors", f"reading {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return is_packed(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False  # whoever reads the file gets the error
 
 
 def model_state(data: Mapping[str, Any], name: str) -> dict[str, Tensor]:

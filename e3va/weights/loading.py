@@ -24,7 +24,7 @@ from .origin import TrunkOrigin, fingerprint
 _PREFERRED = ("backbone.bottom_up.trunk.", "backbone.bottom_up.", "backbone.", "")
 _TABLE = "attn.relative_position_bias_table"
 DEMO = "demo"  # name of the trunk that comes with the library
-DEMO_FILE = Path(__file__).parent.parent / "assets" / "swin_micro.safetensors"
+DEMO_FILE = Path(__file__).parent.parent / "assets" / "swin_mini.safetensors"
 _SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".pyth", ".safetensors")
 
 

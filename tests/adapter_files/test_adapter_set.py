@@ -72,5 +72,5 @@ def test_trunks_that_cannot_be_shared(pretrained):
         E3VABackbone("swin_nano", "full", trunk=SwinTrunk("swin_nano"))
     with pytest.raises(UserError, match="frozen"):
         E3VABackbone("swin_nano", trunk=SwinTrunk("swin_nano", frozen=False))
-    with pytest.raises(UserError, match="embed_dim 24.*embed_dim 16"):
-        E3VABackbone("swin_nano", trunk=SwinTrunk("swin_micro"))
+    with pytest.raises(UserError, match="embed_dim 48.*embed_dim 16"):
+        E3VABackbone("swin_nano", trunk=SwinTrunk("swin_mini"))

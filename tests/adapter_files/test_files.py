@@ -103,7 +103,7 @@ def test_the_backbone_part_fits_another_task(saved, pretrained):
             {"highway": "e3va"},
             ["recipe e3va_chain, not e3va", "rank 6, not 16", "taps block, not sublayer"],
         ),
-        ({"preset": "swin_micro"}, ["preset swin_nano, not swin_micro", "rank 6, not 9"]),
+        ({"preset": "swin_mini"}, ["preset swin_nano, not swin_mini", "rank 6, not 18"]),
         ({"out_features": ["p0", "p1"]}, ["out_features p0, p1, p2, p3, not p0, p1"]),
         ({"highway": {"downsample": "direct"}}, ["downsample offset, not direct"]),
     ],
@@ -152,7 +152,7 @@ def test_whole_to_adapter_and_back_is_exact(pretrained, memory, mixed):
         {"highway": {"rank": 5, "kernel": 3}},
         {"highway": {"recipe": "e3va", "reduction": 2}},
         {"highway": "frozen"},
-        {"out_features": ["p1", "p2"], "preset": "swin_micro"},
+        {"out_features": ["p1", "p2"], "preset": "swin_mini"},
     ],
 )
 def test_a_checkpoint_without_description_is_read_off_its_tensors(options):

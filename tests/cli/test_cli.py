@@ -310,7 +310,7 @@ def test_info_of_the_demonstration_trunk(capsys):
 
     assert main(["info", str(DEMO_FILE)]) == 0
     out = capsys.readouterr().out
-    assert "holds the Swin swin_micro" in out and "drawn pictures" in out
+    assert "holds the Swin swin_mini" in out and "trained_on" in out and "int8 matrices" in out
 
 
 @pytest.mark.slow

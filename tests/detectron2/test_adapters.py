@@ -317,8 +317,8 @@ def test_mistakes_are_one_line_and_change_nothing(pretrained_config, pretrained,
         HighwayCheckpointer(model, trunk=tmp_path / "gone.pth").load(str(output))
     refuse(model, tmp_path / "drawn", "no weights file .*adapter's folder")
 
-    pretrained_config.model.backbone.bottom_up.preset = "swin_micro"
-    refuse(instantiate(pretrained_config.model), output, "preset swin_nano, not swin_micro")
+    pretrained_config.model.backbone.bottom_up.preset = "swin_mini"
+    refuse(instantiate(pretrained_config.model), output, "preset swin_nano, not swin_mini")
     file = output / MODEL_FILE
     file.write_bytes(file.read_bytes()[:-50])
     refuse(model, output, "cannot be read as safetensors")

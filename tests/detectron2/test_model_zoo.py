@@ -25,8 +25,8 @@ def test_a_config_without_an_adapter_is_an_error():
 
 
 def test_names_that_are_no_model():
-    with pytest.raises(UserError, match="'swin_micro'"):
-        get("swin_micro", trained=True)
+    with pytest.raises(UserError, match="'swin_mini'"):
+        get("swin_mini", trained=True)
     with pytest.raises(UserError, match="'nothing'"):
         get("nothing")
     with pytest.raises(UserError, match="COCO/nothing.py"):
@@ -133,6 +133,18 @@ def test_the_stock_checkpointer_reads_the_address(small, published):
     DetectionCheckpointer(model).load(get_checkpoint_url(small))
     assert same_weights(model, published)
     assert local_path(get_checkpoint_url(small)).name == "model_final.pth"
+
+
+def test_the_stock_checkpointer_reads_the_packaged_trunk(tmp_path, monkeypatch):
+    """Its matrices have 8 bits, which Detectron2 cannot read by itself."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    register(PathManager)
+    model = torch.nn.ModuleDict({"backbone": E3VABackbone("swin_mini")})
+    DetectionCheckpointer(model).load("e3va://swin_mini?matching_heuristics=True")
+    expected = load_file(local_path("e3va://swin_mini"))
+    state = model["backbone"].trunk.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], value.float()) for name, value in expected.items())
 
 
 def test_two_adapters_of_one_config(small, published, tmp_path):

@@ -160,7 +160,7 @@ def test_retinanet_reads_three_levels_and_makes_five():
     assert torch.equal(above["p6"], own)
 
 
-@pytest.mark.parametrize("preset", ["swin_micro", "swin_b_384"])
+@pytest.mark.parametrize("preset", ["swin_mini", "swin_b_384"])
 def test_a_preset_override_reaches_the_top_block(preset):
     """As a name, and as the geometry that an adapter brings."""
     geometry = {k: getattr(PRESETS[preset], k) for k in PRESETS[preset].__dataclass_fields__}

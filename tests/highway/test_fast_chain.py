@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from e3va import PRESETS, E3VABackbone, Highway, SwinTrunk, UserError
 from e3va.highway import fast_forms
 from e3va.ops.saved_activation import FORMS, SavedActivation
+from e3va.swin.presets import SwinPreset
 
 NANO = PRESETS["swin_nano"]
-MICRO = PRESETS["swin_micro"]
+WINDOW_7 = SwinPreset(24, (2, 2, 2, 2), (1, 2, 4, 8))
 
 
 def backbones(*modes, preset=NANO, recipe="e3va_chain") -> list[E3VABackbone]:
@@ -46,7 +47,7 @@ def error(ours: dict, reference: dict) -> float:
 @pytest.mark.parametrize("recipe", ["e3va_chain", "e3va"])
 def test_values_are_the_plain_ones_and_gradients_close(recipe, mode, most):
     """Compare relative errors: bfloat16 has a mantissa of 8 bits, and "lean" has 8 bits."""
-    plain, fast = backbones(mode, preset=MICRO, recipe=recipe)
+    plain, fast = backbones(mode, preset=WINDOW_7, recipe=recipe)
     images = torch.rand(2, 3, 100, 72)
     (expected, reference), (found, gradients) = run(plain, images), run(fast, images)
     for one, other in zip(found, expected, strict=True):
@@ -90,7 +91,7 @@ def test_fast_forms_equal_autograd_at_any_size(config, batch, height, width, row
 
 @pytest.mark.parametrize("mode", ["standard", "lean"])
 def test_under_autocast_it_is_as_close_to_float32_as_the_plain_modules(mode):
-    plain, fast = backbones(mode, preset=MICRO)
+    plain, fast = backbones(mode, preset=WINDOW_7)
     for backbone in (plain, fast):
         backbone.trunk.fast, backbone.trunk.precision = True, "fp32"  # only the highways differ
     images = torch.rand(1, 3, 96, 80)

@@ -50,8 +50,8 @@ def test_a_config_without_an_adapter():
 
 
 def test_names_that_are_not_adapters():
-    with pytest.raises(UserError, match="'swin_micro' is not an adapter"):
-        find_adapter_row("swin_micro")
+    with pytest.raises(UserError, match="'swin_mini' is not an adapter"):
+        find_adapter_row("swin_mini")
     with pytest.raises(UserError, match="no 'nothing'"):
         find_adapter_row("nothing")
     with pytest.raises(UserError, match="'e3va://adapters' is not an adapter"):

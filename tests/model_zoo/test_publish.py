@@ -152,9 +152,9 @@ def test_another_trunk_is_refused(zoo, output, trained, tmp_path, monkeypatch):
     publish(output, "more", zoo)  # by its file's name, from the zoo's own rows
     monkeypatch.setenv("E3VA_ZOO", str(zoo))
     data = json.loads(before)
-    data["adapters"]["things"]["trunk"] = "swin_micro"
+    data["adapters"]["things"]["trunk"] = "swin_mini"
     (zoo / "zoo.json").write_text(json.dumps(data))
-    with pytest.raises(UserError, match="swin_micro"):
+    with pytest.raises(UserError, match="swin_mini"):
         local_path("e3va://adapters/things/model_final.pth")
 
 
@@ -165,7 +165,7 @@ def test_names_that_are_taken(zoo, output):
     with pytest.raises(UserError, match="--name \\w+: a trunk"):
         publish(output, "nano_trunk", zoo, replace=True)
     with pytest.raises(UserError, match="--name \\w+: a trunk"):
-        publish(output, "swin_micro", zoo, replace=True)
+        publish(output, "swin_mini", zoo, replace=True)
     for name in ("../x", "a/b", "", "..", "trunks", "a b"):
         with pytest.raises(UserError, match="--name"):
             publish(output, name, zoo)

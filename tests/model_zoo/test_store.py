@@ -10,10 +10,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from iopath.common.file_io import PathManager, g_pathmgr
+from safetensors.torch import save_file
 
 import e3va
 from e3va import UserError
 from e3va.model_zoo import E3VAPathHandler, catalogue, local_path, register, store
+from e3va.weights.checkpoint import load_file
+from e3va.weights.eight_bits import METADATA, pack
 
 ADDRESS = "e3va://small"
 
@@ -321,7 +324,7 @@ def read_through(manager, data: bytes) -> None:
     assert not manager.exists("e3va://nothing") and not manager.isfile("e3va://trunks")
     assert manager.isdir("e3va://") and manager.isdir("e3va://trunks")
     assert manager.ls("e3va://") == ["trunks", "adapters"]
-    assert {"small.pth", "swin_micro.safetensors"} <= set(manager.ls("e3va://trunks"))
+    assert {"small.pth", "swin_mini.safetensors"} <= set(manager.ls("e3va://trunks"))
     for mode in ("w", "wb", "a", "r+"):
         with pytest.raises(UserError, match=mode):
             manager.open(ADDRESS, mode)
@@ -362,3 +365,29 @@ def test_a_file_of_unknown_size_has_a_limit(web, make, monkeypatch):
     monkeypatch.setenv("E3VA_ZOO", web.address)
     with pytest.raises(UserError, match="1000 bytes"):
         local_path(ADDRESS)
+
+
+def test_other_programs_get_a_trunk_with_8_bit_matrices_in_float32(cache, tmp_path, capsys):
+    manager = PathManager()
+    register(manager)
+    packed = local_path("e3va://swin_mini")
+    path = Path(manager.get_local_path("e3va://swin_mini"))
+    assert packed.suffix == ".safetensors" and path.is_relative_to(cache)
+    state, expected = torch.load(path)["model"], load_file(packed)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    assert "swin_mini" in capsys.readouterr().err
+    before = path.stat().st_mtime_ns
+    with manager.open("e3va://swin_mini", "rb") as file:
+        assert file.read() == path.read_bytes()
+    assert path.stat().st_mtime_ns == before and capsys.readouterr().err == ""
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100] + bytes(100))
+    assert manager.get_local_path("e3va://swin_mini") == str(path) and path.read_bytes() == whole
+    # A file of that name with other weights is not taken for the first one.
+    other = tmp_path / packed.name
+    save_file(pack({"a.weight": torch.eye(3)}), other, metadata=METADATA)
+    assert store.plain_copy(other) == path
+    torch.testing.assert_close(torch.load(path)["model"], {"a.weight": torch.eye(3)})
+    save_file({"a.weight": torch.eye(3)}, other)
+    assert store.plain_copy(other) == other

@@ -108,7 +108,7 @@ HOSTILE_TRUNKS = {
     "a capital sha256": trunk(sha256="A" * 64),
     "no sha256 text": trunk(sha256=0),
     "a wrong prefix": trunk(sha256_prefix="xyz"),
-    "a file of the package": trunk(asset="swin_micro.safetensors"),
+    "a file of the package": trunk(asset="swin_mini.safetensors"),
     "a command to the terminal": trunk(pretraining="\x1b[2J"),
     "a long text": trunk(preset="x" * 10_000),
     "no row": ["a"],
@@ -249,7 +249,7 @@ def test_a_broken_table_of_a_mirror(tmp_path, monkeypatch):
     """Names of the library's own table still work; all others end in an error."""
     (tmp_path / "zoo.json").write_text('{"format": 7}')
     monkeypatch.setenv("E3VA_ZOO", str(tmp_path))
-    assert local_path("e3va://swin_micro").is_file()
+    assert local_path("e3va://swin_mini").is_file()
     for use in (list_adapters, lambda: local_path("e3va://other")):
         with pytest.raises(UserError, match="format '7'"):
             use()
@@ -259,10 +259,10 @@ def test_names_are_found_or_the_nearest_are_listed():
     assert find_trunk_name("swin_tiny_patch4_window7_224.pth") == "swin_tiny_patch4_window7_224"
     assert find_trunk_name("swin_t-704ceda3.pth") == "torchvision_swin_t"
     assert find_trunk_name("nothing") is None
-    assert find_row("swin_micro").preset == "swin_micro"
+    assert find_row("swin_mini").preset == "swin_mini"
     with pytest.raises(UserError, match="no 'swin_tiny_window7': nearest: swin_tiny_patch4_window"):
         find_row("swin_tiny_window7")
-    with pytest.raises(UserError, match="no 'xyz': known: swin_micro, .*e3va zoo list"):
+    with pytest.raises(UserError, match="no 'xyz': known: swin_mini, .*e3va zoo list"):
         find_row("xyz")
 
 
@@ -275,9 +275,9 @@ def test_invalid_mirrors(monkeypatch, value):
 
 def test_a_bare_name_means_a_trunk_of_the_zoo_unless_it_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert as_address("swin_micro") == "e3va://swin_micro"
+    assert as_address("swin_mini") == "e3va://swin_mini"
     assert as_address("swin_tiny_patch4_window7_224.pth") == "e3va://swin_tiny_patch4_window7_224"
     assert as_address("swin_huge") == "e3va://swin_huge"  # which the zoo refuses with near names
-    assert as_address("my_weights.pth") is None and as_address("folder/swin_micro") is None
-    (tmp_path / "swin_micro").touch()
-    assert as_address("swin_micro") is None
+    assert as_address("my_weights.pth") is None and as_address("folder/swin_mini") is None
+    (tmp_path / "swin_mini").touch()
+    assert as_address("swin_mini") is None

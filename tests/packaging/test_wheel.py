@@ -72,7 +72,7 @@ def python(wheel, tmp_path_factory) -> Path:
 
 def test_the_wheel_holds_no_tests_and_all_files_that_the_package_reads(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for file in ("py.typed", "model_zoo/zoo.json", "assets/swin_micro.safetensors"):
+    for file in ("py.typed", "model_zoo/zoo.json", "assets/swin_mini.safetensors"):
         assert f"e3va/{file}" in names
     for file in (ROOT / "configs").rglob("*"):
         if file.suffix in (".py", ".yaml"):
@@ -90,7 +90,7 @@ def test_configs_and_assets_are_found_inside_the_package(python, tmp_path):
     package, config, size = run(python, "-c", SCRIPT, cwd=tmp_path).splitlines()
     inside = str(python.parent.parent)
     assert package.startswith(inside) and config.startswith(inside)
-    assert int(size) == (ROOT / "e3va" / "assets" / "swin_micro.safetensors").stat().st_size
+    assert int(size) == (ROOT / "e3va" / "assets" / "swin_mini.safetensors").stat().st_size
 
 
 def test_the_bundled_adapter_loads_on_the_bundled_trunk(python, tmp_path):

@@ -95,7 +95,7 @@ def test_a_trunk_is_found_near_the_adapter_or_given(
 
 
 def test_the_demonstration_trunk_needs_no_file(tmp_path):
-    config = ModelConfig("semantic_fpn", ("a", "b"), get_preset("swin_micro"), "demo", size=64)
+    config = ModelConfig("semantic_fpn", ("a", "b"), get_preset("swin_mini"), "demo", size=64)
     model = build_model(config)
     load_pretrained(model, "demo")
     dataset = Dataset([], config.classes, read_target=dict, summary="none")
@@ -117,8 +117,8 @@ def test_another_trunk_is_refused_with_both_fingerprints(make_trained, pretraine
         model.backbone.bottom_up.trunk.patch_embed.proj.bias, digests[1]["patch_embed.proj.bias"]
     )
     assert model.backbone.bottom_up.trunk.origin.fingerprint == fingerprint(digests[1])
-    larger = write_trunk(tmp_path / "larger.pth", 7, "swin_micro")
-    with pytest.raises(UserError, match="swin_micro.*swin_nano"):
+    larger = write_trunk(tmp_path / "larger.pth", 7, "swin_mini")
+    with pytest.raises(UserError, match="swin_mini.*swin_nano"):
         load_model(tmp_path / "fruit", trunk=str(larger), any_trunk=True)
 
 

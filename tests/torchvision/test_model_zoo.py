@@ -42,7 +42,7 @@ def test_names_of_other_things_give_one_line(zoo, pretrained, tmp_path):
     publish(tmp_path / "output", "other", zoo, trunk=str(pretrained))
     with pytest.raises(UserError, match="'other' is for detectron2.* torchvision"):
         model_zoo.get("other")
-    with pytest.raises(UserError, match="'swin_micro'.*expected the name of"):
-        model_zoo.get("swin_micro")
+    with pytest.raises(UserError, match="'swin_mini'.*expected the name of"):
+        model_zoo.get("swin_mini")
     with pytest.raises(UserError, match="'nothing'"):
         model_zoo.get("nothing")

@@ -205,25 +205,25 @@ def test_mistakes_with_an_adapter_to_start_from_give_one_line(
 
 
 def test_a_preset_gives_the_window_and_a_wrong_one_is_an_error(train, drawn, tmp_path, capsys):
-    narrow = write_trunk(tmp_path / "narrow.pth", 4, preset="swin_micro")
+    narrow = write_trunk(tmp_path / "narrow.pth", 4, preset="swin_nano")
     data = read(narrow)["model"]
-    wide = SwinTrunk(replace(PRESETS["swin_micro"], window=5)).state_dict()
+    wide = SwinTrunk(replace(PRESETS["swin_nano"], window=5)).state_dict()
     state = {
         k: v if wide[k].shape == v.shape else torch.randn_like(wide[k]) for k, v in data.items()
     }
     torch.save({"model": state}, tmp_path / "wide.pth")
-    text = train("out", "--trunk", tmp_path / "wide.pth", "--preset", "swin_micro")
-    assert "of window 5, were interpolated to the model's window 7" in text
+    text = train("out", "--trunk", tmp_path / "wide.pth", "--preset", "swin_nano")
+    assert "of window 5, were interpolated to the model's window 4" in text
     loaded, config = load_model(tmp_path / "out")  # interpolated again, with the same fingerprint
-    assert config.preset.window == 7
+    assert config.preset.window == 4
     assert same(loaded.state_dict(), load_model(tmp_path / "out" / "model.pth")[0].state_dict())
     plain = train("plain", "--trunk", tmp_path / "wide.pth")
     assert "interpolated" not in plain and read_adapter(tmp_path / "plain")[1].backbone.preset == (
-        replace(PRESETS["swin_micro"], window=5, pretrain_size=0)
+        replace(PRESETS["swin_nano"], window=5, pretrain_size=0)
     )
     paths = ["--images", drawn.images, "--annotations", drawn.json, "--output", tmp_path / "no"]
     arguments = ["train", *paths, "--trunk", narrow, "--preset", "swin_t"]
-    fails(capsys, arguments, "holds .* swin_micro .* trunk is swin_t .*preset to swin_micro")
+    fails(capsys, arguments, "holds .* swin_nano .* trunk is swin_t .*preset to swin_nano")
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
@@ -268,14 +268,14 @@ def test_the_zoo_is_part_of_the_command(train, tmp_path, capsys, monkeypatch):
     assert config.trunk == "demo"
     assert same(model.state_dict(), load_model(tmp_path / "out" / "model.pth")[0].state_dict())
     assert main(["info", "e3va://rectangles"]) == 0
-    assert "swin_micro" in capsys.readouterr().out
+    assert "swin_mini" in capsys.readouterr().out
     text = train("again", "--adapter", "e3va://rectangles")
     assert "starts from e3va://rectangles: the whole adapter" in text
-    train("named", "--trunk", "swin_micro")
+    train("named", "--trunk", "swin_mini")
     about = read_adapter(tmp_path / "named")[1]
-    assert about.trunk.source == "e3va://swin_micro"
+    assert about.trunk.source == "e3va://swin_mini"
     assert about.trunk.fingerprint == read_adapter(tmp_path / "out")[1].trunk.fingerprint
-    assert load_model(tmp_path / "named")[1].trunk == "e3va://swin_micro"
+    assert load_model(tmp_path / "named")[1].trunk == "e3va://swin_mini"
 
 
 def test_resume_takes_the_command_of_a_run_with_an_adapter_and_a_changed_highway(train, tmp_path):

@@ -191,8 +191,8 @@ def test_the_origin_names_the_file_and_not_its_folder():
         load_trunk(trunk, state, source)
         assert trunk.origin.source == name
     assert trunk.origin.fingerprint == fingerprint(state)
-    demo = Path(e3va.__file__).parent / "assets/swin_micro.safetensors"
-    trunk = SwinTrunk("swin_micro")
+    demo = Path(e3va.__file__).parent / "assets/swin_mini.safetensors"
+    trunk = SwinTrunk("swin_mini")
     load_trunk(trunk, load_file(demo), str(demo))
     assert trunk.origin.source == "demo"
 
