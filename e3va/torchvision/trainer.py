@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..adapter_files.files import MODEL_FILE as ADAPTER
 from ..adapter_files.files import recorded_origin, save_adapter
 from ..data.stream import BatchStream, SeededDataset, stream_batches
+from ..utils.allocator import keep_freed_memory
 from ..utils.atomic import atomic_open, make_folder, save_atomically
 from ..utils.errors import UserError
 from ..utils.measure import MIB, count_parameters, parameter_table, peak_memory
@@ -79,6 +80,8 @@ class Trainer:
         with its scores.
         """
         last = self.settings.steps
+        if self.device.type == "cpu":
+            keep_freed_memory()
         prepare_model(self.model, mixed=self.optimizer_step.mixed)
         table = parameter_table(count_parameters(self.model, model_parts(self.model)))
         print(f"What trains:\n{table}", flush=True)
