@@ -163,7 +163,7 @@ class Run:
             self._resume()
         else:
             images, _ = load(
-                random.Random(0).sample(train, 512),
+                random.Random(0).choices(train, k=512),
                 self.loader,
                 v2.Compose([v2.PILToTensor(), v2.Resize((112, 112), antialias=True)]),
             )
