@@ -14,7 +14,7 @@ makes three comparisons:
 
 Every model that is compared is evaluated on the test split, once. After an interruption the same
 command continues: it skips the runs that are finished. The drawn tasks need no data; the options
-that name folders add real tasks, see benchmarks/accuracy/tasks.py for the layouts. --tasks,
+that name folders add real tasks, see benchmarks/accuracy/loaders.py for the layouts. --tasks,
 --methods, --seeds, --rates and --comparisons choose a part. The output folder gets results.md,
 results.json, scores.png, curves.png, front.png, pairs.png and pairs_given.png.
 """
