@@ -22,7 +22,15 @@ from e3va.torchvision.models import (
     load_state,
     read_trunk,
 )
-from e3va.torchvision.trainer import MODEL, STATE, Trainer, TrainSettings
+from e3va.torchvision.trainer import (
+    METRICS,
+    MODEL,
+    STATE,
+    SUMMARY,
+    DivergedError,
+    Trainer,
+    TrainSettings,
+)
 from e3va.utils.atomic import atomic_open, make_folder
 from e3va.utils.seeding import seed_everything
 from e3va.weights.checkpoint import load_file, model_state
@@ -121,8 +129,21 @@ def train(run: Run, folder: Path, sources: Sources, device: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
     with open(folder / "log.txt", "a", encoding="utf-8") as log, _output_to(log):
-        Trainer(model, config, settings, train_data, folder, evaluate=score).train()
-    (folder / STATE).unlink()
+        try:
+            Trainer(model, config, settings, train_data, folder, evaluate=score).train()
+        except DivergedError:
+            if run.seed:
+                raise
+            _write_as_failed(run, folder)
+    (folder / STATE).unlink(missing_ok=True)
+
+
+def _write_as_failed(run: Run, folder: Path) -> None:
+    """Give a diverged run of the search the score 0, so that another learning rate is chosen."""
+    with open(folder / METRICS, "a", encoding="utf-8") as file:
+        print(json.dumps({"step": run.steps, TASKS[run.task].metric: 0.0}), file=file)
+    with atomic_open(folder / SUMMARY, "w") as file:
+        json.dump({"diverged": True}, file)
 
 
 def drop_model(folder: Path) -> None:

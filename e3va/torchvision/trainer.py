@@ -35,6 +35,10 @@ STATE, MODEL, METRICS, SUMMARY = "training.pth", "model.pth", "metrics.jsonl", "
 LOG_EVERY = 10  # steps
 
 
+class DivergedError(UserError):
+    """The loss is infinite or not a number."""
+
+
 @dataclass(eq=False)
 class Trainer:
     """Trainer of a model of this framework; it writes the results into a folder.
@@ -126,7 +130,7 @@ class Trainer:
         losses = self._losses(batch)
         total = sum(losses.values())
         if not torch.isfinite(total):
-            raise UserError(
+            raise DivergedError(
                 f"the loss is {total.item()} at step {self.step}: give a lower --lr"
                 + (" or --precision fp32" if self.settings.precision == "fp16" else "")
             )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,18 @@ def test_every_method_starts_from_the_same_model(accuracy):
             continue
         for name, value in found.items():
             torch.testing.assert_close(value, outputs[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_learning_rate_at_which_the_loss_diverges_is_not_chosen(accuracy, tmp_path):
+    sources = accuracy.tasks.Sources(tmp_path / "drawn")
+    accuracy.tasks.draw(sources.drawn)
+    first = accuracy.runs.Run("land", "full", rate=0.5, seed=0, steps=4)
+    found = [first, replace(first, rate=1e20)]
+    with accuracy.schedule.Schedule(tmp_path, sources, "cpu", 1) as schedule:
+        schedule.do(accuracy.runs.train, "summary.json", found, "search")
+        assert schedule.best(found[::-1]).rate == 0.5
+        assert accuracy.runs.validation(found[1], schedule.folder(found[1]))[-1] == (4, 0.0)
 
 
 def test_equal_seeds_give_equal_models_and_others_do_not(accuracy):
