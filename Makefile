@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WHEELS ?= $(HOME)/.cache/e3va/wheels
 OUTPUT ?= output/demo
-STEPS ?= 220
+STEPS ?=
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
@@ -33,7 +33,7 @@ $(VENV)/.ready-to-test: setup.py constraints.txt | $(BIN)/python
 	touch $(VENV)/.ready $@
 
 demo: $(VENV)/.ready
-	$(BIN)/python benchmarks/demo.py --output $(OUTPUT) --steps $(STEPS)
+	$(BIN)/python benchmarks/demo.py --output $(OUTPUT) $(if $(STEPS),--steps $(STEPS))
 
 # Each worker and each program that a test starts computes with one thread.
 test: $(VENV)/.ready-to-test lint

@@ -2,11 +2,11 @@
 
     python benchmarks/demo.py [--output output/demo] [--steps N]
 
-Draws a data set of things that the trunk has never seen (benchmarks/things.py) and trains a model
-for semantic segmentation on it with each method: same steps, same seed, same heads. Prints one
-table. The output folder gets the table, a bar chart of memory and time (cost.png), and predictions
-beside the truth (pictures.png). Without --steps, the number of steps follows from the speed of the
-machine, so that the whole takes about as long on a slow machine as on a fast one.
+Draws a data set of aerial views, which the trunk has never seen (benchmarks/land.py), and trains a
+model for semantic segmentation on it with each method: same steps, same seed, same heads. Prints
+one table. The output folder gets the table, a bar chart of memory and time (cost.png), and
+predictions beside the truth (pictures.png). Without --steps, the number of steps follows from the
+speed of the machine, so that the whole takes about as long on a slow machine as on a fast one.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from land import CLASSES, draw_data
 from PIL import Image, ImageDraw, ImageFont
-from things import CLASSES, draw_data
 
 from e3va.cli.main import main as e3va
 from e3va.torchvision.models import DEMO_TRUNK, ModelConfig, build_model, read_trunk
@@ -33,10 +33,9 @@ METHODS = {
     "frozen": "frozen backbone",
     "full": "full fine-tuning",
 }
-LABELS = ("background", *CLASSES)
-SIZE, BATCH = 192, 8  # pixels, images
-COUNTS = {"train": 240, "val": 40}
-MOST_STEPS, LEAST_STEPS = 160, 40
+SIZE, BATCH = 160, 4  # pixels, images
+COUNTS = {"train": 120, "val": 40}
+MOST_STEPS, LEAST_STEPS = 220, 40
 SECONDS = 150  # for the training of all methods
 # One step of each method takes together about as long as two steps of full fine-tuning.
 FULL_STEPS = 2.0
@@ -59,7 +58,7 @@ def full_step_seconds() -> float:
     """Measure one step of full fine-tuning at the demonstration's size."""
     preset = read_trunk(DEMO_TRUNK)[1]
     config = ModelConfig(
-        "semantic_fpn", LABELS, preset, DEMO_TRUNK, "full", heads="light", size=SIZE, max_size=SIZE
+        "semantic_fpn", CLASSES, preset, DEMO_TRUNK, "full", heads="light", size=SIZE, max_size=SIZE
     )
     model = build_model(config).train()
     images = list(torch.rand(BATCH, 3, SIZE, SIZE))
@@ -91,7 +90,7 @@ def choose_steps() -> int:
 def train(recipe: str, data: Path, output: Path, steps: int) -> None:
     run(
         *("train", *data_options(data, "train"), *data_options(data, "val", "val-")),
-        *("--classes", ",".join(LABELS), "--recipe", recipe, "--size", str(SIZE)),
+        *("--classes", ",".join(CLASSES), "--recipe", recipe, "--size", str(SIZE)),
         *("--batch-size", str(BATCH), "--steps", str(steps), "--checkpoint-every", "0"),
         *("--output", f"{output}/{recipe}"),
     )
@@ -188,7 +187,7 @@ def main() -> None:
             f"error: {output} already holds a demonstration: remove it or give another --output"
         )
     steps = args.steps or choose_steps()
-    print(f"drawing {sum(COUNTS.values())} pictures of {', '.join(CLASSES)}")
+    print(f"drawing {sum(COUNTS.values())} aerial views of {', '.join(CLASSES)}")
     draw_data(data, COUNTS, SIZE)
     for recipe in METHODS:
         train(recipe, data, output, steps)
@@ -200,8 +199,8 @@ def main() -> None:
     draw_cost(rows, output / "cost.png")
     draw_pictures(data, output, output / "pictures.png")
     text = (
-        f"Semantic segmentation of drawn things, {steps} steps of {BATCH} images of {SIZE} px, "
-        f"seed 0\n\n{table(rows)}\n"
+        f"Semantic segmentation of drawn aerial views, {steps} steps of {BATCH} images of "
+        f"{SIZE} px, seed 0\n\n{table(rows)}\n"
     )
     with atomic_open(output / "table.md", "w") as file:
         file.write(text)
