@@ -8,18 +8,12 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
-
-from e3va import PRESETS
-from e3va.torchvision.models import read_trunk
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-NAMES = ("drawing", "land", "pretrain", "things")
+NAMES = ("drawing", "land", "things")
 
 
 @pytest.fixture(scope="module")
@@ -75,39 +69,3 @@ def test_land_is_repeatable_and_shows_every_class(scripts, tmp_path):
         if "_labels" in file.parts[0]:
             seen |= set(np.unique(np.asarray(Image.open(tmp_path / "one" / file))))
     assert seen == set(range(len(land.CLASSES)))
-
-
-def test_no_class_of_the_things_was_pretrained_on(scripts):
-    assert not set(scripts["things"].CLASSES) & set(scripts["pretrain"].KINDS)
-
-
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 999))
-def test_pretraining_targets_against_a_brute_force(scripts, seed):
-    pretrain = scripts["pretrain"]
-    number = torch.randint(0, 4, (2, 9, 9), generator=torch.Generator().manual_seed(seed))
-    offset, rim = pretrain.targets(torch.zeros_like(number), number)
-    for b in range(2):
-        for shape in number[b].unique():
-            places = (number[b] == shape).nonzero().double()
-            middle = places.mean(0)
-            for y, x in places.long().tolist():
-                expected = (middle - torch.tensor([y, x])) / len(places) ** 0.5
-                got = offset[b, :, y, x].flip(0).double()  # x first
-                torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-                around = number[b, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
-                assert rim[b, y, x] == (around != shape).any()
-
-
-def test_pretraining_writes_a_trunk(scripts, tmp_path, monkeypatch):
-    pretrain = scripts["pretrain"]
-    output = tmp_path / "trunk.safetensors"
-    arguments = ["--preset", "swin_nano", "--pictures", "4", "--size", "64", "--steps", "2"]
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", *arguments, "--output", str(output)])
-    drawn = [pretrain.draw_picture(64, np.random.default_rng(i)) for i in range(4)]
-    pictures = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
-    monkeypatch.setattr(pretrain, "draw_pictures", lambda *_: pictures)  # no processes in a test
-    pretrain.main()
-    state, preset, _ = read_trunk(str(output))
-    assert preset.dims == PRESETS["swin_nano"].dims
-    assert all(t.dtype == torch.float16 for t in state.values())
