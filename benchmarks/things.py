@@ -4,8 +4,8 @@
 
 writes OUTPUT/{train,val}.json, OUTPUT/{train,val}/*.png and OUTPUT/{train,val}_labels/*.png (0 is
 background, then the classes in their order). Things lie over one another; a mask is what shows of
-the thing. The trunk of the package has only seen photographs, no pen
-drawings. The same arguments draw the same data.
+the thing. The trunk of the package has only seen photographs, no pen drawings. The same arguments
+draw the same data.
 """
 
 import argparse
