@@ -22,11 +22,15 @@ import torch
 from land import CLASSES, draw_data
 from PIL import Image, ImageDraw, ImageFont
 
+from e3va import UserError
+from e3va.cli.arguments import whole
 from e3va.cli.main import main as e3va
 from e3va.torchvision.models import DEMO_TRUNK, ModelConfig, build_model, read_trunk
 from e3va.torchvision.predict import draw_labels
 from e3va.utils.atomic import atomic_open, rename_atomically
+from e3va.utils.command import run_command
 from e3va.utils.measure import MIB
+from e3va.utils.optional import require
 
 METHODS = {
     "e3va_chain": "highway (E³VA)",
@@ -37,7 +41,7 @@ SIZE, BATCH = 160, 4  # pixels, images
 COUNTS = {"train": 120, "val": 40}
 MOST_STEPS, LEAST_STEPS = 220, 40
 SECONDS = 150  # for the training of all methods
-# One step of each method takes together about as long as two steps of full fine-tuning.
+# A step of all three methods together takes about as long as two steps of full fine-tuning.
 FULL_STEPS = 2.0
 ROWS, PANEL = 4, 192  # of pictures.png
 
@@ -130,8 +134,7 @@ def table(rows: dict[str, dict]) -> str:
 
 def draw_cost(rows: dict[str, dict], path: Path) -> None:
     """Draw bars of memory and time for each method."""
-    import matplotlib
-
+    matplotlib = require("matplotlib", "the bar chart")
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -174,17 +177,22 @@ def draw_pictures(data: Path, output: Path, path: Path) -> None:
         sheet.save(temporary, format="PNG")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument(
-        "--steps", type=int, help="training steps of each method (default: by the machine's speed)"
+        "--steps",
+        type=whole(1),
+        help="steps of each method (default: by the machine's speed)",
     )
-    args = parser.parse_args()
+    return run_command(demonstrate, parser.parse_args())
+
+
+def demonstrate(args: argparse.Namespace) -> None:
     began, output, data = time.monotonic(), args.output, args.output / "data"
-    if (output / "full").exists():
-        sys.exit(
-            f"error: {output} already holds a demonstration: remove it or give another --output"
+    if any((output / recipe).exists() for recipe in METHODS):
+        raise UserError(
+            f"{output} already holds a demonstration: remove it or give another --output"
         )
     steps = args.steps or choose_steps()
     print(f"drawing {sum(COUNTS.values())} aerial views of {', '.join(CLASSES)}")
@@ -226,7 +234,4 @@ def say_next() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(main())

@@ -6,8 +6,8 @@
 
 FOLDER holds one subfolder for each class. The Swin learns three things: the teacher's feature maps
 at strides 4, 8, 16 and 32, the teacher's probabilities of ImageNet's classes, and the classes of
-the folders. Half of the steps show montages of several photographs, as examples of maps with many
-objects. The same command continues a run that was stopped. The output folder gets
+the folders. More than half of the steps show montages of several photographs, as examples of maps
+with many objects. The same command continues a run that was stopped. The output folder gets
 ``trunk.safetensors`` (an exponential mean of the weights, its matrices in 8 bits),
 ``metrics.jsonl`` and ``checkpoint.pth``.
 """
@@ -29,8 +29,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from e3va import SwinTrunk, UserError, get_preset
+from e3va.cli.arguments import pick_device, whole
+from e3va.data.images import read_image
 from e3va.utils.allocator import keep_freed_memory
-from e3va.utils.atomic import rename_atomically, save_atomically
+from e3va.utils.atomic import make_folder, rename_atomically, save_atomically
+from e3va.utils.command import run_command
 from e3va.utils.progress import Progress
 from e3va.weights.eight_bits import METADATA, pack, unpack
 
@@ -79,13 +82,13 @@ def split(folder: Path) -> tuple[list, list, list[str]]:
     return train, data.samples[::HELD_OUT], data.classes
 
 
-def load(samples: list, data_loader, transform) -> tuple[Tensor, Tensor]:
+def load(samples: list, transform) -> tuple[Tensor, Tensor]:
     """Read photographs: images [N, 3, side, side] in 0..1, classes [N]."""
-    images = torch.stack([transform(data_loader(path)) for path, _ in samples])
+    images = torch.stack([transform(read_image(Path(path))) for path, _ in samples])
     return images.float() / 255, torch.tensor([label for _, label in samples])
 
 
-def draw_batch(samples: list, step: int, loader) -> tuple[Tensor, Tensor | None]:
+def draw_batch(samples: list, step: int) -> tuple[Tensor, Tensor | None]:
     """Return the batch of a step: images [B, 3, side, side] in 0..1, classes or None for montages.
 
     A step always gives the same batch, so that a resumed run equals an uninterrupted one.
@@ -95,7 +98,7 @@ def draw_batch(samples: list, step: int, loader) -> tuple[Tensor, Tensor | None]
     side, along, count, _ = rng.choices(KINDS, [kind[-1] for kind in KINDS])[0]
     crop = v2.RandomResizedCrop(side // along, scale=(0.35, 1.0), antialias=True)
     transform = v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
-    images, labels = load(rng.choices(samples, k=max(count, 128)), loader, transform)
+    images, labels = load(rng.choices(samples, k=max(count, 128)), transform)
     gain = 1 + 0.3 * torch.empty(len(images), 3, 1, 1).uniform_(-1, 1)
     images = (images * gain + 0.1 * torch.empty(len(images), 1, 1, 1).uniform_(-1, 1)).clamp(0, 1)
     if along == 1:
@@ -124,12 +127,12 @@ def loss_of(student: Student, teacher: Teacher, images: Tensor, labels: Tensor |
 
 
 @torch.no_grad()
-def top1(student: Student, samples: list, loader, device: str) -> float:
+def top1(student: Student, samples: list, device: str) -> float:
     """Return the share of held-out photographs whose class is right, at the first side of KINDS."""
     side, right = KINDS[0][0], 0
     transform = v2.Compose([v2.PILToTensor(), v2.Resize((side, side), antialias=True)])
     for start in range(0, len(samples), 200):
-        images, labels = load(samples[start : start + 200], loader, transform)
+        images, labels = load(samples[start : start + 200], transform)
         normed = ((images - MEAN) / STD).to(device)
         with torch.autocast(device, torch.bfloat16):
             right += (student(normed)[2].argmax(1).cpu() == labels).sum().item()
@@ -157,14 +160,13 @@ class Run:
             betas=(0.9, 0.98),
         )
         self.teacher = Teacher(args.device)
-        self.step, self.loader = 0, ImageFolder(args.images).loader
+        self.step = 0
         self.checkpoint = args.output / "checkpoint.pth"
         if self.checkpoint.is_file():
             self._resume()
         else:
             images, _ = load(
                 random.Random(0).choices(train, k=512),
-                self.loader,
                 v2.Compose([v2.PILToTensor(), v2.Resize((112, 112), antialias=True)]),
             )
             self.teacher.standardize(images.to(args.device))
@@ -205,7 +207,7 @@ class Run:
                 progress.step(self.step, {"loss": f"{sum(losses[-100:]) / len(losses[-100:]):.3f}"})
                 if self.step % 500 == 0 or self.step == steps:
                     loss = sum(losses) / len(losses)
-                    accuracy = top1(self.mean, self.samples[1], self.loader, self.args.device)
+                    accuracy = top1(self.mean, self.samples[1], self.args.device)
                     self.record({"step": self.step, "loss": loss, "held-out top-1": accuracy})
                     losses = []
                 if time.monotonic() - saved > 180 or self.step == steps:
@@ -213,7 +215,7 @@ class Run:
                     saved = time.monotonic()
 
     def _one_step(self) -> float:
-        images, labels = draw_batch(self.samples[0], self.step, self.loader)
+        images, labels = draw_batch(self.samples[0], self.step)
         images = images.to(self.args.device)
         labels = None if labels is None else labels.to(self.args.device)
         for group in self.optimizer.param_groups:
@@ -234,7 +236,7 @@ class Run:
         packed = pack(self.mean.trunk.state_dict())
         # The accuracy is that of the weights in the file.
         self.mean.trunk.load_state_dict(unpack(packed, METADATA, "the trunk"))
-        accuracy = top1(self.mean, self.samples[1], self.loader, self.args.device)
+        accuracy = top1(self.mean, self.samples[1], self.args.device)
         train, held_out, names = self.samples
         about = {
             "preset": self.args.preset,
@@ -249,29 +251,27 @@ class Run:
         return path
 
 
+def pretrain(args: argparse.Namespace) -> None:
+    """Train, or continue a run that was stopped, and write the trunk."""
+    args.device = pick_device(args.device).type
+    make_folder(args.output)
+    if args.device == "cpu":
+        keep_freed_memory()
+    run = Run(args)
+    run.train()
+    print(f"wrote {run.write()}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, required=True, help="folder with a folder a class")
     parser.add_argument("--preset", default="swin_mini")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=whole(1), default=6000)
     parser.add_argument("--rate", type=float, default=1e-3, help="largest learning rate")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: cuda where there is one")
     parser.add_argument("--output", type=Path, default=Path("output/pretrain"))
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    if args.device == "cpu":
-        keep_freed_memory()
-    try:
-        run = Run(args)
-        run.train()
-        print(f"wrote {run.write()}")
-    except UserError as error:
-        print(f"error: {error.line}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command continues at the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(pretrain, args, lambda: "; the same command continues")
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ Semantic segmentation, from label maps: photos/a.jpg has the label map labels/a.
 number in every pixel:
   e3va train --images photos --labels labels --classes background,road,car
 
-The default trunk comes with e3va; it is small and was trained on small photographs. For better
-scores give a larger pretrained Swin with --trunk: a name of "e3va zoo list", or a weights file of
+The default trunk comes with e3va; it is small and was trained on small photographs. For real
+use give a larger pretrained Swin with --trunk: a name of "e3va zoo list", or a weights file of
 the official repository, Detectron2, mmdetection, torchvision, timm or transformers.
 
 Ctrl-C saves the run; the same command with --resume continues exactly where it stopped."""

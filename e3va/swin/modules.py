@@ -66,7 +66,7 @@ class WindowAttention(nn.Module):
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         else:
             # On a CPU, torch's function copies the bias for each image and multiplies strided
-            # tensors: a step of full fine-tuning in bfloat16 then takes twice as long.
+            # tensors, which is slow in bfloat16.
             logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
             out = (logits.view(shape) + bias).softmax(-1).flatten(0, 1) @ value
         return self.proj(out.transpose(1, 2).reshape(batch, count, tokens, dim))

@@ -101,7 +101,7 @@ def start_training(
     if config.trunk == DEMO_TRUNK:
         print(
             "trunk: the small one that comes with e3va (6.9 million parameters), trained on small "
-            "photographs; for better scores give a larger pretrained Swin with --trunk FILE"
+            "photographs; for real use give a larger pretrained Swin with --trunk FILE"
         )
     model.to(device)
     writer = None

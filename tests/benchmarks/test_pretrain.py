@@ -109,11 +109,10 @@ def test_photographs_that_are_held_out_are_not_trained_on(pretrain, photographs)
 
 def test_montages_show_whole_photographs_and_single_ones_have_their_class(pretrain, photographs):
     train, _, _ = pretrain.split(photographs)
-    loader = pretrain.ImageFolder(photographs).loader
     found = {1: 0, 2: 0}
     for step in range(8):
-        images, labels = pretrain.draw_batch(train, step, loader)
-        again, _ = pretrain.draw_batch(train, step, loader)
+        images, labels = pretrain.draw_batch(train, step)
+        again, _ = pretrain.draw_batch(train, step)
         assert images.shape == (4, 3, 32, 32) and torch.equal(images, again)
         along = 2 if labels is None else 1
         found[along] += 1
