@@ -63,12 +63,12 @@ class E3VABackbone(nn.Module):
     Args:
         preset: name in :data:`e3va.swin.presets.PRESETS` (``"swin_t"``, ``"swin_l_384"`` etc.), or
             a geometry.
-        highway: name of a recipe. ``"e3va_chain"`` (the default) and ``"e3va"`` (the paper's form)
-            train adapters and pyramid norms, ``"frozen"`` only the pyramid norms, ``"full"`` the
-            trunk and the pyramid norms. Or a mapping of a recipe and changes to it, such as
-            ``{"recipe": "e3va_chain", "rank": 24}``, see :func:`e3va.highway_config`; a
-            :class:`e3va.HighwayConfig`; or a module with the attributes and the call of
-            :class:`e3va.Highway`.
+        highway: name of a recipe. ``"e3va_chain"`` (the default), ``"e3va_wide"`` (larger adapters)
+            and ``"e3va"`` (the paper's form) train adapters and pyramid norms, ``"frozen"`` only
+            the pyramid norms, ``"full"`` the trunk and the pyramid norms. Or a mapping of a recipe
+            and changes to it, such as ``{"recipe": "e3va_chain", "rank": 24}``, see
+            :func:`e3va.highway_config`; a :class:`e3va.HighwayConfig`; or a module with the
+            attributes and the call of :class:`e3va.Highway`.
         make_adapter: function ``dim -> module`` for adapters from outside the registry, see
             :class:`e3va.Highway`.
         memory: memory mode. ``"standard"`` keeps taps in half precision and runs a frozen trunk in

@@ -138,6 +138,11 @@ CANDIDATES = {
             "chain with the tap's norm, D principal and frozen, ranks 12, 24, 36, 56: 1.49%",
             _form((12, 24, 36, 56), fitted(norm=False), highways.TapNormHighway),
         ),
+        (
+            "shared",
+            "chain, one adapter for a stage, rank 64: 1.44%",
+            {"highway": {"recipe": "e3va_wide", "shared": True}},
+        ),
         ("detached", "chain detached, rank 21: 1.47%", _form(21, highway=highways.DetachedHighway)),
         ("attention", "chain, attention at two stages: 1.43%", _form(18, _ATTENTION)),
         (

@@ -46,6 +46,7 @@ METHODS = {
     "e3va_chain plain": Method("E³VA, reference path", memory="plain"),
     "e3va_chain": Method("E³VA"),
     "e3va_chain lean": Method("E³VA, lean", memory="lean"),
+    "e3va_wide": Method("E³VA, wide", "e3va_wide"),
     "frozen plain": Method("frozen backbone, reference path", "frozen", "plain"),
     "e3va": Method("E³VA as in the paper", "e3va"),
     "e3va plain": Method("E³VA as in the paper, reference path", "e3va", "plain"),
@@ -53,7 +54,7 @@ METHODS = {
 }
 DEFAULT = (
     *("full", "frozen", "lora", "bottleneck"),
-    *("e3va_chain plain", "e3va_chain", "e3va_chain lean"),
+    *("e3va_chain plain", "e3va_chain", "e3va_chain lean", "e3va_wide"),
 )
 REFERENCE = "full"  # the method by which the others are divided
 

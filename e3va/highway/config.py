@@ -1,5 +1,6 @@
 """The config of a highway, and the recipes."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,14 +23,16 @@ OUTSIDE = "(outside)"  # the adapter kind of modules that come from outside the 
 class HighwayConfig:
     """All settings of a highway.
 
-    They can be combined freely. Without adapters, form, taps and downsample have no effect and are
-    set to their defaults.
+    They can be combined freely. Without adapters, form, taps, downsample and shared have no effect
+    and are set to their defaults.
 
     Attributes:
         adapter: the adapter kind, a name in the registry; None for no adapters.
         form: ``"chain"`` or ``"parallel"``, see :class:`e3va.Highway`.
         taps: ``"block"``, ``"residual"`` or ``"sublayer"``, see :meth:`e3va.SwinTrunk.stages`.
         downsample: ``"offset"`` or ``"direct"``, see :class:`e3va.Highway`.
+        shared: whether the blocks of a stage share one adapter, as layers do in Tied-LoRA (arXiv
+            2311.09578). For the same number of parameters its rank is larger.
         train_trunk: whether the trunk trains, as in full fine-tuning; only without adapters.
         options: options of the adapter kind by name; an option that is absent has its default.
 
@@ -41,6 +44,7 @@ class HighwayConfig:
     form: str = "chain"
     taps: str = "block"
     downsample: str = "offset"
+    shared: bool = False
     train_trunk: bool = False
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -48,10 +52,12 @@ class HighwayConfig:
         choices = {"form": FORMS, "taps": TAPS, "downsample": DOWNSAMPLE_FORMS}
         for name, valid in choices.items():
             check_choice(f"highway {name}", getattr(self, name), valid)
-            if self.adapter is None:
-                object.__setattr__(self, name, getattr(type(self), name))
-        if not isinstance(self.train_trunk, bool):
-            raise UserError(f"highway train_trunk {self.train_trunk!r}: expected true or false")
+        for name in ("shared", "train_trunk"):
+            if not isinstance(getattr(self, name), bool):
+                value = getattr(self, name)
+                raise UserError(f"highway {name} {value!r}: expected true or false")
+        for name in (*choices, "shared") if self.adapter is None else ():
+            object.__setattr__(self, name, getattr(type(self), name))
         if self.train_trunk and self.adapter is not None:
             raise UserError(
                 f"highway with adapter {self.adapter!r} and train_trunk true: expected one of the "
@@ -120,9 +126,11 @@ class HighwayConfig:
         return {**recipe, **{name: getattr(self, name) for name in SETTINGS}, **self.options}
 
 
-# The named combinations of settings. "frozen" and "full" are baselines without adapters.
+# The named combinations of settings. "e3va_wide" trains up to 5% of the backbone; "frozen" and
+# "full" are baselines without adapters.
 RECIPES: dict[str, HighwayConfig] = {
     "e3va_chain": HighwayConfig(),
+    "e3va_wide": HighwayConfig("wide_conv"),
     "e3va": HighwayConfig("dual_low_rank", form="parallel", taps="sublayer", downsample="direct"),
     "frozen": HighwayConfig(adapter=None),
     "full": HighwayConfig(adapter=None, train_trunk=True),
@@ -194,7 +202,8 @@ def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig
         if options is None:
             continue
         same_kind = (known for known in RECIPES.values() if known.adapter == kind.name)
-        base = next(same_kind, HighwayConfig(kind.name))
+        shared = not any(re.match(r"stages\.\d+\.mlp\.1\.", name) for name in tensors)
+        base = replace(next(same_kind, HighwayConfig(kind.name)), shared=shared)
         if sublayers != (base.taps != "block"):
             base = replace(base, taps="residual" if sublayers else "block")
         return replace(base, options=options)

@@ -16,7 +16,11 @@ from .fast_join import join
 
 
 class HighwayStage(nn.Module):
-    """The trained modules of one stage: an adapter for each tap, and for a level its norm."""
+    """The trained modules of one stage: adapters, and for a level its norm.
+
+    There is an adapter for each tap. If they are shared, all blocks have the same one: one in
+    ``mlp``, and for taps of two kinds one in ``msa``.
+    """
 
     def __init__(
         self,
@@ -28,11 +32,11 @@ class HighwayStage(nn.Module):
         keep: str | None,
     ):
         super().__init__()
-        count = depth if make_adapter else 0
+        count = (1 if config.shared else depth) if make_adapter else 0
         after_attention = 0 if config.taps == "block" else count
         self.msa = nn.ModuleList(make_adapter(dim) for _ in range(after_attention))
         self.mlp = nn.ModuleList(make_adapter(dim) for _ in range(count))
-        self.form = config.form
+        self.form, self.shared = config.form, config.shared
         self.keep = keep
         # Not called "norm": the classification norm of published Swin files ends in "norm.weight",
         # and Detectron2 can match names by their endings.
@@ -44,8 +48,10 @@ class HighwayStage(nn.Module):
         The sum is at least float32, also under autocast, because the adapters' outputs are small
         beside the residual stream.
         """
-        adapters = _interleave(self.msa, self.mlp)
         taps = _interleave(stage.msa, stage.mlp)
+        adapters = _interleave(self.msa, self.mlp)
+        if self.shared:
+            adapters *= len(stage.mlp)
         size = self._token_map(stage)
         run = find_fast_form(self.form, adapters) if size else None
         if run is not None:
@@ -105,6 +111,9 @@ class Highway(nn.Module):
     tap z and the highway before it, as an adapter inside a trunk would::
 
         h ← h + A_{s,l}(z_{s,l} + h)   for the taps of a stage in order, from h_s^in to h_s
+
+    With ``shared``, the adapters A_{s,l} of a stage are one adapter A_s, and the state dict holds
+    it once.
 
     Args:
         dims: channels C_s of the trunk's stages.

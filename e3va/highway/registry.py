@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..utils.errors import UserError, check_choice
 
 # Names of a highway's own settings, which stand beside the options in one flat dict.
-SETTINGS = ("adapter", "form", "taps", "downsample", "train_trunk")
+SETTINGS = ("adapter", "form", "taps", "downsample", "shared", "train_trunk")
 _LARGEST = 1024  # A larger whole number is a mistake, or a file that would exhaust the memory.
 _EXPECTED = {bool: "true or false", float: "a finite number", str: "a text"}
 

@@ -40,7 +40,8 @@ def test_an_adapter_holds_all_but_the_trunk_and_its_description(saved, pretraine
     assert description["backbone"]["preset"] == "swin_nano"
     assert description["backbone"]["highway"] == {
         **{"recipe": "e3va_chain", "adapter": "conv", "form": "chain", "taps": "block"},
-        **{"downsample": "offset", "train_trunk": False, "rank": 6, "kernel": 5},
+        **{"downsample": "offset", "shared": False, "train_trunk": False},
+        **{"rank": 6, "kernel": 5},
     }
     config = read_config(folder)
     assert (config.steps, config.scores, config.trained_on) == (

@@ -45,6 +45,15 @@ def test_the_default_recipe_is_the_chain_of_conv_adapters():
     assert config.complete(96).options == {"rank": 36, "kernel": 5}
 
 
+def test_the_wide_recipe_is_the_default_with_a_larger_rank():
+    config = highway_config("e3va_wide").complete(96)
+    assert config.options == {"rank": 128, "kernel": 5} and config.recipe == "e3va_wide"
+    assert highway_config("e3va_wide").complete(192).options["rank"] == 256
+    sizes = (96, 192), (2, 2)
+    wide, same = (Highway(*sizes, c, out_stages=(0, 1)) for c in (config, {"rank": 128}))
+    wide.load_state_dict(same.state_dict())
+
+
 def test_the_recipe_e3va_is_the_papers_form():
     config = highway_config("e3va").complete(96)
     assert (config.adapter, config.form) == ("dual_low_rank", "parallel")
@@ -133,6 +142,7 @@ def test_a_config_is_a_value():
         ({"recipe": "frozen", "rank": 4}, ["without adapters", "'rank'"]),
         ({"train_trunk": True}, ["train_trunk", "'conv'"]),
         ({"recipe": "full", "train_trunk": 1}, ["train_trunk 1"]),
+        ({"shared": "no"}, ["shared 'no'"]),
         ({"rank": 0}, ["rank=0"]),
         ({"rank": -3}, ["rank=-3"]),
         ({"rank": 1025}, ["rank=1025", "1024"]),

@@ -44,7 +44,7 @@ def error(ours: dict, reference: dict) -> float:
 
 
 @pytest.mark.parametrize(("mode", "most"), [("standard", 0.005), ("lean", 0.03)])
-@pytest.mark.parametrize("recipe", ["e3va_chain", "e3va"])
+@pytest.mark.parametrize("recipe", ["e3va_chain", "e3va_wide", "e3va"])
 def test_values_are_the_plain_ones_and_gradients_close(recipe, mode, most):
     """Compare relative errors: bfloat16 has a mantissa of 8 bits, and "lean" has 8 bits."""
     plain, fast = backbones(mode, preset=WINDOW_7, recipe=recipe)
@@ -56,10 +56,11 @@ def test_values_are_the_plain_ones_and_gradients_close(recipe, mode, most):
     assert 1e-5 < error(gradients, reference) < most
 
 
+WIDE = {"recipe": "e3va_wide"}
 PARALLEL = {"recipe": "e3va", "taps": "residual", "downsample": "offset"}
 
 
-@pytest.mark.parametrize("config", [{}, PARALLEL], ids=["chain", "parallel"])
+@pytest.mark.parametrize("config", [{}, WIDE, PARALLEL], ids=["chain", "wide", "parallel"])
 @settings(max_examples=15, deadline=None)
 @given(
     batch=st.integers(1, 2),

@@ -43,7 +43,7 @@ def build(
     return trunk, highway
 
 
-def written_out(trunk, highway, stages, downsample, form="parallel"):
+def written_out(trunk, highway, stages, downsample, form="parallel", shared=False):
     """Compute the equations of the design; only the parameters come from the highway."""
 
     def adapt(adapter, z):
@@ -66,14 +66,18 @@ def written_out(trunk, highway, stages, downsample, form="parallel"):
 
     outputs, h = [], 0.0
     for stage, own in zip(stages, highway.stages, strict=True):
+        blocks = len(stage.mlp)
+        if shared:
+            assert len(own.mlp) == 1 and len(own.msa) == (len(stage.msa) > 0)
+        msa, mlp = ([*m] * (blocks if shared else 1) for m in (own.msa, own.mlp))
         if form == "parallel":
-            h = h + sum(adapt(a, z) for a, z in zip(own.msa, stage.msa, strict=True))
-            h = h + sum(adapt(a, z) for a, z in zip(own.mlp, stage.mlp, strict=True))
+            h = h + sum(adapt(a, z) for a, z in zip(msa, stage.msa, strict=True))
+            h = h + sum(adapt(a, z) for a, z in zip(mlp, stage.mlp, strict=True))
         else:
-            for block in range(len(stage.mlp)):
+            for block in range(blocks):
                 if stage.msa:
-                    h = h + adapt(own.msa[block], stage.msa[block] + h)
-                h = h + adapt(own.mlp[block], stage.mlp[block] + h)
+                    h = h + adapt(msa[block], stage.msa[block] + h)
+                h = h + adapt(mlp[block], stage.mlp[block] + h)
         y = stage.out + h
         norm = own.out_norm
         out = F.layer_norm(y, y.shape[-1:], norm.weight, norm.bias)
@@ -93,11 +97,13 @@ def written_out(trunk, highway, stages, downsample, form="parallel"):
 @pytest.mark.parametrize("downsample", ["offset", "direct"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("keep", [None, "half"])
-def test_values_and_gradients_are_those_of_the_equations(keep, form, downsample, taps):
-    trunk, highway = build(downsample=downsample, taps=taps, form=form, keep=keep)
+@pytest.mark.parametrize("shared", [False, True])
+def test_values_and_gradients_are_those_of_the_equations(shared, keep, form, downsample, taps):
+    settings = {"downsample": downsample, "taps": taps, "form": form, "shared": shared}
+    trunk, highway = build(**settings, keep=keep)
     stages = list(trunk.stages(torch.rand(2, 3, 45, 70).double(), taps=taps))
     ours = highway(stages, trunk.patch_mergings)
-    theirs = written_out(trunk, highway, stages, downsample, form)
+    theirs = written_out(trunk, highway, stages, downsample, form, shared)
     weights = [torch.randn_like(out) for out in ours]
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)

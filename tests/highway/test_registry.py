@@ -151,4 +151,4 @@ def test_a_wrong_registration_is_refused(linear):
     ):
         with pytest.raises(ValueError, match=value):
             register_adapter_kind(name, module, source="", **settings)
-    assert set(e3va.adapter_kinds()) == {"conv", "dual_low_rank", "linear"}
+    assert set(e3va.adapter_kinds()) == {"conv", "wide_conv", "dual_low_rank", "linear"}

@@ -6,7 +6,7 @@ from e3va.highway import highway_config
 # out_features must be the levels that the neck reads: norms of other levels would get no gradient.
 bottom_up = L(E3VASwin)(
     preset="swin_t",
-    # A recipe (e3va_chain, e3va, frozen or full) and changes to it, such as rank=24.
+    # A recipe (e3va_chain, e3va_wide, e3va, frozen or full) and changes to it, such as rank=24.
     highway=L(highway_config)(recipe="e3va_chain"),
     memory="standard",
     trunk_precision="auto",

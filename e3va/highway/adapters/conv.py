@@ -1,6 +1,6 @@
 """The default adapter: a bottleneck that mixes each token with its neighbors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ class DepthwiseConvAdapter(nn.Module):
 
     Args:
         dim: channels C of the tap.
-        rank: width r of the bottleneck; 3/8 of the first stage's channels by default.
+        rank: width r of the bottleneck; by default 3/8 of the first stage's channels in the kind
+            ``conv``, and 4/3 of them in the kind ``wide_conv``.
         kernel: side of K in tokens, an odd number.
     """
 
@@ -54,10 +55,16 @@ def _read_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return {"rank": tensors["down.weight"].shape[0], "kernel": tensors["mix.weight"].shape[-1]}
 
 
-register_adapter_kind(
-    "conv",
-    DepthwiseConvAdapter,
-    source="after arXiv 2208.07463 and arXiv 2311.15010",
-    defaults={"rank": lambda embed_dim: max(1, embed_dim * 3 // 8)},
-    read_options=_read_options,
-)
+def _register(name: str, default_rank: Callable[[int], int]) -> None:
+    """Register a kind with its default rank, a function of C_0."""
+    register_adapter_kind(
+        name,
+        DepthwiseConvAdapter,
+        source="after arXiv 2208.07463 and arXiv 2311.15010",
+        defaults={"rank": default_rank},
+        read_options=_read_options,
+    )
+
+
+_register("conv", lambda embed_dim: max(1, embed_dim * 3 // 8))
+_register("wide_conv", lambda embed_dim: embed_dim * 4 // 3)
