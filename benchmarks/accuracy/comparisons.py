@@ -3,7 +3,7 @@
 import json
 import statistics
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,12 @@ STEPS = {
     "land": 300,
     "nuts": 300,
     "nuts labels": 300,
-    "streets": 300,
+    "streets": 600,
     "cells": 400,
     "nuclei": 600,
 }
+RUNG = 4.0  # quotient of neighboring learning rates in the search
+MOST_RATES = 7
 MOST = 4  # times the steps of full fine-tuning
 Plan = dict[tuple[str, str], list[Run]]  # (task, method) → the runs of all seeds
 
@@ -57,7 +59,7 @@ def choose(args: Namespace) -> list[str]:
 
 
 def search(args: Namespace) -> Plan:
-    """Return the runs that choose a learning rate, by task and method."""
+    """Return the runs with which the search for a learning rate begins, by task and method."""
     grid = {}
     for task in args.tasks:
         first = Run(
@@ -70,9 +72,43 @@ def search(args: Namespace) -> Plan:
             precision=args.precision,
         )
         for method in args.methods:
-            rates = args.rates if ALL[method].searched else [1.0]
+            rates = ALL[method].rates
+            rates = args.rates if args.rates and len(rates) > 1 else rates
             grid[task, method] = [replace(first, method=method, rate=rate) for rate in rates]
     return grid
+
+
+def widened(grid: Plan, best: Mapping[tuple[str, str], Run]) -> Plan:
+    """Return the grid with one more learning rate for methods whose best one is at an end.
+
+    Such a method would be compared below what it can reach.
+    """
+    wider = {}
+    for key, row in grid.items():
+        rates, rate = sorted(run.rate for run in row), best[key].rate
+        more = []
+        if 1 < len(rates) < MOST_RATES and rate in (rates[0], rates[-1]):
+            more = [replace(row[0], rate=rate * RUNG if rate == rates[-1] else rate / RUNG)]
+        wider[key] = [*row, *more]
+    return wider
+
+
+def best_runs(grid: Plan, score: Callable[[Run], float]) -> dict[tuple[str, str], Run]:
+    """Return the runs with each method's best learning rate, which is the same for all tasks.
+
+    It has the best mean score over the tasks, relative to the method's best score of each task.
+
+    Args:
+        grid: the runs of the search.
+        score: function that returns a run's validation score.
+    """
+    relative: dict[str, dict[float, list[float]]] = {}
+    for (_, method), row in grid.items():
+        top = max(map(score, row)) or 1.0
+        for run in row:
+            relative.setdefault(method, {}).setdefault(run.rate, []).append(score(run) / top)
+    best = {m: max(found, key=lambda rate: sum(found[rate])) for m, found in relative.items()}
+    return {key: replace(row[0], rate=best[key[1]]) for key, row in grid.items()}
 
 
 def at_equal_steps(best: Mapping[tuple[str, str], Run], seeds: int) -> Plan:
@@ -123,7 +159,7 @@ def equal_seconds_steps(steps: int, full: float, own: float) -> int:
 def front(best: Mapping[tuple[str, str], Run], seeds: int) -> Plan:
     """Return the runs of the front: methods at several ranks, full and frozen.
 
-    Each rank trains with the learning rate that was chosen for the method's own rank.
+    Every rank trains with the learning rate of the method's own rank.
     """
     plan = {}
     for (task, method), run in best.items():

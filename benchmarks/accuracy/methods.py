@@ -1,8 +1,8 @@
 """The ways of tuning that are compared: what each trains in the backbone, besides pyramid norms.
 
 Every method has the same trunk, neck and heads, and starts from the same numbers. What a method
-adds starts as the identity. The ranks of LoRA, bottleneck adapters and highways are the largest
-that train at most a given share of the backbone, whatever the trunk.
+adds starts as the identity. The recipes ``e3va_chain`` and ``e3va_wide`` are as users get them. The
+other ranks are the largest that train at most a given share of the backbone, whatever the trunk.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +30,8 @@ class Method:
             parameters train; None for no change.
         backbone: function that builds a backbone that no config describes; None for the backbone
             of ``highway``.
-        searched: whether the method has its own learning rate; otherwise everything trains at the
-            learning rate of the heads.
+        rates: learning rates of the backbone's trained parameters that the search tries first,
+            ascending, as multiples of the heads' learning rate; a single one is not searched.
         share: largest share of the backbone's parameters that trains; it chooses the rank. None for
             a method without a rank.
         ranked: function from the rank to the values of ``highway`` and ``prepare``.
@@ -41,7 +41,7 @@ class Method:
     highway: str | Mapping[str, Any] = "e3va_chain"
     prepare: Callable[[SwinTrunk], None] | None = None
     backbone: Callable[[SwinPreset], E3VABackbone] | None = None
-    searched: bool = True
+    rates: Sequence[float] = (0.4, 1.6, 6.4)
     share: float | None = None
     ranked: Callable[[int], Mapping[str, Any]] | None = None
 
@@ -164,17 +164,18 @@ def _offset_of_rank(rank: int) -> dict[str, Any]:
     return {"highway": {"recipe": "e3va", "rank": rank, **changes}}
 
 
-SMALL, WIDE = 0.015, 0.05  # largest shares of the backbone that train
+WHOLE_RATES = (0.025, 0.1, 0.4)  # of pretrained weights, which need small steps
+SMALL = 0.015  # largest share of the backbone that trains
 METHODS = {
-    "full": Method("full fine-tuning", "full"),
-    "frozen": Method("frozen backbone", "frozen", searched=False),
+    "full": Method("full fine-tuning", "full", rates=WHOLE_RATES),
+    "frozen": Method("frozen backbone", "frozen", rates=(1.0,)),
     "norms": Method("norms only", "full", _norms),
     "biases": Method("biases only", "full", _biases),
-    "last stage": Method("last stage only", "full", _last_stage),
+    "last stage": Method("last stage only", "full", _last_stage, rates=WHOLE_RATES),
     "lora": Method("LoRA", share=SMALL, ranked=_lora_of_rank),
     "bottleneck": Method("bottleneck adapters", share=SMALL, ranked=_bottleneck_of_rank),
-    "e3va_chain": Method("E³VA", share=SMALL, ranked=_chain_of_rank),
-    "e3va_wide": Method("E³VA, wide", share=WIDE, ranked=_chain_of_rank),
+    "e3va_chain": Method("E³VA"),
+    "e3va_wide": Method("E³VA, wide", "e3va_wide"),
     "offset": Method("E³VA, paper's adapters, offset form", share=SMALL, ranked=_offset_of_rank),
     "e3va": Method("E³VA as in the paper", share=SMALL, ranked=_paper_of_rank),
 }
@@ -182,12 +183,14 @@ DEFAULT = "e3va_chain"
 COMPARED = ("full", "frozen", "lora", "e3va_chain", "e3va_wide", "e3va")
 
 
-def _at_shares(base: str, shares: Sequence[float]) -> dict[str, Method]:
-    return {f"{base} {share:.1%}": replace(METHODS[base], share=share) for share in shares}
+def _at_shares(name: str, method: Method, shares: Sequence[float]) -> dict[str, Method]:
+    return {f"{name} {share:.1%}": replace(method, share=share) for share in shares}
 
 
 # What the front of scores adds to each of these methods: the same at other ranks.
 FRONT = {
-    "e3va_chain": _at_shares("e3va_chain", (0.003, 0.006, 0.03, 0.05, 0.1)),
-    "lora": _at_shares("lora", (0.006, 0.05)),
+    "e3va_chain": _at_shares(
+        "e3va_chain", Method("E³VA", ranked=_chain_of_rank), (0.003, 0.006, 0.03, 0.05, 0.1)
+    ),
+    "lora": _at_shares("lora", METHODS["lora"], (0.006, 0.05)),
 }

@@ -156,10 +156,7 @@ class Report:
         return "\n".join(parts)
 
 
-FRONT_TEXT = (
-    "Seeds: {seeds}. Each rank trains with the learning rate that was chosen for the method's own "
-    "rank.\n"
-)
+FRONT_TEXT = "Seeds: {seeds}. Every rank trains with the learning rate of the method's own rank.\n"
 PAIRED_TEXT = (
     "Differences of the scores of the same task and seed, in per cent of full fine-tuning's mean "
     "score of the task. p: Wilcoxon's signed-rank test over all tasks and seeds, two-sided; Holm's "
@@ -173,8 +170,9 @@ FLAT_TEXT = (
     "deviation of the seeds.\n"
 )
 RATES_TEXT = (
-    "Validation scores of the search (seed 0), by learning rate over the heads' learning rate. The "
-    "score of the chosen rate is bold.\n"
+    "Validation scores of the search (seed 0), by learning rate over the heads' learning rate. A "
+    "method has one rate for all tasks, whose scores are bold: it has the best mean over the tasks "
+    "of the score relative to the method's best score of the task.\n"
 )
 
 

@@ -33,7 +33,6 @@ from .pictures import pictured
 from .runs import Run, validation
 from .tasks import SOURCE_HELP, TASKS, Sources, available, draw
 
-RATES = (0.5, 2.0, 8.0)
 SEEDS, FRONT_SEEDS = 5, 2
 
 
@@ -59,7 +58,13 @@ def parse(doc: str) -> argparse.Namespace:
         help="compare forms of the highway instead, by validation scores at equal steps",
     )
     parser.add_argument("--trunk", default=DEMO_TRUNK, help="pretrained Swin weights")
-    parser.add_argument("--rates", nargs="+", type=positive, default=list(RATES), metavar="RATE")
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=positive,
+        metavar="RATE",
+        help="try exactly these (default: each method's own, and more while the best is at an end)",
+    )
     parser.add_argument("--seeds", type=whole(1), default=SEEDS, metavar="N")
     parser.add_argument(
         "--front-seeds",
@@ -163,9 +168,9 @@ class Schedule:
         for run in set(todo) - kept:
             runs.drop_model(self.folder(run))
 
-    def best(self, candidates: list[Run]) -> Run:
-        """Return the run with the best last validation score."""
-        return max(candidates, key=lambda run: validation(run, self.folder(run))[-1][1])
+    def score(self, run: Run) -> float:
+        """Return the last validation score of a run."""
+        return validation(run, self.folder(run))[-1][1]
 
 
 def _start() -> None:
@@ -218,9 +223,12 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def _run_all(schedule: Schedule, args: argparse.Namespace, clock: "Clock") -> None:
-    grid = comparisons.search(args)
-    schedule.do(runs.train, SUMMARY, [run for row in grid.values() for run in row], "search")
-    best = {key: schedule.best(candidates) for key, candidates in grid.items()}
+    grid, wider = {}, comparisons.search(args)
+    while wider != grid:
+        grid = wider
+        schedule.do(runs.train, SUMMARY, [run for row in grid.values() for run in row], "search")
+        best = comparisons.best_runs(grid, schedule.score)
+        wider = grid if args.rates else comparisons.widened(grid, best)
     for key, candidates in grid.items():
         for run in set(candidates) - {best[key]}:
             runs.drop_model(schedule.folder(run))
