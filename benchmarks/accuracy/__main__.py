@@ -16,8 +16,9 @@ makes three comparisons:
 Every model that is compared is evaluated on the test split, once. After an interruption the same
 command continues: it skips the runs that are finished. The drawn tasks need no data; the options
 that name folders add real tasks, see benchmarks/accuracy/loaders.py for the layouts. --tasks,
---methods, --seeds, --rates and --comparisons choose a part. The output folder gets results.md,
-results.json, scores.png, curves.png, front.png, pairs.png and pairs_given.png.
+--methods, --seeds, --rates and --comparisons choose a part; --rates-of takes the learning rates of
+earlier results, without the search. The output folder gets results.md, results.json, scores.png,
+curves.png, front.png, pairs.png and pairs_given.png.
 """
 
 import sys

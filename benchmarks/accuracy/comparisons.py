@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from e3va.utils.atomic import atomic_open
-from e3va.utils.errors import UserError
+from e3va.utils.errors import UserError, brief
 
 from .candidates import ALL
 from .methods import FRONT
@@ -59,7 +59,13 @@ def choose(args: Namespace) -> list[str]:
 
 
 def search(args: Namespace) -> Plan:
-    """Return the runs with which the search for a learning rate begins, by task and method."""
+    """Return the runs with which the search for a learning rate begins, by task and method.
+
+    Raises:
+        UserError: ``--rates-of`` names a file without the rate of a task and method, or ``--rates``
+            was given too.
+    """
+    known = _known_rates(args)
     grid = {}
     for task in args.tasks:
         first = Run(
@@ -74,8 +80,25 @@ def search(args: Namespace) -> Plan:
         for method in args.methods:
             rates = ALL[method].rates
             rates = args.rates if args.rates and len(rates) > 1 else rates
+            rates = [known[task, method]] if known else rates
             grid[task, method] = [replace(first, method=method, rate=rate) for rate in rates]
     return grid
+
+
+def _known_rates(args: Namespace) -> dict[tuple[str, str], float]:
+    if args.rates_of is None:
+        return {}
+    if args.rates:
+        raise UserError("--rates and --rates-of: expected one of the two")
+    try:
+        found = json.loads(args.rates_of.read_text())["rates"]
+        return {(t, m): float(found[t][m]["rate"]) for t in args.tasks for m in args.methods}
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else brief(error)
+        raise UserError(
+            f"--rates-of {args.rates_of} cannot be used ({reason}): expected the results.json of a "
+            "call with the same tasks and methods"
+        ) from None
 
 
 def widened(grid: Plan, best: Mapping[tuple[str, str], Run]) -> Plan:

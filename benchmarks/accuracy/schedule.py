@@ -65,6 +65,12 @@ def parse(doc: str) -> argparse.Namespace:
         metavar="RATE",
         help="try exactly these (default: each method's own, and more while the best is at an end)",
     )
+    parser.add_argument(
+        "--rates-of",
+        type=Path,
+        metavar="FILE",
+        help="results.json of an earlier call: use its learning rates, without a search",
+    )
     parser.add_argument("--seeds", type=whole(1), default=SEEDS, metavar="N")
     parser.add_argument(
         "--front-seeds",
@@ -209,6 +215,7 @@ def compare(args: argparse.Namespace) -> None:
     ]
     args.methods = args.methods or list(CANDIDATES if args.candidates else COMPARED)
     args.comparisons = comparisons.choose(args)
+    first = comparisons.search(args)
     state = read_trunk(args.trunk)[0]
     make_folder(args.output)
     check_setting(args, fingerprint(state))
@@ -217,18 +224,18 @@ def compare(args: argparse.Namespace) -> None:
     clock = Clock(args.output / "hours.json")
     try:
         with Schedule(args.output, sources, args.device, jobs) as schedule:
-            _run_all(schedule, args, clock)
+            _run_all(schedule, args, first, clock)
     finally:
         clock.save()
 
 
-def _run_all(schedule: Schedule, args: argparse.Namespace, clock: "Clock") -> None:
-    grid, wider = {}, comparisons.search(args)
+def _run_all(schedule: Schedule, args: argparse.Namespace, first: Plan, clock: "Clock") -> None:
+    grid, wider = {}, first
     while wider != grid:
         grid = wider
         schedule.do(runs.train, SUMMARY, [run for row in grid.values() for run in row], "search")
         best = comparisons.best_runs(grid, schedule.score)
-        wider = grid if args.rates else comparisons.widened(grid, best)
+        wider = grid if args.rates or args.rates_of else comparisons.widened(grid, best)
     for key, candidates in grid.items():
         for run in set(candidates) - {best[key]}:
             runs.drop_model(schedule.folder(run))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from e3va import E3VABackbone
+from e3va import E3VABackbone, UserError
 from e3va.swin.presets import get_preset
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -303,6 +303,24 @@ def test_a_rate_is_tried_beyond_the_best_one_at_an_end(accuracy):
     assert rates_with_best(1.0, 1.0) == [1.0]  # frozen
     many = [4.0**n for n in range(accuracy.comparisons.MOST_RATES)]
     assert rates_with_best(many[-1], *many) == many
+
+
+def test_rates_of_an_earlier_call(accuracy, tmp_path):
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"rates": {"land": {"full": {"rate": 0.1}}}}))
+    common = {"large": False, "trunk": "", "precision": "fp32", "rates": None, "rates_of": file}
+    args = Namespace(tasks=["land"], methods=["full"], **common)
+    grid = accuracy.comparisons.search(args)
+    assert [run.rate for run in grid["land", "full"]] == [0.1]
+    for change, value in (
+        ({"methods": ["full", "lora"]}, "lora"),
+        ({"tasks": ["land", "nuts"]}, "nuts"),
+        ({"rates": [1.0]}, "--rates "),
+        ({"rates_of": tmp_path / "none.json"}, "none.json"),
+        ({"rates_of": Path(__file__)}, "test_accuracy.py"),
+    ):
+        with pytest.raises(UserError, match=value):
+            accuracy.comparisons.search(Namespace(**{**vars(args), **change}))
 
 
 def small(accuracy, monkeypatch, output, *options):
