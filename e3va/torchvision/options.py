@@ -81,7 +81,7 @@ def without_effect(given: Mapping[str, Any], highway: HighwayConfig) -> Iterator
         if "adapter_lr" in given:
             yield _note("--adapter-lr", reason)
         changes = given.get("highway") or {}
-        for name in {"form", "taps", "downsample"} & changes.keys():
+        for name in {"form", "taps", "downsample", "shared"} & changes.keys():
             yield _note(f"--highway {name}={changes[name]}", reason)
     if given.get("labels"):
         for name in {*READING, "max_detections"} - {"skip_missing"} & given.keys():

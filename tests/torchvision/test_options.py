@@ -21,6 +21,7 @@ from e3va.torchvision.start import start_training
         ({"trunk_precision": "bf16"}, "full", ["--trunk-precision"]),
         ({"trunk_precision": "auto"}, "full", []),
         ({"highway": {"recipe": "frozen", "form": "parallel"}}, "frozen", ["form=parallel"]),
+        ({"highway": {"recipe": "full", "shared": True}}, "full", ["shared=True"]),
         ({"labels": "maps", "use_crowds": True}, "e3va", ["--use-crowds"]),
         ({"labels": "maps", "max_detections": 7}, "e3va", ["--max-detections"]),
         ({"annotations": "a.json", "max_detections": 7, "keep_empty": True}, "e3va", []),
