@@ -42,20 +42,16 @@ def test_pyramid_levels_have_their_strides(height, width, batch):
         assert value.is_contiguous()
 
 
-@pytest.mark.parametrize(
-    ("preset", "percent"),
-    [("swin_t", 1.2), ("swin_s", 1.4), ("swin_b", 1.4), ("swin_l", 1.4), ("swin_b_384", 1.4)],
-)
-def test_trained_share(preset, percent):
-    assert round(share(preset), 1) == percent
+SHARES = {
+    "e3va_chain": {"swin_t": 1.2, "swin_s": 1.4, "swin_b": 1.4, "swin_l": 1.4, "swin_b_384": 1.4},
+    "e3va_wide": {"swin_t": 4.1, "swin_s": 4.7, "swin_b": 4.6, "swin_l": 4.6, "swin_mini": 4.3},
+    "e3va": {"swin_t": 1.3, "swin_s": 1.5, "swin_b": 1.1, "swin_l": 0.8, "swin_b_384": 1.1},
+}
 
 
-@pytest.mark.parametrize(
-    ("preset", "percent"),
-    [("swin_t", 4.1), ("swin_s", 4.7), ("swin_b", 4.6), ("swin_l", 4.6), ("swin_mini", 4.3)],
-)
-def test_trained_share_of_the_wide_form(preset, percent):
-    assert round(share(preset, "e3va_wide"), 1) == percent
+@pytest.mark.parametrize("recipe", SHARES)
+def test_trained_share(recipe):
+    assert {name: round(share(name, recipe), 1) for name in SHARES[recipe]} == SHARES[recipe]
 
 
 def test_shared_adapters_are_stored_once():
@@ -63,14 +59,6 @@ def test_shared_adapters_are_stored_once():
     found = {name.rsplit(".", 2)[0] for name in state if ".mlp." in name or ".msa." in name}
     own = {name for name in found if name.startswith("highway.")}
     assert own == {f"highway.stages.{s}.{kind}.0" for s in range(4) for kind in ("msa", "mlp")}
-
-
-@pytest.mark.parametrize(
-    ("preset", "percent"),
-    [("swin_t", 1.3), ("swin_s", 1.5), ("swin_b", 1.1), ("swin_l", 0.8), ("swin_b_384", 1.1)],
-)
-def test_trained_share_of_the_papers_form(preset, percent):
-    assert round(share(preset, "e3va"), 1) == percent
 
 
 def test_trained_share_of_the_papers_largest_model():
