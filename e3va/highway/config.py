@@ -196,21 +196,24 @@ def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig
     first = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     if not first:
         return RECIPES["frozen"]
-    sublayers = any(name.startswith("stages.0.msa.") for name in tensors)
-    for kind in adapter_kinds().values():
-        options = _fitting_options(kind, first, embed_dim)
-        if options is None:
-            continue
-        same_kind = (known for known in RECIPES.values() if known.adapter == kind.name)
-        shared = not any(re.match(r"stages\.\d+\.mlp\.1\.", name) for name in tensors)
-        base = replace(next(same_kind, HighwayConfig(kind.name)), shared=shared)
-        if sublayers != (base.taps != "block"):
-            base = replace(base, taps="residual" if sublayers else "block")
-        return replace(base, options=options)
-    raise UserError(
-        "the highway's adapters are of no registered kind: expected one of "
-        f"{', '.join(adapter_kinds())}; register their kind before the file is read"
-    )
+    fitting = {
+        kind.name: options
+        for kind in adapter_kinds().values()
+        if (options := _fitting_options(kind, first, embed_dim)) is not None
+    }
+    if not fitting:
+        raise UserError(
+            "the highway's adapters are of no registered kind: expected one of "
+            f"{', '.join(adapter_kinds())}; register their kind before the file is read"
+        )
+    # Two kinds may have the same module: the one that has these options by default is likelier.
+    name = max(fitting, key=lambda n: fitting[n] == get_adapter_kind(n).complete({}, embed_dim))
+    base = next((r for r in RECIPES.values() if r.adapter == name), HighwayConfig(name))
+    sublayers = any(key.startswith("stages.0.msa.") for key in tensors)
+    if sublayers != (base.taps != "block"):
+        base = replace(base, taps="residual" if sublayers else "block")
+    shared = not any(re.match(r"stages\.\d+\.mlp\.1\.", key) for key in tensors)
+    return replace(base, options=fitting[name], shared=shared)
 
 
 def _fitting_options(

@@ -254,6 +254,9 @@ def test_settings_of_version_1():
         {"recipe": "frozen"},
         {"taps": "residual"},
         {"recipe": "e3va", "taps": "block"},
+        {"recipe": "e3va_wide"},
+        {"recipe": "e3va_wide", "shared": True},
+        {"shared": True, "taps": "residual", "rank": 5},
     ],
 )
 def test_a_config_is_read_off_the_tensors(settings):
