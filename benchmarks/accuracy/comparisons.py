@@ -3,7 +3,7 @@
 import json
 import statistics
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ STEPS = {
     "cells": 400,
     "nuclei": 600,
 }
+# Label maps of drawn and of real pictures, and boxes. Runs of the others are longer.
+SEARCHED = ("land", "nuts labels", "cells")
 RUNG = 4.0  # quotient of neighboring learning rates in the search
 MOST_RATES = 7
 MOST = 4  # times the steps of full fine-tuning
@@ -61,54 +63,51 @@ def choose(args: Namespace) -> list[str]:
 def search(args: Namespace) -> Plan:
     """Return the runs with which the search for a learning rate begins, by task and method.
 
+    It is on the tasks of ``SEARCHED``, or on all of ``args.tasks`` if none of them is there.
+
     Raises:
-        UserError: ``--rates-of`` names a file without the rate of a task and method, or ``--rates``
-            was given too.
+        UserError: ``--rates-of`` names a file without the rate of a method, or ``--rates`` was
+            given too.
     """
     known = _known_rates(args)
     grid = {}
-    for task in args.tasks:
-        first = Run(
-            task,
-            method="",
-            rate=1.0,
-            seed=0,
-            steps=STEPS[task] * (10 if args.large else 1),
-            trunk=args.trunk,
-            precision=args.precision,
-        )
+    for task in [task for task in args.tasks if task in SEARCHED] or args.tasks:
         for method in args.methods:
-            rates = ALL[method].rates
+            rates = known.get(method, ALL[method].rates)
             rates = args.rates if args.rates and len(rates) > 1 else rates
-            rates = [known[task, method]] if known else rates
-            grid[task, method] = [replace(first, method=method, rate=rate) for rate in rates]
+            grid[task, method] = [_first_run(args, task, method, rate) for rate in rates]
     return grid
 
 
-def _known_rates(args: Namespace) -> dict[tuple[str, str], float]:
+def _first_run(args: Namespace, task: str, method: str, rate: float) -> Run:
+    steps = STEPS[task] * (10 if args.large else 1)
+    return Run(task, method, rate, 0, steps, trunk=args.trunk, precision=args.precision)
+
+
+def _known_rates(args: Namespace) -> dict[str, Sequence[float]]:
     if args.rates_of is None:
         return {}
     if args.rates:
         raise UserError("--rates and --rates-of: expected one of the two")
     try:
         found = json.loads(args.rates_of.read_text())["rates"]
-        return {(t, m): float(found[t][m]["rate"]) for t in args.tasks for m in args.methods}
+        return {method: (float(found[method]["rate"]),) for method in args.methods}
     except (OSError, ValueError, TypeError, LookupError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else brief(error)
         raise UserError(
             f"--rates-of {args.rates_of} cannot be used ({reason}): expected the results.json of a "
-            "call with the same tasks and methods"
+            "call with the same methods"
         ) from None
 
 
-def widened(grid: Plan, best: Mapping[tuple[str, str], Run]) -> Plan:
+def widened(grid: Plan, best: Mapping[str, float]) -> Plan:
     """Return the grid with one more learning rate for methods whose best one is at an end.
 
     Such a method would be compared below what it can reach.
     """
     wider = {}
     for key, row in grid.items():
-        rates, rate = sorted(run.rate for run in row), best[key].rate
+        rates, rate = sorted(run.rate for run in row), best[key[1]]
         more = []
         if 1 < len(rates) < MOST_RATES and rate in (rates[0], rates[-1]):
             more = [replace(row[0], rate=rate * RUNG if rate == rates[-1] else rate / RUNG)]
@@ -116,8 +115,8 @@ def widened(grid: Plan, best: Mapping[tuple[str, str], Run]) -> Plan:
     return wider
 
 
-def best_runs(grid: Plan, score: Callable[[Run], float]) -> dict[tuple[str, str], Run]:
-    """Return the runs with each method's best learning rate, which is the same for all tasks.
+def best_rates(grid: Plan, score: Callable[[Run], float]) -> dict[str, float]:
+    """Return each method's best learning rate, which is the same for all tasks.
 
     It has the best mean score over the tasks, relative to the method's best score of each task.
 
@@ -127,16 +126,25 @@ def best_runs(grid: Plan, score: Callable[[Run], float]) -> dict[tuple[str, str]
     """
     relative: dict[str, dict[float, list[float]]] = {}
     for (_, method), row in grid.items():
-        top = max(map(score, row)) or 1.0
-        for run in row:
-            relative.setdefault(method, {}).setdefault(run.rate, []).append(score(run) / top)
-    best = {m: max(found, key=lambda rate: sum(found[rate])) for m, found in relative.items()}
-    return {key: replace(row[0], rate=best[key[1]]) for key, row in grid.items()}
+        scores = [score(run) for run in row] if len(row) > 1 else [1.0]
+        for run, found in zip(row, scores, strict=True):
+            share = found / (max(scores) or 1.0)
+            relative.setdefault(method, {}).setdefault(run.rate, []).append(share)
+    return {m: max(found, key=lambda rate: sum(found[rate])) for m, found in relative.items()}
 
 
-def at_equal_steps(best: Mapping[tuple[str, str], Run], seeds: int) -> Plan:
-    """Return the chosen runs with all seeds."""
-    return {key: _seeds(run, seeds) for key, run in best.items()}
+def at_equal_steps(args: Namespace, rates: Mapping[str, float]) -> Plan:
+    """Return the runs of all tasks, methods and seeds.
+
+    Args:
+        args: options of the command.
+        rates: learning rate of each method.
+    """
+    return {
+        (task, method): _seeds(_first_run(args, task, method, rates[method]), args.seeds)
+        for task in args.tasks
+        for method in args.methods
+    }
 
 
 def _seeds(run: Run, count: int) -> list[Run]:
@@ -179,13 +187,13 @@ def equal_seconds_steps(steps: int, full: float, own: float) -> int:
     return max(1, min(MOST * steps, round(steps * full / own)))
 
 
-def front(best: Mapping[tuple[str, str], Run], seeds: int) -> Plan:
+def front(equal_steps: Plan, seeds: int) -> Plan:
     """Return the runs of the front: methods at several ranks, full and frozen.
 
     Every rank trains with the learning rate of the method's own rank.
     """
     plan = {}
-    for (task, method), run in best.items():
+    for (task, method), (run, *_) in equal_steps.items():
         if method in (*FRONT, "full", "frozen"):
             for name in (method, *FRONT.get(method, ())):
                 plan[task, name] = _seeds(replace(run, method=name), seeds)

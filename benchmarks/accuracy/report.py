@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,11 +34,14 @@ class Report:
     Args:
         schedule: the schedule that has done the runs.
         args: options of the command.
-        grid: the runs that chose a learning rate.
+        grid: the runs of the search for a learning rate.
+        best: learning rate of each method.
     """
 
-    def __init__(self, schedule: "Schedule", args: Namespace, grid: Plan):
-        self.schedule, self.args, self.grid = schedule, args, grid
+    def __init__(
+        self, schedule: "Schedule", args: Namespace, grid: Plan, best: Mapping[str, float]
+    ):
+        self.schedule, self.args, self.grid, self.best = schedule, args, grid, best
         self.plans: dict[str, Plan] = {}
         self.results: dict[str, dict] = {}  # comparison → task → method → measurements
 
@@ -75,12 +79,11 @@ class Report:
         return tables.full_means(self.results["steps"]) if has_full else {}
 
     def rates(self) -> dict[str, dict]:
-        """Return task → method → the chosen rate and the validation score of each rate."""
-        found: dict[str, dict] = {}
+        """Return, for each method, the chosen rate and task → rate → validation score."""
+        found = {method: {"rate": rate, "search": {}} for method, rate in self.best.items()}
         for (task, method), row in self.grid.items():
             scores = {f"{r.rate:g}": validation(r, self.schedule.folder(r))[-1][1] for r in row}
-            chosen = self.plans["steps"][task, method][0].rate
-            found.setdefault(task, {})[method] = {"rate": chosen, "search": scores}
+            found[method]["search"][task] = scores
         return found
 
     def write(self, hours: float) -> None:

@@ -233,14 +233,16 @@ def _run_all(schedule: Schedule, args: argparse.Namespace, first: Plan, clock: "
     grid, wider = {}, first
     while wider != grid:
         grid = wider
-        schedule.do(runs.train, SUMMARY, [run for row in grid.values() for run in row], "search")
-        best = comparisons.best_runs(grid, schedule.score)
+        todo = [run for row in grid.values() for run in row if len(row) > 1]
+        schedule.do(runs.train, SUMMARY, todo, "search")
+        best = comparisons.best_rates(grid, schedule.score)
         wider = grid if args.rates or args.rates_of else comparisons.widened(grid, best)
-    for key, candidates in grid.items():
-        for run in set(candidates) - {best[key]}:
-            runs.drop_model(schedule.folder(run))
-    found = report.Report(schedule, args, grid)
-    equal_steps = comparisons.at_equal_steps(best, args.seeds)
+    for (_, method), row in grid.items():
+        for run in row:
+            if run.rate != best[method]:
+                runs.drop_model(schedule.folder(run))
+    found = report.Report(schedule, args, grid, best)
+    equal_steps = comparisons.at_equal_steps(args, best)
     if args.candidates:  # chosen by validation; the test data are for the choice that was made
         todo = [run for row in equal_steps.values() for run in row]
         schedule.do(runs.train, SUMMARY, todo, "candidates")
@@ -254,7 +256,7 @@ def _run_all(schedule: Schedule, args: argparse.Namespace, first: Plan, clock: "
         elif name == "seconds":
             plan = comparisons.at_equal_seconds(schedule, equal_steps)
         else:
-            plan = comparisons.front(best, args.front_seeds)
+            plan = comparisons.front(equal_steps, args.front_seeds)
         schedule.train_and_test(plan, kept, COMPARISONS[name])
         found.add(name, plan)
         found.write(clock.hours())

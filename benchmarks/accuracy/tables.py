@@ -134,23 +134,21 @@ def flatness_table(found: Mapping[str, Mapping]) -> str:
     return "\n".join(lines)
 
 
-def rates_table(found: Mapping[str, Mapping[str, Mapping]], titles: Mapping[str, str]) -> str:
-    """Return a table of the search's validation scores; the score of the chosen rate is bold.
+def rates_table(found: Mapping[str, Mapping], titles: Mapping[str, str]) -> str:
+    """Return a table of the search's validation scores; the scores of the chosen rate are bold.
 
     Args:
-        found: task → method → ``rate``, the chosen one, and ``search``, rate → score.
+        found: method → ``rate``, the chosen one, and ``search``, task → rate → score.
         titles: titles of the methods.
     """
-    rates = sorted(
-        {r for row in found.values() for m in row.values() for r in m["search"]}, key=float
-    )
-    lines = [f"| task | method | {' | '.join(rates)} |", "|---" * (2 + len(rates)) + "|"]
-    for task, row in found.items():
-        for method, one in row.items():
+    searches = [scores for one in found.values() for scores in one["search"].values()]
+    rates = sorted({rate for scores in searches for rate in scores}, key=float)
+    lines = [f"| method | task | {' | '.join(rates)} |", "|---" * (2 + len(rates)) + "|"]
+    for method, one in found.items():
+        for task, scores in one["search"].items():
             cells = []
             for rate in rates:
-                score = one["search"].get(rate)
-                text = "" if score is None else f"{score:.1f}"
+                text = f"{scores[rate]:.1f}" if rate in scores else ""
                 cells.append(f"**{text}**" if text and float(rate) == one["rate"] else text)
-            lines.append(f"| {task} | {titles[method]} | {' | '.join(cells)} |")
+            lines.append(f"| {titles[method]} | {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
