@@ -20,7 +20,7 @@ from .paired import PAIRS, Difference, compare, corrected
 from .pictures import draw_pairs
 from .plots import plot_curves, plot_front, plot_scores
 from .runs import KNOWN, TEST, Run, validation
-from .tasks import TASKS
+from .tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from .schedule import Schedule
@@ -124,7 +124,8 @@ class Report:
 
     def _introduction(self, facts: dict) -> str:
         tasks = [
-            f"{task} {TASKS[task].metric} ({next(iter(row.values()))['steps']} steps)"
+            f"{task} {TASKS[task].metric} ({next(iter(row.values()))['steps']} steps"
+            f"{_detections(TASKS[task])})"
             for task, row in self.results["steps"].items()
         ]
         left_out = self.results["steps"].keys() - self._full() if self._full() else ()
@@ -177,6 +178,11 @@ RATES_TEXT = (
     "method has one rate for all tasks, whose scores are bold: it has the best mean over the tasks "
     "of the score relative to the method's best score of the task.\n"
 )
+
+
+def _detections(task: Task) -> str:
+    other = task.detections != Task.detections
+    return f", at most {task.detections} detections an image" if other else ""
 
 
 def measure(schedule: "Schedule", row: list[Run], tested: bool) -> dict:
