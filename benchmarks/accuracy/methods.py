@@ -28,8 +28,6 @@ class Method:
         highway: recipe, or mapping of a recipe and changes, see :class:`e3va.E3VABackbone`.
         prepare: function that changes a trunk in which everything trains, and decides which of its
             parameters train; None for no change.
-        backbone: function that builds a backbone that no config describes; None for the backbone
-            of ``highway``.
         rates: learning rates of the backbone's trained parameters that the search tries first,
             ascending, as multiples of the heads' learning rate; a single one is not searched.
         share: largest share of the backbone's parameters that trains; it chooses the rank. None for
@@ -40,7 +38,6 @@ class Method:
     title: str
     highway: str | Mapping[str, Any] = "e3va_chain"
     prepare: Callable[[SwinTrunk], None] | None = None
-    backbone: Callable[[SwinPreset], E3VABackbone] | None = None
     rates: Sequence[float] = (0.4, 1.6, 6.4)
     share: float | None = None
     ranked: Callable[[int], Mapping[str, Any]] | None = None

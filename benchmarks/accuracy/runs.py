@@ -78,14 +78,12 @@ def build(run: Run, classes: tuple[str, ...], category_ids=()) -> tuple[nn.Modul
     task = TASKS[run.task]
     _, preset, _ = read_trunk(run.trunk)
     method = KNOWN[run.method].fitted(preset)
-    seed_everything("method", run.seed)
-    bottom_up = method.backbone(preset) if method.backbone else None
     config = ModelConfig(
         model=task.model,
         classes=classes,
         preset=preset,
         trunk=run.trunk,
-        highway=bottom_up.config.highway if bottom_up else method.highway,
+        highway=method.highway,
         heads=default_heads(preset),
         size=task.size,
         max_size=task.max_size,
@@ -93,7 +91,7 @@ def build(run: Run, classes: tuple[str, ...], category_ids=()) -> tuple[nn.Modul
         detections=task.detections,
     )
     seed_everything("heads", run.seed)
-    model = build_model(config, bottom_up=bottom_up)
+    model = build_model(config)
     load_pretrained(model, run.trunk)
     if method.prepare:
         seed_everything("method", run.seed)

@@ -106,6 +106,12 @@ def test_ranks_are_the_largest_within_the_share(accuracy, preset):
     assert all(m.fitted(preset) is m for m in methods.METHODS.values() if not m.ranked)
 
 
+def test_candidates_train_the_share_of_their_titles(accuracy):
+    for name, method in accuracy.candidates.CANDIDATES.items():
+        found = f"{share(bottom_up(accuracy, name).backbone.bottom_up):.2%}"
+        assert method.title.endswith(f": {found}") and float(found[:-1]) <= 1.5
+
+
 def test_every_method_starts_from_the_same_model(accuracy):
     pytest.importorskip("peft")
     images = torch.rand(2, 3, 60, 90)
