@@ -31,7 +31,7 @@ STEPS = {
     "cells": 400,
     "nuclei": 600,
 }
-# Label maps of drawn and of real pictures, and boxes. Runs of the others are longer.
+# The tasks of the search: label maps of drawn and of real pictures, and boxes.
 SEARCHED = ("land", "nuts labels", "cells")
 RUNG = 4.0  # quotient of neighboring learning rates in the search
 MOST_RATES = 7
@@ -126,6 +126,7 @@ def best_rates(grid: Plan, score: Callable[[Run], float]) -> dict[str, float]:
     """
     relative: dict[str, dict[float, list[float]]] = {}
     for (_, method), row in grid.items():
+        # A single rate needs no search, so its run is not trained yet.
         scores = [score(run) for run in row] if len(row) > 1 else [1.0]
         for run, found in zip(row, scores, strict=True):
             share = found / (max(scores) or 1.0)

@@ -162,6 +162,20 @@ class Schedule:
                     ) from None
                 progress.step(count, {"last": waiting[future].name})
 
+    def train(self, todo: list[Run], what: str) -> None:
+        """Train the runs that are compared.
+
+        Raises:
+            UserError: a run fails, or its loss diverges.
+        """
+        self.do(runs.train, SUMMARY, todo, what)
+        for run in todo:
+            if "diverged" in self.summary(run):
+                raise UserError(
+                    f"{run.name}: the loss diverged at the learning rate of the comparison; give "
+                    "lower --rates"
+                )
+
     def train_and_test(self, plan: Plan, kept: set[Run], what: str) -> None:
         """Train and test the runs of a plan; of the models, only those of ``kept`` stay."""
         todo = [run for row in plan.values() for run in row]
@@ -169,7 +183,7 @@ class Schedule:
             needed = run in kept or not self.done(run, runs.TEST)
             if self.done(run, SUMMARY) and needed and not self.done(run, MODEL):
                 shutil.rmtree(self.folder(run))  # a call with other options dropped the model
-        self.do(runs.train, SUMMARY, todo, f"{what}: training")
+        self.train(todo, f"{what}: training")
         self.do(runs.test, runs.TEST, todo, f"{what}: test")
         for run in set(todo) - kept:
             runs.drop_model(self.folder(run))
@@ -245,7 +259,7 @@ def _run_all(schedule: Schedule, args: argparse.Namespace, first: Plan, clock: "
     equal_steps = comparisons.at_equal_steps(args, best)
     if args.candidates:  # chosen by validation; the test data are for the choice that was made
         todo = [run for row in equal_steps.values() for run in row]
-        schedule.do(runs.train, SUMMARY, todo, "candidates")
+        schedule.train(todo, "candidates")
         found.add("steps", equal_steps)
         found.write(clock.hours())
         return

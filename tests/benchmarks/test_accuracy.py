@@ -404,6 +404,17 @@ def test_a_small_comparison_and_its_second_call(accuracy, monkeypatch, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("what", [["--methods", "full"], ["--candidates", "--methods", "chain"]])
+def test_a_comparison_at_a_rate_that_diverges_is_refused(
+    accuracy, monkeypatch, tmp_path, capfd, what
+):
+    options = (*what, "--rates", "1e20", "--seeds", "1", "--comparisons", "steps")
+    assert small(accuracy, monkeypatch, tmp_path / "out", *options) == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: land-") and "1e+20" in error and "--rates" in error
+
+
+@pytest.mark.slow
 def test_a_signal_ends_all_processes(tmp_path):
     psutil = pytest.importorskip("psutil")  # peft brings it
     command = [sys.executable, str(BENCHMARKS / "accuracy"), "--output", str(tmp_path / "out")]
