@@ -1,6 +1,7 @@
 """The three comparisons: which runs each of them needs."""
 
 import json
+import math
 import statistics
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +92,11 @@ def _known_rates(args: Namespace) -> dict[str, Sequence[float]]:
         raise UserError("--rates and --rates-of: expected one of the two")
     try:
         found = json.loads(args.rates_of.read_text())["rates"]
-        return {method: (float(found[method]["rate"]),) for method in args.methods}
+        rates = {method: (float(found[method]["rate"]),) for method in args.methods}
+        for method, (rate,) in rates.items():
+            if not 0 < rate < math.inf:
+                raise ValueError(f"the rate of {method} is {rate}")
+        return rates
     except (OSError, ValueError, TypeError, LookupError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else brief(error)
         raise UserError(

@@ -339,6 +339,10 @@ def test_rates_of_an_earlier_call(accuracy, tmp_path):
     ):
         with pytest.raises(UserError, match=value):
             accuracy.comparisons.search(Namespace(**{**vars(args), **change}))
+    for rate in (-1.0, 0.0, float("nan"), float("inf")):
+        file.write_text(json.dumps({"rates": {"full": {"rate": rate}}}))
+        with pytest.raises(UserError, match=f"full is {rate}"):
+            accuracy.comparisons.search(args)
 
 
 def small(accuracy, monkeypatch, output, *options):
