@@ -111,7 +111,7 @@ def test_recipes_train_the_right_parameters():
 
 def test_state_names_are_the_official_ones_below_trunk():
     state = E3VABackbone("swin_nano").state_dict()
-    assert "highway.stages.3.mlp.1.mix.weight" in state
+    assert "highway.stages.3.mlp.1.conv.weight" in state
     paper = E3VABackbone("swin_nano", "e3va").state_dict()
     assert "trunk.layers.2.blocks.1.attn.relative_position_bias_table" in state
     assert "trunk.layers.0.downsample.reduction.weight" in state
@@ -151,8 +151,9 @@ def test_kept_bytes_grow_with_the_taps():
     tokens, dim, rank, hidden = 8 * 8, 32, 16, 8
     # D1 keeps z, D2 its input, GELU its input, U1 its input, U2 its input; of two adapters.
     paper = 2 * (dim + rank + hidden + hidden + rank)
-    # The norm keeps 1/std and shares its result with D; convolution, GELU and U keep their inputs.
-    chain = 1 + dim + rank + rank + rank
+    # The norm keeps std and its inverse, and shares its result with D; convolution, GELU, the product
+    # with std, and U keep their inputs.
+    chain = 2 + dim + rank + rank + rank + rank
     for recipe, elements in (("e3va", paper), ("e3va_chain", chain)):
         settings_ = {"recipe": recipe, "rank": rank, "memory": "plain"}
         sizes = [kept(replace(NANO, depths=(2, n, 2, 2)), **settings_)[1] for n in (2, 4, 6)]
@@ -223,7 +224,7 @@ def test_half_precision_is_close_to_float32(downsample, recipe):
     torch.manual_seed(0)
     backbone = E3VABackbone("swin_nano", {"recipe": recipe, "downsample": downsample})
     for name, parameter in backbone.highway.named_parameters():
-        if name.endswith(("u2.weight", "up.weight", "mix.weight")):
+        if name.endswith(("u2.weight", "up.weight", "conv.weight")):
             torch.nn.init.normal_(parameter, std=0.05)
     images = torch.rand(1, 3, 64, 64)
     plain = backbone(images)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from ..backbone import LEVELS, BackboneConfig, E3VABackbone, find_backbone, trunk_prefix
-from ..highway.config import OUTSIDE, from_version_1, read_highway
+from ..highway.config import OUTSIDE, read_highway
 from ..swin.presets import preset_name, same_geometry
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError, brief
@@ -74,14 +74,12 @@ class AdapterConfig:
             UserError: the format version is unknown, or an entry is missing or wrong.
         """
         version = data.get("format_version")
-        if version not in (1, FORMAT_VERSION):
+        if version != FORMAT_VERSION:
             raise UserError(
                 f"{source} has adapter format version {version!r}: this e3va ({__version__}) reads "
-                f"versions 1 and {FORMAT_VERSION}; update e3va or train again"
+                f"version {FORMAT_VERSION}; use the version of e3va that wrote it, or train again"
             )
         try:
-            if version == 1:
-                data = _from_version_1(data)
             known = {f.name for f in fields(cls)} - {"backbone", "trunk"}
             plain = {key: value for key, value in data.items() if key in known}
             config = cls(
@@ -187,16 +185,6 @@ def _flat(config: BackboneConfig) -> dict[str, Any]:
         **config.highway.to_dict(),
         "out_features": ", ".join(config.out_features),
     }
-
-
-def _from_version_1(data: Mapping[str, Any]) -> dict[str, Any]:
-    old = data["backbone"]
-    settings = {**old, "reduction": old["bottleneck_reduction"]}
-    backbone = {
-        **{key: old[key] for key in ("preset", "geometry", "out_features")},
-        "highway": from_version_1(settings),
-    }
-    return {**data, "framework": data.get("host", ""), "backbone": backbone}
 
 
 def describe_model(model: nn.Module, /, **about: Any) -> AdapterConfig:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, LazyCall, LazyConfig
+from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..highway.config import DEFAULT_RECIPE, HighwayConfig, from_version_1, highway_config
+from ..highway.config import DEFAULT_RECIPE, HighwayConfig, highway_config
 from ..highway.registry import adapter_kinds, get_adapter_kind
 from ..model_zoo import get_config_file
 from ..utils.errors import UserError
@@ -24,7 +24,6 @@ from .checks import RULES, callable_of, check_values
 _SETTINGS = ("recipe", *(f.name for f in fields(HighwayConfig) if f.name != "options"))
 # Overrides of these keys come first, because they replace what other overrides change.
 _FIRST = ("highway", "recipe", "adapter")
-_VERSION_1 = ("method", "rank", "reduction", "taps", "downsample")
 
 
 def add_e3va_config(cfg: CfgNode) -> None:
@@ -77,7 +76,6 @@ def load_config(
         path, root = path.resolve(), CONFIG_ROOT.resolve()
         if path.is_relative_to(root) and isinstance(cfg.get("train"), DictConfig):
             cfg.train.config_name = path.relative_to(root).as_posix()  # adapter files repeat it
-        _convert_version_1(cfg)
     return apply_overrides(cfg, overrides)
 
 
@@ -87,17 +85,6 @@ def bottom_up_node(cfg: DictConfig) -> DictConfig:
     if not isinstance(backbone, DictConfig):
         return OmegaConf.create({})
     return backbone.get("bottom_up", backbone)
-
-
-def _convert_version_1(cfg: DictConfig) -> None:
-    """Convert the backbone's arguments of a ``config.yaml`` that an earlier version wrote."""
-    node = bottom_up_node(cfg)
-    if "method" in node and "highway" not in node:
-        old = {name: node.pop(name) for name in _VERSION_1 if name in node}
-        try:
-            node.highway = LazyCall(highway_config)(**from_version_1(old))
-        except ValueError as error:
-            raise UserError(f"the backbone has an unknown {error}") from None
 
 
 def apply_overrides(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:

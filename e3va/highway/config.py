@@ -168,25 +168,6 @@ def as_highway_config(config: str | Mapping[str, Any] | HighwayConfig) -> Highwa
     raise UserError(f"highway {config!r}: expected a recipe's name or a mapping of settings")
 
 
-# Methods in files of format version 1: the recipe of each, and the settings that it used.
-_VERSION_1 = {
-    "e3va": ("e3va_chain", ("rank", "taps", "downsample")),
-    "paper": ("e3va", ("rank", "reduction", "taps", "downsample")),
-    "frozen": ("frozen", ()),
-    "full": ("full", ()),
-}
-
-
-def from_version_1(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the settings of format version 1 to arguments of :func:`highway_config`."""
-    method = settings.get("method", "e3va")
-    if method not in _VERSION_1:
-        raise ValueError(f"method {method!r}")
-    recipe, names = _VERSION_1[method]
-    used = {name: settings[name] for name in names if settings.get(name) is not None}
-    return {"recipe": recipe, **used}
-
-
 def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig:
     """Read a complete config off the tensors of a highway, its state dict.
 

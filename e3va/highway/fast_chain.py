@@ -35,18 +35,18 @@ class _Block:
 
     def __init__(self, size: TokenMap, parameters: Sequence[Tensor]):
         self.size = size
-        down, self.down_bias, mix, mix_bias, up, self.up_bias = parameters
+        down, self.down_bias, conv, conv_bias, up, self.up_bias = parameters
         self.down_weight, self.up_weight = down.to(size.narrow), up.to(size.narrow)
         self.down = Product(down, self.down_bias, size.narrow)
         # y + K * y is one convolution: K with one added to its centre.
-        centre = torch.zeros_like(mix)
-        centre[:, :, mix.shape[2] // 2, mix.shape[3] // 2] = 1
-        self.mix, self.mix_bias = (mix + centre).to(size.narrow), mix_bias.to(size.narrow)
+        centre = torch.zeros_like(conv)
+        centre[:, :, conv.shape[2] // 2, conv.shape[3] // 2] = 1
+        self.conv, self.conv_bias = (conv + centre).to(size.narrow), conv_bias.to(size.narrow)
 
     def bottleneck(self, y: Tensor) -> Tensor:
         """Map the convolution's input [T, r] to its output [T, r], GELU's input."""
-        maps, padding = self.size.as_map(y), self.mix.shape[2] // 2
-        mixed = F.conv2d(maps, self.mix, self.mix_bias, padding=padding, groups=len(self.mix))
+        maps, padding = self.size.as_map(y), self.conv.shape[2] // 2
+        mixed = F.conv2d(maps, self.conv, self.conv_bias, padding=padding, groups=len(self.conv))
         return self.size.as_rows(mixed)
 
     def forward(
@@ -58,7 +58,7 @@ class _Block:
         """
         size, up = self.size, Product(self.up_weight, self.up_bias, self.size.narrow)
         kept = SavedActivation.empty(size.keep, tap, size.wide) if size.keep else None
-        y = tap.new_empty(len(tap), len(self.mix), dtype=size.narrow)
+        y = tap.new_empty(len(tap), len(self.conv), dtype=size.narrow)
         inverse_std = tap.new_empty(len(tap), 1, dtype=size.wide)
         for rows in size.chunks(tap):
             z = tap[rows].to(size.wide)
@@ -70,7 +70,8 @@ class _Block:
         inner = F.gelu(self.bottleneck(y))
         out = torch.empty_like(tap, dtype=size.wide) if h is None else h
         for rows in size.chunks(tap):
-            out[rows] = up(inner[rows]) if h is None else h[rows] + up(inner[rows])
+            offset = up(inner[rows]) / inverse_std[rows]
+            out[rows] = offset if h is None else h[rows] + offset
         return out, kept, inverse_std, y
 
     def backward(
@@ -88,7 +89,7 @@ class _Block:
         """
         size = self.size
         if y is None:
-            y = gradient.new_empty(len(gradient), len(self.mix), dtype=size.narrow)
+            y = gradient.new_empty(len(gradient), len(self.conv), dtype=size.narrow)
             for rows in size.chunks(gradient):
                 y[rows] = self.down(kept.get(rows).to(size.narrow))
         mixed = self.bottleneck(y)
@@ -98,39 +99,49 @@ class _Block:
         d_inner = torch.empty_like(inner)
         through_up = Product(self.up_weight.t().contiguous(), None, size.narrow)
         for rows in size.chunks(gradient):
-            part = gradient[rows].to(size.narrow)
+            part = (gradient[rows] / inverse_std[rows]).to(size.narrow)
             up += part.t() @ inner[rows]
             d_inner[rows] = through_up(part)
-        up_bias = gradient.sum(0)
+        up_bias = (1 / inverse_std).t().matmul(gradient).squeeze(0)
+        d_std = (d_inner * inner).sum(1, keepdim=True, dtype=size.wide) * inverse_std
+        d_std += (gradient @ self.up_bias.to(size.wide))[:, None]
         d_mixed = torch.ops.aten.gelu_backward(d_inner, mixed)
-        d_y, mix, mix_bias = self._convolution_backward(d_mixed, y)
+        d_y, conv, conv_bias = self._convolution_backward(d_mixed, y)
         down = torch.zeros_like(self.down_weight, dtype=size.wide)
         for rows in size.chunks(gradient):
             normed = kept.get(rows)
             down += d_y[rows].t() @ normed.to(size.narrow)
             if need_input:
-                self._norm_backward(gradient[rows], normed, inverse_std[rows], d_y[rows], y[rows])
-        wide = [t.to(size.wide) for t in (d_y.sum(0, dtype=size.wide), mix, mix_bias)]
+                stds = inverse_std[rows], d_std[rows]
+                self._norm_backward(gradient[rows], normed, *stds, d_y[rows], y[rows])
+        wide = [t.to(size.wide) for t in (d_y.sum(0, dtype=size.wide), conv, conv_bias)]
         return [down, *wide, up, up_bias]
 
     def _convolution_backward(self, gradient: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        size, side = self.size, self.mix.shape[2] // 2
-        through = self.mix.flip(2, 3)  # the transpose: a convolution too, as K's side is odd
+        size, side = self.size, self.conv.shape[2] // 2
+        through = self.conv.flip(2, 3)  # the transpose: a convolution too, as K's side is odd
         d_y = F.conv2d(size.as_map(gradient), through, padding=side, groups=len(through))
         # On a CPU the weight gradient of a depthwise convolution takes several times as long in
         # bfloat16 (benchmarks/operators.py).
         kind = size.wide if gradient.device.type == "cpu" else size.narrow
         maps, d_mixed = size.as_map(y.to(kind)), size.as_map(gradient.to(kind))
         weight = torch.nn.grad.conv2d_weight(
-            maps, self.mix.shape, d_mixed, padding=side, groups=len(through)
+            maps, self.conv.shape, d_mixed, padding=side, groups=len(through)
         )
         return size.as_rows(d_y), weight, gradient.sum(0, dtype=size.wide)
 
     def _norm_backward(
-        self, gradient: Tensor, normed: Tensor, inverse_std: Tensor, d_y: Tensor, y: Tensor
+        self,
+        gradient: Tensor,
+        normed: Tensor,
+        inverse_std: Tensor,
+        d_std: Tensor,
+        d_y: Tensor,
+        y: Tensor,
     ) -> None:
-        """Add ``(g − mean(g) − n · mean(g · n)) / std`` with g = d_y · D and the normed tap n.
+        """Add the gradients through the normed tap n and through std.
 
+        They are ``(g − mean(g) − n · mean(g · n)) / std`` with g = d_y · D, and ``n · d_std / C``.
         Both sums over the channels are computed as sums over the bottleneck: the sum of g · n
         equals the sum of d_y · (D · n).
         """
@@ -140,7 +151,7 @@ class _Block:
         with_normed = (scaled * (y.to(wide) - self.down_bias)).sum(1, keepdim=True)
         through = (scaled * channels).to(d_y.dtype) @ self.down_weight
         gradient += through
-        gradient.sub_(mean[:, None]).addcmul_(normed, with_normed, value=-1)
+        gradient.sub_(mean[:, None]).addcmul_(normed, with_normed - d_std / channels, value=-1)
 
 
 class _Chain(torch.autograd.Function):

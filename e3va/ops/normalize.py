@@ -14,15 +14,18 @@ class _Normalize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z: Tensor) -> Tensor:
+    def forward(ctx, z: Tensor) -> tuple[Tensor, Tensor]:
         normed, _, inverse_std = torch.native_layer_norm(z, z.shape[-1:], None, None, EPS)
         ctx.save_for_backward(normed, inverse_std)
-        return normed
+        return normed, 1 / inverse_std
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return norm_backward(gradient, *ctx.saved_tensors)
+    def backward(ctx, gradient: Tensor, std_gradient: Tensor) -> Tensor:
+        normed, inverse_std = ctx.saved_tensors
+        # The gradient of std is n / C.
+        through_std = normed * (std_gradient / normed.shape[-1])
+        return norm_backward(gradient, normed, inverse_std) + through_std
 
 
 def norm_backward(gradient: Tensor, normed: Tensor, inverse_std: Tensor) -> Tensor:
@@ -31,8 +34,12 @@ def norm_backward(gradient: Tensor, normed: Tensor, inverse_std: Tensor) -> Tens
     return (gradient - means[0] - normed * means[1]) * inverse_std
 
 
-def normalize(z: Tensor) -> Tensor:
-    """Normalize the last dimension; under autocast in float32, as PyTorch's LayerNorm does."""
+def normalize(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalize the last dimension; under autocast in float32, as PyTorch's LayerNorm does.
+
+    Returns:
+        The normed tensor, and the standard deviations by which it was divided, [..., 1].
+    """
     if torch.is_autocast_enabled(z.device.type):
         z = z.float()
     return _Normalize.apply(z)

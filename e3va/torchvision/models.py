@@ -22,7 +22,6 @@ from ..highway.config import (
     RECIPES,
     HighwayConfig,
     as_highway_config,
-    from_version_1,
     highway_config,
 )
 from ..model_zoo.trunks import DEMO, SCHEME, read_trunk_file
@@ -128,14 +127,14 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], source: str) -> "ModelConfig":
-        """Read the result of :meth:`to_dict`, or that of version 0.1, from the file ``source``.
+        """Read the result of :meth:`to_dict`, from the file ``source``.
 
         Raises:
             UserError: a field is missing or unknown, of another type or out of range.
         """
         try:
             preset = SwinPreset(**{k: _tuple(v) for k, v in data["preset"].items()})
-            plain = {name: _tuple(value) for name, value in upgrade(data).items()}
+            plain = {name: _tuple(value) for name, value in data.items()}
             highway = highway_config(**plain["highway"])
             config = cls(**{**plain, "preset": preset, "highway": highway})
             config._check_values()
@@ -164,15 +163,6 @@ class ModelConfig:
 
 _TEXTS = ("model", "trunk", "memory", "trunk_precision", "heads", "pooling")
 _SIDES = range(1, 16385)  # pixels of an image
-_VERSION_1 = ("method", "rank", "reduction", "taps", "downsample")
-
-
-def upgrade(data: dict[str, Any]) -> dict[str, Any]:
-    """Convert the highway's settings in fields or options that version 0.1 wrote."""
-    if "method" not in data:
-        return data
-    rest = {name: value for name, value in data.items() if name not in _VERSION_1}
-    return {"highway": from_version_1(data), **rest}
 
 
 def _tuple(value: Any) -> Any:

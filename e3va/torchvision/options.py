@@ -8,7 +8,7 @@ from typing import Any
 from ..highway.config import HighwayConfig, highway_config
 from ..model_zoo.trunks import SCHEME, as_address
 from ..utils.errors import UserError
-from .models import DEMO_TRUNK, RANDOM, ModelConfig, upgrade
+from .models import DEMO_TRUNK, RANDOM, ModelConfig
 from .settings import TrainSettings
 from .trainer import STATE
 
@@ -92,7 +92,7 @@ def resumed_options(
     given: Mapping[str, Any], state: Mapping[str, Any], folder: Path
 ) -> dict[str, Any]:
     """Return the options of the run in ``state``; raise a UserError if a given one differs."""
-    stored = {**DEFAULTS, **upgrade(state["data"].get("options", {}))}
+    stored = {**DEFAULTS, **state["data"].get("options", {})}
     config = ModelConfig.from_dict(state["config"], str(folder / STATE))
     for key, value in given.items():
         own = stored[key]

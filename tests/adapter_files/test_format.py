@@ -1,4 +1,4 @@
-"""The format of adapter files: versions 1 and 2 are read, other versions are refused."""
+"""The format of adapter files: version 2 is read, others are refused."""
 
 import json
 from pathlib import Path
@@ -21,68 +21,10 @@ from e3va.adapter_files.files import (
 from e3va.swin.presets import SwinPreset
 from e3va.weights.origin import fingerprint
 
-from .conftest import CLASSES, Segmenter, trained
+from .conftest import Segmenter, trained
 
 
-def as_version_1(folder, method):
-    """Rewrite adapter files as version 1 wrote them."""
-    torch_file = pytest.importorskip("safetensors.torch")
-    state = load_tensors(folder / MODEL_FILE)
-    new = json.loads((folder / CONFIG_FILE).read_text())
-    highway = new["backbone"]["highway"]
-    old = {
-        "format_version": 1,
-        "backbone": {
-            "preset": new["backbone"]["preset"],
-            "geometry": new["backbone"]["geometry"],
-            "method": method,
-            "rank": highway.get("rank", 16),
-            "bottleneck_reduction": highway.get("reduction", 4),
-            "taps": None if method == "frozen" else highway["taps"],
-            "downsample": highway["downsample"],
-            "out_features": new["backbone"]["out_features"],
-        },
-        "trunk": new["trunk"],
-        "trunk_prefix": new["trunk_prefix"],
-        "host": "torchvision",
-        "model": {"model": "segmenter"},
-        "classes": [*CLASSES],
-        "trained_on": "8 photographs",
-        "steps": 120,
-        "scores": {"mIoU": 61.5},
-        "library_version": "0.1.0",
-        "weights": new["weights"],
-    }
-    text = json.dumps(old, indent=2)
-    torch_file.save_file(state, folder / MODEL_FILE, metadata={"e3va_adapter": text})
-    (folder / CONFIG_FILE).write_text(text + "\n")
-
-
-@pytest.mark.parametrize(
-    ("method", "highway"),
-    [
-        ("e3va", {}),
-        ("e3va", {"taps": "residual", "rank": 3, "downsample": "direct"}),
-        ("paper", {"recipe": "e3va", "rank": 3, "reduction": 2}),
-        ("paper", {"recipe": "e3va", "taps": "residual", "downsample": "offset"}),
-        ("frozen", {"recipe": "frozen"}),
-    ],
-)
-def test_files_of_version_1_are_read(pretrained, tmp_path, method, highway):
-    model = trained(pretrained, highway=highway)
-    save_adapter(model, tmp_path)
-    as_version_1(tmp_path, method)
-    config = read_config(tmp_path)
-    assert config.backbone.highway == model.backbone.bottom_up.config.highway
-    assert (config.framework, config.steps, config.classes) == ("torchvision", 120, CLASSES)
-    other = Segmenter(highway=config.backbone.highway)
-    other.backbone.bottom_up.trunk.load_state_dict(pretrained)
-    load_adapter(other, tmp_path)
-    images = torch.rand(1, 3, 50, 33)
-    assert torch.equal(other.eval()(images), model(images))
-
-
-@pytest.mark.parametrize("version", [None, 0, 3, "2", [2]])
+@pytest.mark.parametrize("version", [None, 1, 3, "2", [2]])
 def test_files_of_another_version_are_refused(saved, version):
     _, folder = saved
     data = json.loads((folder / CONFIG_FILE).read_text())

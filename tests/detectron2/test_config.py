@@ -230,17 +230,6 @@ def test_a_highway_as_the_name_of_its_recipe():
     assert built_highway(load_config(NAME, [f"{HIGHWAY}=e3va"])).recipe == "e3va"
 
 
-def test_a_config_of_version_1_still_builds(tmp_path):
-    """The arguments of its backbone are converted."""
-    cfg = load_config(NAME)
-    node = cfg.model.backbone.bottom_up
-    del node.highway
-    node.update({"method": "paper", "rank": 5, "reduction": 2, "taps": None, "downsample": None})
-    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
-    expected = highway_config("e3va", rank=5, reduction=2).complete(PRESETS["swin_nano"].embed_dim)
-    assert built_highway(load_config(tmp_path / "config.yaml")) == expected
-
-
 @pytest.mark.parametrize(
     ("config", "override", "values"),
     [

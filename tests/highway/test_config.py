@@ -26,7 +26,6 @@ from e3va.highway.config import (
     FORMS,
     OUTSIDE,
     as_highway_config,
-    from_version_1,
     read_highway,
 )
 from e3va.swin.trunk import TAPS
@@ -225,23 +224,7 @@ def test_a_highway_module_from_outside_is_the_highway():
         E3VABackbone(TINY, highway, make_adapter=Gate)
 
 
-# --- older files, and files without a description
-
-
-def test_settings_of_version_1():
-    old = {"rank": 9, "reduction": 2, "taps": "residual", "downsample": "offset"}
-    chain = {"recipe": "e3va_chain", "rank": 9, "taps": "residual", "downsample": "offset"}
-    assert from_version_1({"method": "e3va", **old}) == chain
-    assert from_version_1(old) == chain
-    assert from_version_1({"method": "paper", **old}) == {
-        **{"recipe": "e3va", "rank": 9, "reduction": 2},
-        **{"taps": "residual", "downsample": "offset"},
-    }
-    for name in ("frozen", "full"):
-        assert from_version_1({"method": name, **old, "taps": None}) == {"recipe": name}
-    assert from_version_1({"method": "paper", "rank": None, "taps": None}) == {"recipe": "e3va"}
-    with pytest.raises(ValueError, match="lora"):
-        from_version_1({"method": "lora"})
+# --- files without a description
 
 
 @pytest.mark.parametrize(

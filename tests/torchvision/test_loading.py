@@ -17,8 +17,7 @@ from e3va.adapter_files.files import CONFIG_FILE, FULL_KEY, MODEL_FILE, read_ada
 from e3va.adapter_files.heads import to_framework
 from e3va.torchvision import ModelConfig, build_model, load_adapters, load_model, load_pretrained
 from e3va.torchvision.data import Dataset
-from e3va.torchvision.options import resumed_options
-from e3va.torchvision.trainer import Trainer, TrainSettings, read_state
+from e3va.torchvision.trainer import Trainer, TrainSettings
 from e3va.weights.origin import fingerprint
 
 from ..conftest import write_trunk
@@ -299,47 +298,3 @@ def test_an_adapter_of_another_trunk_is_refused_and_the_loaded_ones_stay(
     assert models.names == ["bb"] and same(run(models, "semantic_fpn"), expected)
     with pytest.raises(UserError, match="no adapter is given"):
         load_adapters({})
-
-
-VERSION_1 = {"method": "paper", "rank": 8, "reduction": 4, "taps": None, "downsample": None}
-
-
-def as_version_1(data: dict) -> dict:
-    """Rewrite a checkpoint as version 0.1 wrote it, with the highway's settings side by side."""
-    config = {k: v for k, v in data["config"].items() if k != "highway"}
-    options = {k: v for k, v in data["data"].get("options", {}).items() if k != "highway"}
-    entry = data[FULL_KEY]
-    preset = {k: entry["backbone"][k] for k in ("preset", "geometry", "out_features")}
-    taps = {"taps": "sublayer", "downsample": "direct"}
-    flat = {"method": "paper", "rank": 8, "bottleneck_reduction": 4, **taps}
-    model = {**{k: v for k, v in entry["model"].items() if k != "highway"}, **VERSION_1, **taps}
-    rest = {k: v for k, v in entry.items() if k not in ("framework", "format_version")}
-    return {
-        **data,
-        "config": {**config, **VERSION_1, **taps},
-        "data": {**data["data"], "options": {**options, **VERSION_1}},
-        FULL_KEY: {
-            **{**rest, "format_version": 1, "host": "torchvision", "model": model},
-            "backbone": {**preset, **flat},
-        },
-    }
-
-
-def test_files_of_version_0_1_are_read(make_trained, instances, tmp_path):
-    config, model = make_trained("mask_rcnn", "fruit", highway={"recipe": "e3va", "rank": 8})
-    whole, _ = load_model(tmp_path / "fruit")
-    for name in ("model.pth", "training.pth"):
-        path = tmp_path / "fruit" / name
-        torch.save(as_version_1(torch.load(path)), path)
-        loaded, again = load_model(path)
-        assert again == config and same(loaded.state_dict(), whole.state_dict())
-    state = read_state(tmp_path / "fruit")
-    trainer = Trainer(model, config, TrainSettings(), instances, tmp_path / "fruit")
-    trainer.load(state)
-    assert trainer.step == 7
-    given = {"highway": {"recipe": "e3va", "rank": 8, "reduction": 4}}
-    resumed_options({"highway": {"reduction": 4, **given["highway"]}}, state, tmp_path)
-    options = resumed_options(given, state, tmp_path)
-    assert options["highway"] == given["highway"] and "method" not in options
-    with pytest.raises(UserError, match="--highway .*frozen.* has .*e3va"):
-        resumed_options({"highway": {"recipe": "frozen"}}, state, tmp_path)

@@ -13,15 +13,16 @@ from ..registry import register_adapter_kind
 class DepthwiseConvAdapter(nn.Module):
     """Bottleneck adapter with a depthwise convolution over the map of tokens.
 
-    It computes::
+    It computes, with the mean μ and the standard deviation σ of a token z::
 
-        y = D · LN(z) + b_d
-        A(z) = U · GELU(y + K * y) + b_u
+        y = D · (z − μ) / σ + b_d
+        A(z) = σ · (U · GELU(y + K * y) + b_u)
 
     D maps C to r channels and U maps r to C. K is a depthwise convolution, as in adapters for dense
-    prediction (Conv-Adapter, arXiv 2208.07463; Mona, arXiv 2311.15010). LN has no parameters; with
-    it the adapter does not depend on the scale of the residual stream, which grows from block to
-    block. U, b_u and K start at zero, so a new adapter adds nothing.
+    prediction (Conv-Adapter, arXiv 2208.07463; Mona, arXiv 2311.15010). The residual stream is
+    several times as large in the last stages as in the first. Dividing by σ, and multiplying by it
+    at the end, lets an update of U change each stage by the same share, so one learning rate fits
+    all of them. U, b_u and K start at zero, so a new adapter adds nothing.
 
     Args:
         dim: channels C of the tap.
@@ -37,22 +38,25 @@ class DepthwiseConvAdapter(nn.Module):
         if kernel < 1 or kernel % 2 == 0:
             raise UserError(f"adapter kernel {kernel}: expected an odd number")
         self.down = nn.Linear(dim, rank)
-        self.mix = nn.Conv2d(rank, rank, kernel, padding=kernel // 2, groups=rank)
+        self.conv = nn.Conv2d(rank, rank, kernel, padding=kernel // 2, groups=rank)
         self.up = nn.Linear(rank, dim)
         nn.init.normal_(self.down.weight, std=self.down.in_features**-0.5)
         nn.init.zeros_(self.down.bias)
-        for module in (self.mix, self.up):
+        for module in (self.conv, self.up):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
 
     def forward(self, z: Tensor, height: int, width: int) -> Tensor:
         """Map a tap [B, T, C], T = height · width in row order, to [B, T, C]."""
-        y = self.down(normalize(z)).transpose(1, 2).unflatten(2, (height, width))
-        return self.up(F.gelu(y + self.mix(y)).flatten(2).transpose(1, 2))
+        normed, std = normalize(z)
+        y = self.down(normed).transpose(1, 2).unflatten(2, (height, width))
+        inner = F.gelu(y + self.conv(y)).flatten(2).transpose(1, 2)
+        # Scaling the bottleneck keeps less for the backward pass than scaling the result.
+        return F.linear(std * inner, self.up.weight) + std * self.up.bias
 
 
 def _read_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    return {"rank": tensors["down.weight"].shape[0], "kernel": tensors["mix.weight"].shape[-1]}
+    return {"rank": tensors["down.weight"].shape[0], "kernel": tensors["conv.weight"].shape[-1]}
 
 
 def _register(name: str, default_rank: Callable[[int], int]) -> None:
