@@ -150,14 +150,15 @@ def test_kept_bytes_grow_with_the_taps():
     """Each further block of a stage adds the same: its taps and its adapters' rank-r tensors."""
     tokens, dim, rank, hidden = 8 * 8, 32, 16, 8
     # D1 keeps z, D2 its input, GELU its input, U1 its input, U2 its input; of two adapters.
-    paper = 2 * (dim + rank + hidden + hidden + rank)
-    # The norm keeps std and its inverse, and shares its result with D; convolution, GELU, the product
-    # with std, and U keep their inputs.
-    chain = 2 + dim + rank + rank + rank + rank
+    paper = 2 * tokens * (dim + rank + hidden + hidden + rank)
+    # The norm keeps std and its inverse, and shares its result with D; convolution, GELU, the
+    # product with std, and U keep their inputs. D, K and U themselves are not parameters.
+    matrices = dim * rank + 5 * 5 * rank + rank * dim
+    chain = tokens * (2 + dim + rank + rank + rank + rank) + matrices
     for recipe, elements in (("e3va", paper), ("e3va_chain", chain)):
         settings_ = {"recipe": recipe, "rank": rank, "memory": "plain"}
         sizes = [kept(replace(NANO, depths=(2, n, 2, 2)), **settings_)[1] for n in (2, 4, 6)]
-        assert sizes[2] - sizes[1] == sizes[1] - sizes[0] == 2 * tokens * elements * 4
+        assert sizes[2] - sizes[1] == sizes[1] - sizes[0] == 2 * elements * 4
 
 
 def test_kept_bytes_of_each_memory_mode():

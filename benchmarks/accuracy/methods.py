@@ -162,7 +162,7 @@ def _offset_of_rank(rank: int) -> dict[str, Any]:
 
 
 WHOLE_RATES = (0.025, 0.1, 0.4)  # of pretrained weights, which need small steps
-HIGHWAY_RATES = (1.6, 6.4, 25.6)
+HIGHWAY_RATES = (6.4, 25.6, 102.4)
 SMALL = 0.015  # largest share of the backbone that trains
 METHODS = {
     "full": Method("full fine-tuning", "full", rates=WHOLE_RATES),

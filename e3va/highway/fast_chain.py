@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from ..ops.normalize import EPS
 from ..ops.products import Product
 from ..ops.saved_activation import SavedActivation
-from .adapters.conv import DepthwiseConvAdapter
+from .adapters.conv import DepthwiseConvAdapter, inverse_root
 from .fast_forms import TokenMap, register_fast_form
 
 
@@ -31,11 +31,12 @@ def run_chain(
 
 
 class _Block:
-    """One adapter of the chain, with its six parameters in the narrow type."""
+    """One adapter of the chain, with D, K, U and the biases in the narrow type."""
 
     def __init__(self, size: TokenMap, parameters: Sequence[Tensor]):
         self.size = size
-        down, self.down_bias, conv, conv_bias, up, self.up_bias = parameters
+        matrices = [p * inverse_root(p) if p.dim() > 1 else p for p in parameters]
+        down, self.down_bias, conv, conv_bias, up, self.up_bias = matrices
         self.down_weight, self.up_weight = down.to(size.narrow), up.to(size.narrow)
         self.down = Product(down, self.down_bias, size.narrow)
         # y + K * y is one convolution: K with one added to its centre.
@@ -188,9 +189,16 @@ class _Chain(torch.autograd.Function):
             kept = SavedActivation(size.keep, rest, size.wide)
             need_input = ctx.has_input or k > 0
             own = block.backward(gradient, kept, inverse_std, y, need_input) + own
-        own = [g.to(p.dtype).view_as(p) for g, p in zip(own, parameters, strict=True)]
+        own = [_of_parameter(p, g) for p, g in zip(parameters, own, strict=True)]
         into = gradient.view(shape) if ctx.has_input else None
         return None, into, None, *([None] * count), *own
+
+
+def _of_parameter(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Convert the gradient of D, b_d, K, b_K, U or b_u to that of the adapter's parameter."""
+    if parameter.dim() > 1:
+        gradient = gradient * inverse_root(parameter)
+    return gradient.to(parameter.dtype).view_as(parameter)
 
 
 register_fast_form("chain", DepthwiseConvAdapter, run_chain)

@@ -26,9 +26,17 @@ def mixing_formula(
     """Compute σ · (U · GELU(y + K * y) + b_u), y = D · (z − μ) / σ + b_d, neighbor by neighbor."""
     centred = z - z.mean(-1, keepdim=True)
     std = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    y = torch.einsum("rc,btc->btr", adapter.down.weight, centred / std) + adapter.down.bias
+    down, kernel, up = (
+        layer.weight / math.sqrt(fan_in)
+        for layer, fan_in in (
+            (adapter.down, z.shape[2]),
+            (adapter.conv, adapter.conv.weight.shape[-1] ** 2),
+            (adapter.up, adapter.up.weight.shape[1]),
+        )
+    )
+    y = torch.einsum("rc,btc->btr", down, centred / std) + adapter.down.bias
     y = y.view(len(z), height, width, -1)
-    kernel, reach = adapter.conv.weight[:, 0], adapter.conv.weight.shape[-1] // 2
+    kernel, reach = kernel[:, 0], kernel.shape[-1] // 2
     rows = []
     for row in range(height):
         for column in range(width):
@@ -40,7 +48,7 @@ def mixing_formula(
             rows.append(hidden)
     hidden = torch.stack(rows, dim=1)
     active = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
-    return std * (torch.einsum("cr,btr->btc", adapter.up.weight, active) + adapter.up.bias)
+    return std * (torch.einsum("cr,btr->btc", up, active) + adapter.up.bias)
 
 
 def trained(dim=8, rank=3, reduction=2) -> DualLowRankAdapter:
@@ -133,8 +141,8 @@ def test_mixing_adapter_keeps_one_map_of_its_input_width():
     for parameter in adapter.parameters():
         storages.pop(parameter.untyped_storage().data_ptr(), None)
     assert out.requires_grad and z.untyped_storage().data_ptr() not in storages
-    one_map, narrow = z.numel() * 4, 100 * 2 * 4
-    assert one_map <= sum(storages.values()) <= one_map + 6 * narrow
+    one_map, narrow, matrices = z.numel() * 4, 100 * 2 * 4, (64 + 25 + 64) * 2 * 4
+    assert one_map <= sum(storages.values()) <= one_map + 6 * narrow + matrices
 
 
 def test_mixing_adapter_under_autocast_is_close_to_float32():

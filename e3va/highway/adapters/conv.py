@@ -19,10 +19,15 @@ class DepthwiseConvAdapter(nn.Module):
         A(z) = σ · (U · GELU(y + K * y) + b_u)
 
     D maps C to r channels and U maps r to C. K is a depthwise convolution, as in adapters for dense
-    prediction (Conv-Adapter, arXiv 2208.07463; Mona, arXiv 2311.15010). The residual stream is
-    several times as large in the last stages as in the first. Dividing by σ, and multiplying by it
-    at the end, lets an update of U change each stage by the same share, so one learning rate fits
-    all of them. U, b_u and K start at zero, so a new adapter adds nothing.
+    prediction (Conv-Adapter, arXiv 2208.07463; Mona, arXiv 2311.15010). U, b_u and K start at zero,
+    so a new adapter adds nothing.
+
+    One learning rate fits all stages and ranks, for two reasons. The residual stream is several
+    times as large in the last stages as in the first; because of the factor σ, an update of U
+    changes each stage by the same share. And a step of Adam moves every weight by about the
+    learning rate, which changes the products of a wide matrix more; so the weights of the layers
+    ``down``, ``conv`` and ``up`` are D, K and U times the root of their fan-in (C, kernel², r), as
+    in the equalized learning rate of arXiv 1710.10196.
 
     Args:
         dim: channels C of the tap.
@@ -40,7 +45,7 @@ class DepthwiseConvAdapter(nn.Module):
         self.down = nn.Linear(dim, rank)
         self.conv = nn.Conv2d(rank, rank, kernel, padding=kernel // 2, groups=rank)
         self.up = nn.Linear(rank, dim)
-        nn.init.normal_(self.down.weight, std=self.down.in_features**-0.5)
+        nn.init.normal_(self.down.weight)
         nn.init.zeros_(self.down.bias)
         for module in (self.conv, self.up):
             nn.init.zeros_(module.weight)
@@ -49,10 +54,19 @@ class DepthwiseConvAdapter(nn.Module):
     def forward(self, z: Tensor, height: int, width: int) -> Tensor:
         """Map a tap [B, T, C], T = height · width in row order, to [B, T, C]."""
         normed, std = normalize(z)
-        y = self.down(normed).transpose(1, 2).unflatten(2, (height, width))
-        inner = F.gelu(y + self.conv(y)).flatten(2).transpose(1, 2)
+        down, conv, up = (
+            layer.weight * inverse_root(layer.weight) for layer in (self.down, self.conv, self.up)
+        )
+        y = F.linear(normed, down, self.down.bias).transpose(1, 2).unflatten(2, (height, width))
+        mixed = F.conv2d(y, conv, self.conv.bias, padding=conv.shape[-1] // 2, groups=len(conv))
+        inner = F.gelu(y + mixed).flatten(2).transpose(1, 2)
         # Scaling the bottleneck keeps less for the backward pass than scaling the result.
-        return F.linear(std * inner, self.up.weight) + std * self.up.bias
+        return F.linear(std * inner, up) + std * self.up.bias
+
+
+def inverse_root(weight: Tensor) -> float:
+    """Return the factor between a layer's weight and its matrix: 1 over the root of its fan-in."""
+    return weight[0].numel() ** -0.5
 
 
 def _read_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
