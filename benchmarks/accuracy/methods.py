@@ -162,7 +162,6 @@ def _offset_of_rank(rank: int) -> dict[str, Any]:
 
 
 WHOLE_RATES = (0.025, 0.1, 0.4)  # of pretrained weights, which need small steps
-HIGHWAY_RATES = (6.4, 25.6, 102.4)
 SMALL = 0.015  # largest share of the backbone that trains
 METHODS = {
     "full": Method("full fine-tuning", "full", rates=WHOLE_RATES),
@@ -172,8 +171,8 @@ METHODS = {
     "last stage": Method("last stage only", "full", _last_stage, rates=WHOLE_RATES),
     "lora": Method("LoRA", share=SMALL, ranked=_lora_of_rank),
     "bottleneck": Method("bottleneck adapters", share=SMALL, ranked=_bottleneck_of_rank),
-    "e3va_chain": Method("E³VA", rates=HIGHWAY_RATES),
-    "e3va_wide": Method("E³VA, wide", "e3va_wide", rates=HIGHWAY_RATES),
+    "e3va_chain": Method("E³VA"),
+    "e3va_wide": Method("E³VA, wide", "e3va_wide"),
     "offset": Method("E³VA, paper's adapters, offset form", share=SMALL, ranked=_offset_of_rank),
     "e3va": Method("E³VA as in the paper", share=SMALL, ranked=_paper_of_rank),
 }

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from ..ops.normalize import EPS
 from ..ops.products import Product
 from ..ops.saved_activation import SavedActivation
-from .adapters.conv import DepthwiseConvAdapter, inverse_root
+from .adapters.conv import DepthwiseConvAdapter, matrix_scale
 from .fast_forms import TokenMap, register_fast_form
 
 
@@ -35,7 +35,7 @@ class _Block:
 
     def __init__(self, size: TokenMap, parameters: Sequence[Tensor]):
         self.size = size
-        matrices = [p * inverse_root(p) if p.dim() > 1 else p for p in parameters]
+        matrices = [p * matrix_scale(p) if p.dim() > 1 else p for p in parameters]
         down, self.down_bias, conv, conv_bias, up, self.up_bias = matrices
         self.down_weight, self.up_weight = down.to(size.narrow), up.to(size.narrow)
         self.down = Product(down, self.down_bias, size.narrow)
@@ -197,7 +197,7 @@ class _Chain(torch.autograd.Function):
 def _of_parameter(parameter: Tensor, gradient: Tensor) -> Tensor:
     """Convert the gradient of D, b_d, K, b_K, U or b_u to that of the adapter's parameter."""
     if parameter.dim() > 1:
-        gradient = gradient * inverse_root(parameter)
+        gradient = gradient * matrix_scale(parameter)
     return gradient.to(parameter.dtype).view_as(parameter)
 
 

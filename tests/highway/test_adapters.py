@@ -27,7 +27,7 @@ def mixing_formula(
     centred = z - z.mean(-1, keepdim=True)
     std = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     down, kernel, up = (
-        layer.weight / math.sqrt(fan_in)
+        layer.weight * 4 / math.sqrt(fan_in)
         for layer, fan_in in (
             (adapter.down, z.shape[2]),
             (adapter.conv, adapter.conv.weight.shape[-1] ** 2),

@@ -9,6 +9,8 @@ from ...ops.normalize import normalize
 from ...utils.errors import UserError
 from ..registry import register_adapter_kind
 
+_GAIN = 4.0
+
 
 class DepthwiseConvAdapter(nn.Module):
     """Bottleneck adapter with a depthwise convolution over the map of tokens.
@@ -26,8 +28,9 @@ class DepthwiseConvAdapter(nn.Module):
     times as large in the last stages as in the first; because of the factor σ, an update of U
     changes each stage by the same share. And a step of Adam moves every weight by about the
     learning rate, which changes the products of a wide matrix more; so the weights of the layers
-    ``down``, ``conv`` and ``up`` are D, K and U times the root of their fan-in (C, kernel², r), as
-    in the equalized learning rate of arXiv 1710.10196.
+    ``down``, ``conv`` and ``up`` are D, K and U times a quarter of the root of their fan-in (C,
+    kernel², r), after the equalized learning rate of arXiv 1710.10196. The quarter makes the best
+    learning rate about that of the other adapter kinds.
 
     Args:
         dim: channels C of the tap.
@@ -45,7 +48,7 @@ class DepthwiseConvAdapter(nn.Module):
         self.down = nn.Linear(dim, rank)
         self.conv = nn.Conv2d(rank, rank, kernel, padding=kernel // 2, groups=rank)
         self.up = nn.Linear(rank, dim)
-        nn.init.normal_(self.down.weight)
+        nn.init.normal_(self.down.weight, std=1 / _GAIN)
         nn.init.zeros_(self.down.bias)
         for module in (self.conv, self.up):
             nn.init.zeros_(module.weight)
@@ -55,7 +58,7 @@ class DepthwiseConvAdapter(nn.Module):
         """Map a tap [B, T, C], T = height · width in row order, to [B, T, C]."""
         normed, std = normalize(z)
         down, conv, up = (
-            layer.weight * inverse_root(layer.weight) for layer in (self.down, self.conv, self.up)
+            layer.weight * matrix_scale(layer.weight) for layer in (self.down, self.conv, self.up)
         )
         y = F.linear(normed, down, self.down.bias).transpose(1, 2).unflatten(2, (height, width))
         mixed = F.conv2d(y, conv, self.conv.bias, padding=conv.shape[-1] // 2, groups=len(conv))
@@ -64,9 +67,9 @@ class DepthwiseConvAdapter(nn.Module):
         return F.linear(std * inner, up) + std * self.up.bias
 
 
-def inverse_root(weight: Tensor) -> float:
-    """Return the factor between a layer's weight and its matrix: 1 over the root of its fan-in."""
-    return weight[0].numel() ** -0.5
+def matrix_scale(weight: Tensor) -> float:
+    """Return the quotient of a matrix D, K or U and the layer's weight."""
+    return _GAIN * weight[0].numel() ** -0.5
 
 
 def _read_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
