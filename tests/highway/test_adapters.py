@@ -27,7 +27,7 @@ def mixing_formula(
     centred = z - z.mean(-1, keepdim=True)
     std = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     down, kernel, up = (
-        layer.weight * 4 / math.sqrt(fan_in)
+        layer.weight * 8 / math.sqrt(fan_in)
         for layer, fan_in in (
             (adapter.down, z.shape[2]),
             (adapter.conv, adapter.conv.weight.shape[-1] ** 2),
@@ -125,6 +125,22 @@ def test_mixing_adapter_changes_every_scale_of_taps_by_the_same_share():
     z = torch.randn(1, 9, 32).double()
     expected = 100 * adapter(z, 3, 3)
     torch.testing.assert_close(adapter(100 * z + 3, 3, 3), expected, rtol=1e-3, atol=1e-2)
+
+
+def test_one_learning_rate_moves_the_mixing_adapter_equally_at_any_width_rank_and_scale():
+    def moved(dim, rank, scale):
+        torch.manual_seed(0)
+        adapter = DepthwiseConvAdapter(dim, rank)
+        z, direction = scale * torch.randn(4, 64, dim), torch.randn(4, 64, dim)
+        optimizer = torch.optim.Adam(adapter.parameters(), lr=0.01)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (adapter(z, 8, 8) * direction).sum().backward()
+            optimizer.step()
+        return (adapter(z, 8, 8).norm() / z.norm()).item()
+
+    shares = [moved(*sizes) for sizes in ((32, 8, 1), (512, 8, 10), (32, 32, 10), (128, 32, 1))]
+    assert max(shares) < 1.5 * min(shares)
 
 
 def test_mixing_adapter_keeps_one_map_of_its_input_width():

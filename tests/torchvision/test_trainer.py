@@ -196,17 +196,18 @@ def test_learning_rates_and_decay_by_parameter(make_small):
 def test_schedule_warms_up_and_ends_near_zero():
     schedule = rate_schedule(100)
     factors = [schedule(step / 100) for step in range(100)]
-    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and factors[5] == 1
-    assert all(a >= b for a, b in zip(factors[5:], factors[6:], strict=False))
+    assert factors[:25] == pytest.approx([0.04 * step for step in range(1, 26)])
+    assert factors[25] == 1
+    assert all(a >= b for a, b in zip(factors[25:], factors[26:], strict=False))
     assert 0 < factors[-1] < 0.001
-    # By hand: 2 of 40 steps warm up, and the 21st is halfway down the cosine of the other 38.
+    # By hand: 10 of 40 steps warm up, and step 25 is halfway down the cosine of the other 30.
     schedule = rate_schedule(40)
     for step, factor in {
-        0: 0.5,
-        1: 1,
-        2: 1,
-        21: 0.5,
-        39: 0.5 * (1 + math.cos(math.pi * 37 / 38)),
+        0: 0.1,
+        9: 1,
+        10: 1,
+        25: 0.5,
+        39: 0.5 * (1 + math.cos(math.pi * 29 / 30)),
     }.items():
         assert schedule(step / 40) == pytest.approx(factor, rel=1e-12), step
     assert rate_schedule(1)(0) == 1

@@ -9,7 +9,7 @@ from ...ops.normalize import normalize
 from ...utils.errors import UserError
 from ..registry import register_adapter_kind
 
-_GAIN = 4.0
+_GAIN = 8.0
 
 
 class DepthwiseConvAdapter(nn.Module):
@@ -28,8 +28,8 @@ class DepthwiseConvAdapter(nn.Module):
     times as large in the last stages as in the first; because of the factor σ, an update of U
     changes each stage by the same share. And a step of Adam moves every weight by about the
     learning rate, which changes the products of a wide matrix more; so the weights of the layers
-    ``down``, ``conv`` and ``up`` are D, K and U times a quarter of the root of their fan-in (C,
-    kernel², r), after the equalized learning rate of arXiv 1710.10196. The quarter makes the best
+    ``down``, ``conv`` and ``up`` are D, K and U times an eighth of the root of their fan-in (C,
+    kernel², r), after the equalized learning rate of arXiv 1710.10196. The eighth makes the best
     learning rate about that of the other adapter kinds.
 
     Args:
