@@ -58,7 +58,7 @@ def build(trunk: str, memory: str) -> E3VABackbone:
     generator = torch.Generator().manual_seed(0)
     for name, parameter in backbone.highway.named_parameters():
         if name.endswith(("up.weight", "conv.weight", "down.weight")):
-            spread = parameter[0].numel() ** -0.5 * (1.0 if "down" in name else 0.3)
+            spread = (1.0 if "down" in name else 0.3) / 8  # see DepthwiseConvAdapter
             parameter.data.copy_(spread * torch.randn(parameter.shape, generator=generator))
     return backbone
 

@@ -1,7 +1,7 @@
 """Put new weights of a trunk or of an adapter into the package.
 
     python benchmarks/ship.py output/pretrain/trunk.safetensors --name swin_mini
-    python benchmarks/ship.py output/demo/e3va_chain --name drawn_things
+    python benchmarks/ship.py output/ship --name drawn_things
 
 A file contains a trunk, whose matrices are stored in 8 bits; a folder is the output of a finished
 training on a trunk of the package. Both replace the files of a row of e3va/model_zoo/zoo.json, and

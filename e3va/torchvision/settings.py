@@ -21,8 +21,8 @@ class TrainSettings:
     """The settings of a training, which a resumed run takes from its checkpoint.
 
     Their help texts are also those of the options of ``e3va train``. The defaults of ``adapter_lr``
-    and ``trunk_lr`` are what benchmarks/accuracy found best for ``e3va_chain`` and ``full`` with
-    ``lr`` 2e-3, in steps of a factor of four. Vectors have no weight decay.
+    and ``trunk_lr`` are the rates of ``e3va_chain`` and ``full``, with ``lr`` 2e-3, in
+    benchmarks/results/accuracy/first_look.md. Vectors have no weight decay.
     """
 
     steps: int = _setting(1000, "number of updates", 1)

@@ -29,8 +29,8 @@ class DepthwiseConvAdapter(nn.Module):
     changes each stage by the same share. And a step of Adam moves every weight by about the
     learning rate, which changes the products of a wide matrix more; so the weights of the layers
     ``down``, ``conv`` and ``up`` are D, K and U times an eighth of the root of their fan-in (C,
-    kernel², r), after the equalized learning rate of arXiv 1710.10196. The eighth makes the best
-    learning rate about that of the other adapter kinds.
+    kernel², r), after the equalized learning rate of arXiv 1710.10196. The eighth only
+    sets the unit of the learning rate.
 
     Args:
         dim: channels C of the tap.
