@@ -76,6 +76,11 @@ def load_config(
         path, root = path.resolve(), CONFIG_ROOT.resolve()
         if path.is_relative_to(root) and isinstance(cfg.get("train"), DictConfig):
             cfg.train.config_name = path.relative_to(root).as_posix()  # adapter files repeat it
+        if "method" in bottom_up_node(cfg):
+            raise UserError(
+                f"{path} has a backbone with the argument 'method', as e3va 0.1 wrote it: expected "
+                "'highway'; use that version of e3va, or start from a config of this one"
+            )
     return apply_overrides(cfg, overrides)
 
 

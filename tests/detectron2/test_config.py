@@ -231,6 +231,14 @@ def test_a_highway_as_the_name_of_its_recipe():
     assert built_highway(load_config(NAME, [f"{HIGHWAY}=e3va"])).recipe == "e3va"
 
 
+def test_a_config_of_version_0_1_is_refused(tmp_path):
+    cfg = load_config(NAME)
+    cfg.model.backbone.bottom_up.method = "paper"
+    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    with pytest.raises(UserError, match="'method'.*'highway'"):
+        load_config(tmp_path / "config.yaml")
+
+
 @pytest.mark.parametrize(
     ("config", "override", "values"),
     [
