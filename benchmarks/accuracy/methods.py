@@ -38,7 +38,7 @@ class Method:
     title: str
     highway: str | Mapping[str, Any] = "e3va_chain"
     prepare: Callable[[SwinTrunk], None] | None = None
-    rates: Sequence[float] = (0.4, 1.6, 6.4)
+    rates: Sequence[float] = (1.6, 6.4, 25.6)
     share: float | None = None
     ranked: Callable[[int], Mapping[str, Any]] | None = None
 
@@ -161,7 +161,7 @@ def _offset_of_rank(rank: int) -> dict[str, Any]:
     return {"highway": {"recipe": "e3va", "rank": rank, **changes}}
 
 
-WHOLE_RATES = (0.025, 0.1, 0.4)  # of pretrained weights, which need small steps
+WHOLE_RATES = (0.1, 0.4, 1.6)  # of pretrained weights, which need small steps
 SMALL = 0.015  # largest share of the backbone that trains
 METHODS = {
     "full": Method("full fine-tuning", "full", rates=WHOLE_RATES),
