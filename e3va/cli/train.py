@@ -131,6 +131,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add(model, "preset", "model")
     text = f"settings of the highway; frozen and full are baselines (default: {DEFAULT_RECIPE})"
     model.add_argument("--recipe", choices=RECIPES, help=text)
+    text = f"adapters instead of the recipe's own: {', '.join(adapter_kinds())}"
+    model.add_argument("--adapter-kind", metavar="NAME", help=text)
     model.add_argument(
         "--highway",
         nargs="+",
@@ -149,7 +151,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Train, and print the scores and the commands for the trained model."""
     given = {k: v for k, v in vars(args).items() if k in DEFAULTS}
-    highway = _highway_settings(args.recipe, args.highway_settings)
+    highway = _highway_settings(args)
     if highway:
         given["highway"] = highway
     folder = Path(args.output).expanduser()
@@ -174,10 +176,11 @@ def run(args: Namespace) -> None:
 _WORDS = {"true": True, "false": False, "null": None}  # as in a config file
 
 
-def _highway_settings(recipe: str | None, texts: list[str]) -> dict[str, Any]:
-    """Return the settings of ``--recipe`` and ``--highway``."""
-    settings: dict[str, Any] = {"recipe": recipe} if recipe else {}
-    for text in texts:
+def _highway_settings(args: Namespace) -> dict[str, Any]:
+    """Return the settings of ``--recipe``, ``--adapter-kind`` and ``--highway``."""
+    first = {"recipe": args.recipe, "adapter": args.adapter_kind}
+    settings: dict[str, Any] = {name: value for name, value in first.items() if value}
+    for text in args.highway_settings:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise UserError(f"--highway {text}: expected NAME=VALUE, such as rank=24")

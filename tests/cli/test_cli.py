@@ -11,7 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from e3va.adapter_files.files import read_adapter, read_config
 from e3va.cli.main import build_parser, main
+from e3va.highway.registry import adapter_kinds
+from e3va.torchvision.loading import load_model
 from e3va.torchvision.predict import draw_instances
 
 TINY = ["--trunk", "random", "--preset", "swin_nano", "--highway", "rank=4"]
@@ -132,6 +135,19 @@ def test_resume_of_a_finished_run_and_of_another(train_arguments, drawn, capsys)
     fails(capsys, ["train", "--resume", "--output", folder], "classes red, green, but the model")
 
 
+@pytest.mark.parametrize("kind", adapter_kinds())
+def test_every_adapter_kind_trains_and_its_files_are_read(kind, train_arguments, tmp_path):
+    # With the package's trunk: an adapter file names its trunk.
+    arguments = train_arguments[: train_arguments.index("--trunk")]
+    assert main([*arguments, "--adapter-kind", kind, "--size", "48", "--steps", "1"]) == 0
+    assert read_config(tmp_path / "out").backbone.highway.adapter == kind
+    model, *_ = load_model(tmp_path / "out" / "model.pth")
+    saved, _ = read_adapter(tmp_path / "out")
+    for name, tensor in model.state_dict().items():
+        assert name not in saved or torch.equal(tensor, saved[name]), name
+    assert any(".highway." in name for name in saved)
+
+
 def test_mistakes_of_training_give_one_line(train_arguments, drawn, drawn_labels, tmp_path, capsys):
     def instead(flag, value, arguments=train_arguments):
         arguments = list(arguments)
@@ -173,6 +189,10 @@ def test_mistakes_of_training_give_one_line(train_arguments, drawn, drawn_labels
         [*train_arguments, "--recipe", "e3va", "--highway", "rank=8", "reduction=7"],
         "reduction 7.* 16",
     )
+    fails(capsys, [*train_arguments, "--adapter-kind", "monna"], "'monna': .*mean 'mona'")
+    kind = [*train_arguments, "--adapter-kind", "mona", "--highway"]
+    fails(capsys, [*kind, "adapter=conv"], "adapter=conv: expected each setting once")
+    fails(capsys, [*kind, "reduction=2"], "'mona' has no setting 'reduction'")
     other = json.loads(drawn.json.read_text())
     other["categories"][0]["name"] = "green"
     (tmp_path / "other.json").write_text(json.dumps(other))

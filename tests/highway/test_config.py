@@ -170,6 +170,12 @@ def test_a_highway_of_another_type_is_refused(wrong):
 # --- combinations
 
 
+def small_options(adapter: str | None) -> dict:
+    """Return options with which an adapter of the kind fits the 8 channels of ``TINY``."""
+    defaults = adapter_kinds()[adapter].defaults if adapter else ()
+    return {"rank": 8} if "rank" in defaults else {}
+
+
 @pytest.mark.parametrize("adapter", [*adapter_kinds(), None])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("taps", TAPS)
@@ -177,9 +183,7 @@ def test_a_highway_of_another_type_is_refused(wrong):
 @pytest.mark.parametrize("memory", ["standard", "plain"])
 def test_every_combination_runs(adapter, form, taps, downsample, memory):
     settings = {"adapter": adapter, "form": form, "taps": taps, "downsample": downsample}
-    if adapter is not None:
-        settings["rank"] = 2
-    backbone = E3VABackbone(TINY, settings, memory=memory)
+    backbone = E3VABackbone(TINY, settings | small_options(adapter), memory=memory)
     for parameter in backbone.highway.parameters():
         nn.init.normal_(parameter, std=0.3)
     outputs = backbone(torch.rand(1, 3, 33, 46))
@@ -240,6 +244,12 @@ def test_a_highway_module_from_outside_is_the_highway():
         {"recipe": "e3va_wide"},
         {"recipe": "e3va_wide", "shared": True},
         {"shared": True, "taps": "residual", "rank": 5},
+        {"adapter": "adaptformer", "rank": 5},
+        {"adapter": "colin", "rank": 4, "hidden": 6, "branches": 2, "kernel": 5},
+        {"adapter": "conv_adapter", "reduction": 4, "kernel": 3},
+        {"adapter": "krona", "rows": 4, "columns": 2, "residual": True},
+        {"adapter": "lorand", "rank": 3, "branches": 2, "reduction": 4},
+        {"adapter": "mona", "rank": 6},
     ],
 )
 def test_a_config_is_read_off_the_tensors(settings):
@@ -251,11 +261,11 @@ def test_a_config_is_read_off_the_tensors(settings):
 
 def test_tensors_of_no_registered_kind_are_refused():
     state = Highway(TINY.dims, TINY.depths, make_adapter=Gate).state_dict()
-    with pytest.raises(UserError, match="conv, dual_low_rank"):
+    with pytest.raises(UserError, match="conv, .*dual_low_rank"):
         read_highway(state, TINY.embed_dim)
     wrong = Highway(TINY.dims, TINY.depths, {"rank": 2}).state_dict()
     wrong["stages.0.mlp.0.up.weight"] = torch.zeros(9, 2)
-    with pytest.raises(UserError, match="conv, dual_low_rank"):
+    with pytest.raises(UserError, match="conv, .*dual_low_rank"):
         read_highway(wrong, TINY.embed_dim)
 
 
@@ -263,7 +273,9 @@ def test_a_new_highway_of_every_kind_adds_nothing():
     trunk = SwinTrunk(TINY)
     stages = list(trunk.stages(torch.rand(1, 3, 40, 40), taps="residual"))
     for adapter, form in itertools.product(adapter_kinds(), FORMS):
-        config = {"adapter": adapter, "form": form, "taps": "residual"}
+        config = {"adapter": adapter, "form": form, "taps": "residual"} | small_options(adapter)
+        if "zero_start" in adapter_kinds()[adapter].defaults:
+            config["zero_start"] = True
         outputs = Highway(TINY.dims, TINY.depths, config)(stages, trunk.patch_mergings)
         for out, stage in zip(outputs, stages, strict=True):
             expected = nn.functional.layer_norm(stage.out, stage.out.shape[-1:])

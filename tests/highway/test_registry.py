@@ -94,7 +94,7 @@ def test_an_adapter_file_of_a_kind_that_is_not_registered_is_refused(linear, tmp
     with pytest.raises(UserError) as caught:
         read_config(tmp_path)
     assert "'linear'" in caught.value.line and str(tmp_path / CONFIG_FILE) in caught.value.line
-    assert "conv, dual_low_rank" in caught.value.line
+    assert "dual_low_rank" in caught.value.line
 
 
 def test_an_adapter_file_of_modules_from_outside_is_refused(tmp_path):
@@ -133,6 +133,8 @@ def test_options_have_the_type_of_their_default(linear, settings, values):
 
 
 def test_a_wrong_registration_is_refused(linear):
+    before = e3va.adapter_kinds()
+
     def without_default(dim, rank):
         return nn.Linear(dim, rank)
 
@@ -151,4 +153,4 @@ def test_a_wrong_registration_is_refused(linear):
     ):
         with pytest.raises(ValueError, match=value):
             register_adapter_kind(name, module, source="", **settings)
-    assert set(e3va.adapter_kinds()) == {"conv", "wide_conv", "dual_low_rank", "linear"}
+    assert e3va.adapter_kinds() == before

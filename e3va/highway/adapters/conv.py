@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.maps import to_map, to_tokens
 from ...ops.normalize import normalize
-from ...utils.errors import UserError
+from ..option_checks import check_kernel, check_rank
 from ..registry import register_adapter_kind
 
 _GAIN = 8.0
@@ -41,10 +42,8 @@ class DepthwiseConvAdapter(nn.Module):
 
     def __init__(self, dim: int, rank: int = 32, kernel: int = 5):
         super().__init__()
-        if rank < 1:
-            raise UserError(f"adapter rank {rank}: expected a whole number of at least 1")
-        if kernel < 1 or kernel % 2 == 0:
-            raise UserError(f"adapter kernel {kernel}: expected an odd number")
+        check_rank(rank)
+        check_kernel(kernel)
         self.down = nn.Linear(dim, rank)
         self.conv = nn.Conv2d(rank, rank, kernel, padding=kernel // 2, groups=rank)
         self.up = nn.Linear(rank, dim)
@@ -60,9 +59,9 @@ class DepthwiseConvAdapter(nn.Module):
         down, conv, up = (
             layer.weight * matrix_scale(layer.weight) for layer in (self.down, self.conv, self.up)
         )
-        y = F.linear(normed, down, self.down.bias).transpose(1, 2).unflatten(2, (height, width))
+        y = to_map(F.linear(normed, down, self.down.bias), height, width)
         mixed = F.conv2d(y, conv, self.conv.bias, padding=conv.shape[-1] // 2, groups=len(conv))
-        inner = F.gelu(y + mixed).flatten(2).transpose(1, 2)
+        inner = to_tokens(F.gelu(y + mixed))
         # Scaling the bottleneck keeps less for the backward pass than scaling the result.
         return F.linear(std * inner, up) + std * self.up.bias
 

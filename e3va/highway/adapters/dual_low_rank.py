@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...utils.errors import UserError
+from ..option_checks import check_divisor, check_rank
 from ..registry import register_adapter_kind
 
 
@@ -25,12 +25,8 @@ class DualLowRankAdapter(nn.Module):
 
     def __init__(self, dim: int, rank: int = 16, reduction: int = 4):
         super().__init__()
-        if rank < 1:
-            raise UserError(f"adapter rank {rank}: expected a whole number of at least 1")
-        if reduction < 1 or dim % reduction:
-            raise UserError(
-                f"adapter reduction {reduction}: expected a divisor of the {dim} channels"
-            )
+        check_rank(rank)
+        check_divisor("reduction", reduction, dim)
         hidden = dim // reduction
         self.d1 = nn.Linear(dim, rank, bias=False)
         self.d2 = nn.Linear(rank, hidden)
