@@ -137,6 +137,7 @@ class E3VABackbone(nn.Module):
                 make_adapter=make_adapter,
                 out_stages=[LEVELS.index(name) for name in self.out_features],
                 keep=MEMORY[memory],
+                mlp_ratio=preset.mlp_ratio,
             )
         self.highway = highway
         self.config = BackboneConfig(preset, highway.config, self.out_features)
@@ -151,7 +152,7 @@ class E3VABackbone(nn.Module):
         Args:
             mixed: whether training runs in mixed precision.
         """
-        if not self.trunk.frozen or self.memory == "plain":
+        if not self.trunk.frozen or self.memory == "plain" or self.config.highway.inside:
             return
         origin = origin_of(self.trunk)  # before the weights are rounded
         if self.memory == "lean":
@@ -163,8 +164,9 @@ class E3VABackbone(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map images [B, 3, H, W] to {p_s: [B, C_s, ceil(H / 2^(s+2)), ceil(W / 2^(s+2))]}."""
-        stages = self.trunk.stages(images, taps=self.highway.taps, count=len(self.highway.stages))
-        outputs = self.highway(stages, self.trunk.patch_mergings)
+        highway = self.highway
+        stages = self.trunk.stages(images, highway.taps, len(highway.stages), highway.changes)
+        outputs = highway(stages, self.trunk.patch_mergings)
         return dict(zip(self.out_features, outputs, strict=True))
 
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from ..swin.trunk import TAPS
 from ..utils.errors import UserError, check_choice, unknown_choice
 from . import adapters  # noqa: F401  registers the adapter kinds
-from .registry import SETTINGS, AdapterKind, adapter_kinds, get_adapter_kind
+from .inside import QKV_WIDTH
+from .registry import AFTER_SUBLAYERS, SETTINGS, AdapterKind, adapter_kinds, get_adapter_kind
 
 FORMS = ("chain", "parallel")
 DOWNSAMPLE_FORMS = ("offset", "direct")
+PLACEMENTS = ("highway", "inside")
 OUTSIDE = "(outside)"  # the adapter kind of modules that come from outside the registry
 
 
@@ -23,8 +25,8 @@ OUTSIDE = "(outside)"  # the adapter kind of modules that come from outside the 
 class HighwayConfig:
     """All settings of a highway.
 
-    They can be combined freely. Without adapters, form, taps, downsample and shared have no effect
-    and are set to their defaults.
+    They can be combined freely. Without adapters, form, taps, downsample, shared and placement have
+    no effect and are set to their defaults; with adapters inside the trunk, the first four.
 
     Attributes:
         adapter: the adapter kind, a name in the registry; None for no adapters.
@@ -33,6 +35,8 @@ class HighwayConfig:
         downsample: ``"offset"`` or ``"direct"``, see :class:`e3va.Highway`.
         shared: whether the blocks of a stage share one adapter, as layers do in Tied-LoRA (arXiv
             2311.09578). For the same number of parameters its rank is larger.
+        placement: ``"highway"``, or ``"inside"`` for adapters inside the frozen trunk, where their
+            papers put them: the baseline that backpropagates through the trunk.
         train_trunk: whether the trunk trains, as in full fine-tuning; only without adapters.
         options: options of the adapter kind by name; an option that is absent has its default.
 
@@ -45,18 +49,21 @@ class HighwayConfig:
     taps: str = "block"
     downsample: str = "offset"
     shared: bool = False
+    placement: str = "highway"
     train_trunk: bool = False
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         choices = {"form": FORMS, "taps": TAPS, "downsample": DOWNSAMPLE_FORMS}
-        for name, valid in choices.items():
+        for name, valid in {**choices, "placement": PLACEMENTS}.items():
             check_choice(f"highway {name}", getattr(self, name), valid)
         for name in ("shared", "train_trunk"):
             if not isinstance(getattr(self, name), bool):
                 value = getattr(self, name)
                 raise UserError(f"highway {name} {value!r}: expected true or false")
-        for name in (*choices, "shared") if self.adapter is None else ():
+        if self.adapter is None:
+            object.__setattr__(self, "placement", "highway")
+        for name in (*choices, "shared") if self.adapter is None or self.inside else ():
             object.__setattr__(self, name, getattr(type(self), name))
         if self.train_trunk and self.adapter is not None:
             raise UserError(
@@ -70,6 +77,16 @@ class HighwayConfig:
                 what = f"a highway{kind} has no setting"
                 raise unknown_choice(what, name, (*SETTINGS, *known))
         object.__setattr__(self, "options", dict(self.options))
+
+    @property
+    def inside(self) -> bool:
+        """Whether the adapters stand inside the trunk."""
+        return self.placement == "inside"
+
+    @property
+    def points(self) -> Mapping[str, str]:
+        """Where adapters inside the trunk stand, see :class:`AdapterKind`."""
+        return get_adapter_kind(self.adapter).inside if self._registered else AFTER_SUBLAYERS
 
     @property
     def _registered(self) -> bool:
@@ -121,9 +138,15 @@ class HighwayConfig:
         return f"{self.recipe} ({', '.join(settings)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return one flat dict of plain values, from which :func:`highway_config` restores it."""
+        """Return one flat dict of plain values, from which :func:`highway_config` restores it.
+
+        On the highway it holds no placement: adapter files of before the setting stay as they are.
+        """
         recipe = {} if self.recipe == "custom" else {"recipe": self.recipe}
-        return {**recipe, **{name: getattr(self, name) for name in SETTINGS}, **self.options}
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        if not self.inside:
+            del settings["placement"]
+        return {**recipe, **settings, **self.options}
 
 
 # The named combinations of settings. "e3va_wide" trains up to 5% of the backbone; "frozen" and
@@ -173,14 +196,16 @@ def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig
 
     Settings that leave no trace there come from the first recipe with the same adapter kind.
     """
-    prefix = "stages.0.mlp.0."
+    inside = re.compile(r"stages\.0\.inside\.0\.(\w+)\.")
+    point = next((match[1] for name in tensors if (match := inside.match(name))), None)
+    prefix = f"stages.0.inside.0.{point}." if point else "stages.0.mlp.0."
     first = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     if not first:
         return RECIPES["frozen"]
     fitting = {
         kind.name: options
         for kind in adapter_kinds().values()
-        if (options := _fitting_options(kind, first, embed_dim)) is not None
+        if (options := _fitting_options(kind, first, embed_dim, point)) is not None
     }
     if not fitting:
         raise UserError(
@@ -190,6 +215,8 @@ def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig
     # Two kinds may have the same module: the one that has these options by default is likelier.
     name = max(fitting, key=lambda n: fitting[n] == get_adapter_kind(n).complete({}, embed_dim))
     base = next((r for r in RECIPES.values() if r.adapter == name), HighwayConfig(name))
+    if point:
+        return replace(base, options=fitting[name], placement="inside")
     sublayers = any(key.startswith("stages.0.msa.") for key in tensors)
     if sublayers != (base.taps != "block"):
         base = replace(base, taps="residual" if sublayers else "block")
@@ -198,13 +225,14 @@ def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig
 
 
 def _fitting_options(
-    kind: AdapterKind, tensors: Mapping[str, Tensor], embed_dim: int
+    kind: AdapterKind, tensors: Mapping[str, Tensor], embed_dim: int, point: str | None
 ) -> dict[str, Any] | None:
     """Return the options with which a kind's adapter has these tensors; None if there are none."""
     try:
         options = kind.complete(kind.read_options(tensors) if kind.read_options else {}, embed_dim)
         with torch.device("meta"):  # allocates nothing and draws no random numbers
-            state = kind.module(embed_dim, **options).state_dict()
+            wider = {"outputs": QKV_WIDTH * embed_dim} if point == "qkv" else {}
+            state = kind.module(embed_dim, **options, **wider).state_dict()
     except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, UserError):
         return None
     same = {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in tensors.items()}

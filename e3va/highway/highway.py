@@ -13,13 +13,14 @@ from ..utils.errors import UserError, check_choice
 from .config import DEFAULT_RECIPE, OUTSIDE, HighwayConfig, as_highway_config
 from .fast_forms import TokenMap, find_fast_form
 from .fast_join import join
+from .inside import changes_of, make_inside
 
 
 class HighwayStage(nn.Module):
     """The trained modules of one stage: adapters, and for a level its norm.
 
     There is an adapter for each tap. If they are shared, all blocks have the same one: one in
-    ``mlp``, and for taps of two kinds one in ``msa``.
+    ``mlp``, and for taps of two kinds one in ``msa``. Adapters inside the trunk are in ``inside``.
     """
 
     def __init__(
@@ -30,12 +31,18 @@ class HighwayStage(nn.Module):
         make_adapter: Callable[[int], nn.Module] | None,
         out_norm: bool,
         keep: str | None,
+        mlp_ratio: float,
     ):
         super().__init__()
-        count = (1 if config.shared else depth) if make_adapter else 0
+        on_highway = make_adapter is not None and not config.inside
+        count = (1 if config.shared else depth) if on_highway else 0
         after_attention = 0 if config.taps == "block" else count
         self.msa = nn.ModuleList(make_adapter(dim) for _ in range(after_attention))
         self.mlp = nn.ModuleList(make_adapter(dim) for _ in range(count))
+        self.inside = None
+        if config.inside:
+            hidden, self.points = int(dim * mlp_ratio), config.points
+            self.inside = make_inside(dim, hidden, depth, self.points, make_adapter)
         self.form, self.shared = config.form, config.shared
         self.keep = keep
         # Not called "norm": the classification norm of published Swin files ends in "norm.weight",
@@ -113,7 +120,8 @@ class Highway(nn.Module):
         h ← h + A_{s,l}(z_{s,l} + h)   for the taps of a stage in order, from h_s^in to h_s
 
     With ``shared``, the adapters A_{s,l} of a stage are one adapter A_s, and the state dict holds
-    it once.
+    it once. With ``placement="inside"`` the adapters stand inside the trunk, to which
+    :attr:`changes` goes, and h_s is zero.
 
     Args:
         dims: channels C_s of the trunk's stages.
@@ -126,6 +134,7 @@ class Highway(nn.Module):
         keep: form in which the fast forms keep taps for the backward pass, one of
             :data:`e3va.ops.saved_activation.FORMS`; None for plain modules and autograd, which
             also run adapters without a fast form.
+        mlp_ratio: quotient of the widths of the trunk's MLPs and C_s, for adapters inside it.
 
     Attributes:
         config: the complete config; its ``adapter`` is ``"(outside)"`` with ``make_adapter``.
@@ -144,6 +153,7 @@ class Highway(nn.Module):
         make_adapter: Callable[[int], nn.Module] | None = None,
         out_stages: Sequence[int] = (0, 1, 2, 3),
         keep: str | None = "half",
+        mlp_ratio: float = 4.0,
     ):
         super().__init__()
         if keep is not None:
@@ -157,12 +167,19 @@ class Highway(nn.Module):
         else:
             config = replace(config, adapter=OUTSIDE, options={})
         self.config = config.complete(dims[0])
-        self.taps = config.taps if make_adapter else None
+        self.taps = config.taps if make_adapter and not config.inside else None
         # Stages after the last pyramid level would train nothing, so they are not built.
         self.stages = nn.ModuleList(
-            HighwayStage(dims[s], depths[s], config, make_adapter, s in out_stages, keep)
+            HighwayStage(dims[s], depths[s], config, make_adapter, s in out_stages, keep, mlp_ratio)
             for s in range(max(out_stages) + 1)
         )
+
+    @property
+    def changes(self) -> list[list[Callable]] | None:
+        """The changes of adapters inside the trunk, see :meth:`e3va.SwinTrunk.stages`, or None."""
+        if not self.config.inside:
+            return None
+        return [changes_of(stage.inside, stage.points) for stage in self.stages]
 
     def advance(
         self, stage: StageOutput, h_in: Tensor | None, patch_merging: PatchMerging | None

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,9 +11,17 @@ from torch import Tensor, nn
 from ..utils.errors import UserError, check_choice
 
 # Names of a highway's own settings, which stand beside the options in one flat dict.
-SETTINGS = ("adapter", "form", "taps", "downsample", "shared", "train_trunk")
+SETTINGS = ("adapter", "form", "taps", "downsample", "shared", "placement", "train_trunk")
 _LARGEST = 1024  # A larger whole number is a mistake, or a file that would exhaust the memory.
 _EXPECTED = {bool: "true or false", float: "a finite number", str: "a text"}
+
+
+# Where an adapter inside the trunk may stand: the value of a block to which it adds, and what it
+# reads. See :func:`e3va.swin.modules.unchanged` for both.
+POINTS = ("qkv", "attended", "after_msa", "fc1", "projected", "after_mlp")
+SOURCES = ("value", "normed", "stream")
+AFTER_SUBLAYERS = {"attended": "value", "projected": "value"}
+ON_STREAM = {"after_msa": "value", "after_mlp": "value"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,9 @@ class AdapterKind:
             channels of the first stage.
         read_options: a function that reads the options off one adapter's state dict; None for
             options that then have their defaults.
+        inside: where adapters stand with ``placement="inside"``: for some of :data:`POINTS` one of
+            :data:`SOURCES`. At ``"qkv"`` and ``"fc1"`` ``module`` is called with ``outputs``, the
+            width of the result.
     """
 
     name: str
@@ -36,6 +47,7 @@ class AdapterKind:
     source: str
     defaults: Mapping[str, Any]
     read_options: Callable[[Mapping[str, Tensor]], dict[str, Any]] | None = None
+    inside: Mapping[str, str] = field(default_factory=lambda: AFTER_SUBLAYERS)
 
     def complete(self, options: Mapping[str, Any], embed_dim: int) -> dict[str, Any]:
         """Check the options, and return a value for every option of the kind."""
@@ -70,23 +82,25 @@ def register_adapter_kind(
     source: str,
     defaults: Mapping[str, Any] | None = None,
     read_options: Callable[[Mapping[str, Tensor]], dict[str, Any]] | None = None,
+    inside: Mapping[str, str] = AFTER_SUBLAYERS,
 ) -> None:
     """Register an adapter kind; see :class:`AdapterKind` for the arguments.
 
-    The options are the arguments of ``module`` after the first one. Their defaults are numbers,
-    texts or truth values; ``defaults`` replaces those in the signature. A new file in
-    ``e3va/highway/adapters`` that calls this function needs no change in another file::
+    The options are the arguments of ``module`` after the first one, except ``outputs``. Their
+    defaults are numbers, texts or truth values; ``defaults`` replaces those in the signature. A new
+    file in ``e3va/highway/adapters`` that calls this function needs no change in another file::
 
         register_adapter_kind("linear", LinearAdapter, source="arXiv 1902.00751")
 
     Raises:
         ValueError: the name is taken; an option has no default, a default of another type, or the
-            name of a setting; or ``defaults`` names an option that ``module`` lacks.
+            name of a setting; ``defaults`` names an option that ``module`` lacks; or ``inside``
+            names no point or source.
     """
     if name in _KINDS:
         raise ValueError(f"adapter kind {name!r} is registered twice")
     _, *parameters = inspect.signature(module).parameters.values()
-    options = {p.name: p.default for p in parameters}
+    options = {p.name: p.default for p in parameters if p.name != "outputs"}
     for option in defaults or {}:
         if option not in options:
             raise ValueError(f"adapter kind {name!r}: {module} has no argument {option!r}")
@@ -100,7 +114,10 @@ def register_adapter_kind(
                 f"adapter kind {name!r}: option {option!r} needs a default that is a number, a "
                 "text or a truth value"
             )
-    _KINDS[name] = AdapterKind(name, module, source, options, read_options)
+    for point, source_of_value in inside.items():
+        if point not in POINTS or source_of_value not in SOURCES:
+            raise ValueError(f"adapter kind {name!r}: inside {point!r}: {source_of_value!r}")
+    _KINDS[name] = AdapterKind(name, module, source, options, read_options, inside)
 
 
 def adapter_kinds() -> dict[str, AdapterKind]:

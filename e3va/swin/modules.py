@@ -4,6 +4,8 @@ Implementations differ on maps that windows do not tile. As in Detectron2, a map
 right and below after the first norm, then shifted, even if one window covers it.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +13,23 @@ from torch import Tensor, nn
 from .windows import from_windows, relative_position_index, to_windows
 
 PATCH = 4  # side of a patch in pixels, in all published Swins
+
+
+def unchanged(name: str, value: Tensor, normed: Tensor | None = None, stream=None) -> Tensor:
+    """Return a block's value as it is.
+
+    This is a block's default ``change``. Adapters inside a trunk give another function, which
+    returns the value to go on with.
+
+    Args:
+        name: the value: ``"qkv"``, ``"attended"``, ``"after_msa"``, ``"fc1"``, ``"projected"`` or
+            ``"after_mlp"``.
+        value: the value [B, H, W, C]; for ``"qkv"`` that of windows [B, nW, N, 3C], for ``"fc1"``
+            [B, H, W, hidden].
+        normed: the input of the value's sublayer, after its norm.
+        stream: the residual stream before the sublayer.
+    """
+    return value
 
 
 class PatchEmbed(nn.Module):
@@ -52,10 +71,11 @@ class WindowAttention(nn.Module):
         table = self.relative_position_bias_table[self.position_index]
         return table.view(tokens, tokens, self.num_heads).permute(2, 0, 1)
 
-    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, windows: Tensor, mask: Tensor | None, change: Callable = unchanged) -> Tensor:
         """Attend within [B, nW, N, C]; ``mask`` [nW, N, N] is added to the attention's logits."""
         batch, count, tokens, dim = windows.shape
-        qkv = self.qkv(windows).view(batch * count, tokens, 3, self.num_heads, -1)
+        qkv = change("qkv", self.qkv(windows), windows)
+        qkv = qkv.view(batch * count, tokens, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         bias = self.bias().to(query.dtype)
         if mask is not None:
@@ -80,9 +100,9 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, change: Callable = unchanged) -> Tensor:
         """Map [..., dim] to [..., dim]."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(F.gelu(change("fc1", self.fc1(x), x)))
 
 
 class SwinBlock(nn.Module):
@@ -97,29 +117,40 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def window_attention(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Run the window attention on [B, H, W, C]; the output has the same shape."""
+    def window_attention(
+        self, x: Tensor, mask: Tensor | None, change: Callable = unchanged
+    ) -> Tensor:
+        """Run the window attention on the normed [B, H, W, C]; the output has the same shape."""
         height, width = x.shape[1:3]
         side = self.window
-        x = F.pad(self.norm1(x), (0, 0, 0, -width % side, 0, -height % side))
+        x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         padded = x.shape[1:3]
-        x = from_windows(self.attn(to_windows(x, side), mask if self.shift else None), padded, side)
+        windows = self.attn(to_windows(x, side), mask if self.shift else None, change)
+        x = from_windows(windows, padded, side)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x[:, :height, :width]
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """Return the outputs of attention and MLP, and the stream after each, all [B, H, W, C]."""
-        attended = self.window_attention(x, mask)
-        after_msa = x + attended
-        projected = self.mlp(self.norm2(after_msa))
+    def forward(
+        self, x: Tensor, mask: Tensor | None, change: Callable = unchanged
+    ) -> dict[str, Tensor]:
+        """Return the outputs of attention and MLP, and the stream after each, all [B, H, W, C].
+
+        ``change`` has the arguments of :func:`unchanged`.
+        """
+        normed = self.norm1(x)
+        attended = self.window_attention(normed, mask, change)
+        attended = change("attended", attended, normed, x)
+        after_msa = change("after_msa", x + attended)
+        normed = self.norm2(after_msa)
+        projected = change("projected", self.mlp(normed, change), normed, after_msa)
         return {
             "attended": attended,
             "after_msa": after_msa,
             "projected": projected,
-            "after_mlp": after_msa + projected,
+            "after_mlp": change("after_mlp", after_msa + projected),
         }
 
 

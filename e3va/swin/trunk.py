@@ -1,6 +1,6 @@
 """The trunk: a Swin Transformer that runs forward once, without autograd, and yields its taps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..utils.errors import UserError, check_choice
 from . import fast_trunk
-from .modules import PATCH, PatchEmbed, PatchMerging, SwinBlock
+from .modules import PATCH, PatchEmbed, PatchMerging, SwinBlock, unchanged
 from .precision import PRECISIONS, compute_dtype
 from .presets import SwinPreset, get_preset
 from .windows import shift_mask
@@ -65,14 +65,26 @@ class SwinStage(nn.Module):
         last = index + 1 == len(preset.depths)
         self.downsample = None if last else PatchMerging(dim)
 
-    def forward(self, x: Tensor, index: int, taps: str | None, fast: bool = False) -> StageOutput:
-        """Run the stage on [B, H, W, C], by :mod:`e3va.swin.fast_trunk` if ``fast``."""
+    def forward(
+        self,
+        x: Tensor,
+        index: int,
+        taps: str | None,
+        fast: bool = False,
+        changes: Sequence[Callable] | None = None,
+    ) -> StageOutput:
+        """Run the stage on [B, H, W, C], by :mod:`e3va.swin.fast_trunk` if ``fast``.
+
+        ``changes`` holds a function for each block, see :func:`e3va.swin.modules.unchanged`.
+        """
         height, width = x.shape[1:3]
         msa, mlp = _TAPPED[taps]
         kept: dict[str, list[Tensor]] = {name: [] for name in (msa, mlp) if name}
         mask = None if fast else shift_mask(height, width, self.window, self.shift, x.device)
-        for block in self.blocks:
-            values = fast_trunk.run_block(block, x, kept.keys()) if fast else block(x, mask)
+        for block, change in zip(
+            self.blocks, changes or [unchanged] * len(self.blocks), strict=True
+        ):
+            values = fast_trunk.run_block(block, x, kept.keys()) if fast else block(x, mask, change)
             x = values["after_mlp"]
             for name, tensors in kept.items():
                 tensors.append(values[name].flatten(1, 2))
@@ -145,7 +157,11 @@ class SwinTrunk(nn.Module):
         return super().train(mode and not self.frozen)
 
     def stages(
-        self, images: Tensor, taps: str | None = "block", count: int | None = None
+        self,
+        images: Tensor,
+        taps: str | None = "block",
+        count: int | None = None,
+        changes: Sequence[Sequence[Callable]] | None = None,
     ) -> Iterator[StageOutput]:
         """Run forward and yield each stage as soon as it is computed.
 
@@ -155,6 +171,9 @@ class SwinTrunk(nn.Module):
                 stream after each sublayer; ``"sublayer"``: the sublayers' outputs before they are
                 added to it; None: no taps.
             count: number of stages to run; None for all.
+            changes: for each stage a function for each block, see
+                :func:`e3va.swin.modules.unchanged`. With them even a frozen trunk runs by plain
+                modules within autograd, because adapters inside it train; None for none.
 
         Raises:
             UserError: an unknown ``taps``, or images of another shape.
@@ -163,12 +182,12 @@ class SwinTrunk(nn.Module):
             check_choice("taps", taps, TAPS)
         if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise UserError(f"images of shape {list(images.shape)}: expected [B, 3, H, W]")
-        fast = self.fast and self.frozen
-        run = self._run_fast if fast else self._run
+        fast = self.fast and self.frozen and changes is None
+        run = self._run_fast if fast else self._run if changes is None else _call
         dtype = self._compute_dtype(images) if fast else None
         x = run(self._embed, images, dtype)
         for index, layer in enumerate(self.layers[:count]):
-            stage = run(layer, x, index, taps, fast)
+            stage = run(layer, x, index, taps, fast, changes and changes[index])
             if stage.merged is not None:
                 x = stage.merged.unflatten(1, (-(-stage.height // 2), -(-stage.width // 2)))
             yield stage
@@ -221,6 +240,10 @@ class SwinTrunk(nn.Module):
                 raise TrunkNotFrozenError(f"trunk parameter {name} got a gradient")
             if id(parameter) in optimized:
                 raise TrunkNotFrozenError(f"trunk parameter {name} is in the optimizer")
+
+
+def _call(function, *args):
+    return function(*args)
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -282,7 +282,7 @@ def test_a_config_of_version_0_1_is_refused(tmp_path):
         (NAME, f"{HIGHWAY}.rank=wide", "rank= wide whole"),
         (NAME, f"{HIGHWAY}.kernel=4", "kernel 4 odd"),
         (NAME, f"{HIGHWAY}.taps=all", "taps all block residual sublayer"),
-        (NAME, f"{HIGHWAY}.adapter=lora", "lora conv dual_low_rank"),
+        (NAME, f"{HIGHWAY}.adapter=prefix", "prefix conv dual_low_rank"),
         (NAME, "model.roi_heads.batch_size_per_image=many", "many 512"),
     ],
 )

@@ -60,7 +60,8 @@ def as_map(z):
 
 
 def adaptformer(m, z):
-    return 0.25 * (torch.relu(z @ m.down.weight.t() + m.down.bias) @ m.up.weight.t() + m.up.bias)
+    down, up = m.down_proj, m.up_proj
+    return 0.25 * (torch.relu(z @ down.weight.t() + down.bias) @ up.weight.t() + up.bias)
 
 
 def mona(m, z):
@@ -98,7 +99,17 @@ def krona(m, z):
     return 0.5 * z @ torch.kron(m.a, m.b) + m.residual_scale * z
 
 
+def bottleneck(m, z):
+    return gelu(z @ m.down.weight.t() + m.down.bias) @ m.up.weight.t() + m.up.bias
+
+
+def lora(m, z):
+    return 8 / 4 * z @ (m.lora_B.weight @ m.lora_A.weight).t()
+
+
 EQUATIONS = [
+    ("bottleneck", {"rank": 3}, bottleneck),
+    ("lora", {"rank": 4, "alpha": 8.0}, lora),
     ("adaptformer", {"rank": 3, "scale": 0.25}, adaptformer),
     ("mona", {"rank": 3}, mona),
     ("lorand", {"rank": 3, "branches": 2, "reduction": 3}, lorand),
@@ -176,7 +187,7 @@ def test_starts_are_the_authors():
     for matrices, bound in ((lorand.down.p, 8**-0.5), (lorand.up.q, 64**-0.5)):
         assert 0.95 * bound < matrices.abs().max() <= bound
     assert lorand.down.p.shape == (4, 64, 8) and lorand.down.q.shape == (4, 8, 32)
-    assert adaptformer.scale == 0.1 and 0.95 / 8 < adaptformer.down.weight.abs().max() <= 1 / 8
+    assert adaptformer.scale == 0.1 and 0.95 / 8 < adaptformer.down_proj.weight.abs().max() <= 1 / 8
     # Singular values of a random matrix descend; 4 branches have 28 of them each.
     assert colin.sigma.shape == (4, 28) and (colin.sigma.diff(dim=1) <= 0).all()
     assert torch.sigmoid(colin.gamma).unique().tolist() == [0.5]
@@ -212,6 +223,7 @@ def test_krona_keeps_only_maps_of_its_input_width():
         ({"adapter": "conv_adapter", "reduction": 5}, ["reduction 5", "16 channels"]),
         ({"adapter": "conv_adapter", "kernel": 4}, ["kernel 4"]),
         ({"adapter": "mona", "rank": 0}, ["rank=0"]),
+        ({"adapter": "lora", "outputs": 9}, ["'outputs'", "'lora'"]),
         ({"adapter": "mona", "dropout": 1.5}, ["dropout 1.5"]),
         ({"adapter": "adaptformer", "dropout": -0.5}, ["dropout -0.5"]),
         ({"adapter": "adaptformer", "reduction": 4}, ["'reduction'", "'adaptformer'"]),
@@ -302,10 +314,10 @@ def test_adaptformer_is_the_authors():
         adapter_layernorm_option="none",
     )
     pairs = [
-        (ours.down.weight, theirs.down_proj.weight),
-        (ours.down.bias, theirs.down_proj.bias),
-        (ours.up.weight, theirs.up_proj.weight),
-        (ours.up.bias, theirs.up_proj.bias),
+        (ours.down_proj.weight, theirs.down_proj.weight),
+        (ours.down_proj.bias, theirs.down_proj.bias),
+        (ours.up_proj.weight, theirs.up_proj.weight),
+        (ours.up_proj.bias, theirs.up_proj.bias),
     ]
     compare(ours, theirs, pairs, lambda m, z: m(z))
 

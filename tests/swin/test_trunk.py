@@ -239,7 +239,7 @@ def test_window_attention_equals_its_definition(size, shift):
     x = torch.randn(*size, 8).double()
     mask = shift_mask(*size, 3, 1, x.device)
     with torch.no_grad():
-        ours = block.window_attention(x[None], mask)[0]
+        ours = block.window_attention(block.norm1(x[None]), mask)[0]
         expected = brute_force_attention(block, x)
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 

@@ -29,22 +29,26 @@ class AdaptFormerAdapter(nn.Module):
         check_rank(rank)
         check_dropout(dropout)
         self.scale = scale
-        self.down = nn.Linear(dim, rank)
+        self.down_proj = nn.Linear(dim, rank)
         self.dropout = nn.Dropout(dropout)
-        self.up = nn.Linear(rank, dim)
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
-        for zeros in (self.down.bias, self.up.weight, self.up.bias):
+        self.up_proj = nn.Linear(rank, dim)
+        nn.init.kaiming_uniform_(self.down_proj.weight, a=math.sqrt(5))
+        for zeros in (self.down_proj.bias, self.up_proj.weight, self.up_proj.bias):
             nn.init.zeros_(zeros)
 
     def forward(self, z: Tensor, height: int, width: int) -> Tensor:
         """Map a tap [B, T, C] to [B, T, C]; ``height`` and ``width`` are not used."""
-        return self.scale * self.up(self.dropout(F.relu(self.down(z))))
+        return self.scale * self.up_proj(self.dropout(F.relu(self.down_proj(z))))
 
 
 def _read_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    return {"rank": tensors["down.weight"].shape[0]}
+    return {"rank": tensors["down_proj.weight"].shape[0]}
 
 
 register_adapter_kind(
-    "adaptformer", AdaptFormerAdapter, source="arXiv 2205.13535", read_options=_read_options
+    "adaptformer",
+    AdaptFormerAdapter,
+    source="arXiv 2205.13535",
+    read_options=_read_options,
+    inside={"projected": "stream"},
 )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...ops.maps import to_map, to_tokens
 from ..option_checks import check_kernel, check_rank
-from ..registry import register_adapter_kind
+from ..registry import ON_STREAM, register_adapter_kind
 
 
 class CoLinAdapter(nn.Module):
@@ -111,4 +111,6 @@ def _read_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return {"rank": rank, "hidden": hidden, "branches": branches, "kernel": kernel}
 
 
-register_adapter_kind("colin", CoLinAdapter, source="arXiv 2602.10513", read_options=_read_options)
+register_adapter_kind(
+    "colin", CoLinAdapter, source="arXiv 2602.10513", read_options=_read_options, inside=ON_STREAM
+)

@@ -47,5 +47,9 @@ def _read_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 register_adapter_kind(
-    "conv_adapter", ConvAdapter, source="arXiv 2208.07463", read_options=_read_options
+    "conv_adapter",
+    ConvAdapter,
+    source="arXiv 2208.07463",
+    read_options=_read_options,
+    inside={"attended": "normed"},
 )

@@ -35,8 +35,7 @@ class KronAAdapter(nn.Module):
         residual: bool = False,
     ):
         super().__init__()
-        middle = max(a for a in range(1, math.isqrt(dim) + 1) if dim % a == 0)
-        rows, columns = rows or middle, columns or middle
+        rows, columns = rows or _middle_divisor(dim), columns or _middle_divisor(dim)
         check_divisor("rows", rows, dim)
         check_divisor("columns", columns, dim)
         self.scale = scale
@@ -54,9 +53,22 @@ class KronAAdapter(nn.Module):
         return out if self.residual_scale is None else out + self.residual_scale * z
 
 
+def _middle_divisor(dim: int) -> int:
+    """Return the largest divisor that is at most the root."""
+    return max(a for a in range(1, math.isqrt(dim) + 1) if dim % a == 0)
+
+
 def _read_options(tensors: Mapping[str, Tensor]) -> dict[str, int | bool]:
-    rows, columns = tensors["a"].shape
+    (rows, columns), outer = tensors["a"].shape, len(tensors["b"])
+    if rows == columns == _middle_divisor(rows * outer):
+        rows = columns = 0  # the factors differ from stage to stage
     return {"rows": rows, "columns": columns, "residual": "residual_scale" in tensors}
 
 
-register_adapter_kind("krona", KronAAdapter, source="arXiv 2212.10650", read_options=_read_options)
+register_adapter_kind(
+    "krona",
+    KronAAdapter,
+    source="arXiv 2212.10650",
+    read_options=_read_options,
+    inside={"projected": "normed"},
+)

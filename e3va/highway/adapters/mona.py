@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...ops.maps import to_map, to_tokens
 from ..option_checks import check_dropout, check_rank
-from ..registry import register_adapter_kind
+from ..registry import ON_STREAM, register_adapter_kind
 
 _KERNELS = (3, 5, 7)
 
@@ -67,4 +67,6 @@ def _read_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return {"rank": tensors["down.weight"].shape[0]}
 
 
-register_adapter_kind("mona", MonaAdapter, source="arXiv 2311.15010", read_options=_read_options)
+register_adapter_kind(
+    "mona", MonaAdapter, source="arXiv 2311.15010", read_options=_read_options, inside=ON_STREAM
+)
