@@ -59,7 +59,7 @@ setup(
     extras_require={
         "detectron2": DETECTRON2,
         "formats": FORMATS,
-        "accuracy": ["matplotlib>=3.7", "peft>=0.13", "scipy>=1.11,<2"],
+        "accuracy": ["matplotlib>=3.7", "scipy>=1.11,<2"],
         "plot": ["matplotlib>=3.7"],
         "tensorboard": ["tensorboard>=2.12"],
         "test": [

@@ -11,12 +11,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from e3va import E3VABackbone, SwinPreset
 from e3va.swin.trunk import SwinTrunk
-from e3va.utils.optional import require
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Method:
             ascending, as multiples of the heads' learning rate; a single one is not searched.
         share: largest share of the backbone's parameters that trains; it chooses the rank. None for
             a method without a rank.
-        ranked: function from the rank to the values of ``highway`` and ``prepare``.
+        ranked: function from the rank to the value of ``highway``.
     """
 
     title: str
@@ -47,14 +45,16 @@ class Method:
         return None if self.ranked is None else _largest_rank(self.ranked, self.share, preset)
 
     def fitted(self, preset: SwinPreset) -> "Method":
-        """Return the method with ``highway`` and ``prepare`` for the trunk's rank."""
-        return self if self.ranked is None else replace(self, **self.ranked(self.rank(preset)))
+        """Return the method with ``highway`` for the trunk's rank."""
+        return (
+            self if self.ranked is None else replace(self, highway=self.ranked(self.rank(preset)))
+        )
 
 
 @lru_cache
 def _largest_rank(ranked: Callable[[int], Mapping[str, Any]], share: float, preset) -> int:
     def fits(rank: int) -> bool:
-        return trained_share(Method("", **ranked(rank)), preset) <= share
+        return trained_share(Method("", ranked(rank)), preset) <= share
 
     low, high = 1, 2
     while fits(high):
@@ -98,67 +98,25 @@ def _last_stage(trunk: SwinTrunk) -> None:
     _train_only(trunk, lambda name: name.startswith(f"layers.{last}."))
 
 
-def lora(rank: int, target_modules: Sequence[str] = ("qkv", "fc1")) -> Callable[[SwinTrunk], None]:
-    """LoRA (arXiv 2106.09685) of Hugging Face peft, by default on the projections that widen."""
-
-    def prepare(trunk: SwinTrunk) -> None:
-        peft = require("peft", "the method lora")
-        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=[*target_modules])
-        peft.inject_adapter_in_model(config, trunk)
-
-    return prepare
-
-
-class Bottleneck(nn.Module):
-    """A sublayer followed by an adapter with a skip connection (arXiv 1902.00751, figure 2)."""
-
-    def __init__(self, sublayer: nn.Module, dim: int, rank: int):
-        super().__init__()
-        self.sublayer = sublayer
-        self.down = nn.Linear(dim, rank)
-        self.up = nn.Linear(rank, dim)
-        nn.init.normal_(self.down.weight, std=dim**-0.5)
-        nn.init.zeros_(self.down.bias)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        x = self.sublayer(*inputs)
-        return x + self.up(F.gelu(self.down(x)))
-
-
-def bottleneck(rank: int) -> Callable[[SwinTrunk], None]:
-    """Bottleneck adapters after attention and after the MLP of every block."""
-
-    def prepare(trunk: SwinTrunk) -> None:
-        trunk.requires_grad_(False)
-        for layer, dim in zip(trunk.layers, trunk.preset.dims, strict=True):
-            for block in layer.blocks:
-                block.attn = Bottleneck(block.attn, dim, rank)
-                block.mlp = Bottleneck(block.mlp, dim, rank)
-
-    return prepare
-
-
 def _lora_of_rank(rank: int) -> dict[str, Any]:
-    return {"highway": "full", "prepare": lora(rank)}
+    return {"adapter": "lora", "rank": rank, "placement": "inside"}
 
 
 def _bottleneck_of_rank(rank: int) -> dict[str, Any]:
-    return {"highway": "full", "prepare": bottleneck(rank)}
+    return {"adapter": "bottleneck", "rank": rank, "placement": "inside"}
 
 
 def _chain_of_rank(rank: int) -> dict[str, Any]:
-    return {"highway": {"recipe": "e3va_chain", "rank": rank}}
+    return {"recipe": "e3va_chain", "rank": rank}
 
 
 def _paper_of_rank(rank: int) -> dict[str, Any]:
-    return {"highway": {"recipe": "e3va", "rank": rank}}
+    return {"recipe": "e3va", "rank": rank}
 
 
 def _offset_of_rank(rank: int) -> dict[str, Any]:
     changes = {"taps": "residual", "downsample": "offset"}
-    return {"highway": {"recipe": "e3va", "rank": rank, **changes}}
+    return {"recipe": "e3va", "rank": rank, **changes}
 
 
 WHOLE_RATES = (0.1, 0.4, 1.6)  # of pretrained weights, which need small steps

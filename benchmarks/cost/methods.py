@@ -1,15 +1,13 @@
 """The ways of tuning that are measured, and their backbones."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from accuracy.methods import bottleneck, lora
 from torch import nn
 
 from e3va import E3VABackbone
 from e3va.swin.presets import get_preset
-from e3va.swin.trunk import SwinTrunk
 from e3va.utils.errors import UserError
 from e3va.utils.seeding import seed_everything
 
@@ -20,29 +18,28 @@ class Method:
 
     Attributes:
         title: name in tables; ``{rank}`` is filled in.
-        highway: recipe, see :class:`e3va.E3VABackbone`.
+        highway: recipe or mapping, see :class:`e3va.E3VABackbone`.
         memory: memory mode, see there.
-        change: function rank → function that puts adapters into a trunk in which everything trains.
+        ranked: whether the rank of the command is the adapters' rank.
         framework: the only framework that has the method; None for both.
     """
 
     title: str
-    highway: str = "e3va_chain"
+    highway: str | Mapping[str, str] = "e3va_chain"
     memory: str = "standard"
-    change: Callable[[int], Callable[[SwinTrunk], None]] | None = None
+    ranked: bool = False
     framework: str | None = None
 
 
-def lora_on_qkv(rank: int) -> Callable[[SwinTrunk], None]:
-    """Return LoRA as in its paper, on the projections of the attention."""
-    return lora(rank, target_modules=("qkv",))
+def _inside(kind: str) -> dict[str, str]:
+    return {"adapter": kind, "placement": "inside"}
 
 
 METHODS = {
     "full": Method("full fine-tuning", "full", "plain"),
     "frozen": Method("frozen backbone", "frozen"),
-    "lora": Method("LoRA on qkv, rank {rank}", "full", "plain", lora_on_qkv),
-    "bottleneck": Method("bottleneck adapters, rank {rank}", "full", "plain", bottleneck),
+    "lora": Method("LoRA, rank {rank}", _inside("lora"), "plain", True),
+    "bottleneck": Method("bottleneck adapters, rank {rank}", _inside("bottleneck"), "plain", True),
     "e3va_chain plain": Method("E³VA, reference path", memory="plain"),
     "e3va_chain": Method("E³VA"),
     "e3va_chain lean": Method("E³VA, lean", memory="lean"),
@@ -90,10 +87,8 @@ def make_bottom_up(
     if method.framework == "detectron2":
         backbone = _detectron2_swin(preset)
     else:
-        backbone = kind(preset, method.highway, memory=method.memory)
-    if method.change:
-        seed_everything("method", 0)
-        method.change(rank)(backbone.trunk)
+        highway = {**method.highway, "rank": rank} if method.ranked else method.highway
+        backbone = kind(preset, highway, memory=method.memory)
     seed_everything("heads", 0)
     return backbone
 

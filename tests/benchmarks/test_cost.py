@@ -305,17 +305,16 @@ def bench(cost, method: str, **more):
 
 
 def test_methods_train_what_they_say_and_start_equal(cost):
-    pytest.importorskip("peft")
     losses, shares = {}, {}
     for name in ("full", "lora", "bottleneck", "e3va_chain plain", "e3va_chain", "frozen plain"):
         one = bench(cost, name, rank=4)
         facts, found = one.facts(), one.count()
         losses[name], shares[name] = found["loss"], facts["share_of_backbone"]
         if name == "lora":
-            trunk = one.subject.bottom_up.trunk
-            trained = [n for n, p in trunk.named_parameters() if p.requires_grad]
-            assert trained and all(".qkv.lora_" in n for n in trained)
-            assert facts["title"] == "LoRA on qkv, rank 4"
+            highway = one.subject.bottom_up.highway
+            names = {n for n, p in highway.named_parameters() if ".lora_" in n and len(p) == 4}
+            assert len(names) == 2 * sum(highway.stages[s].inside.__len__() for s in range(4))
+            assert facts["title"] == "LoRA, rank 4"
     assert all(loss == pytest.approx(losses["full"], rel=1e-4) for loss in losses.values())
     assert shares["full"] == 1 and all(s < 0.1 for n, s in shares.items() if n != "full")
 

@@ -132,6 +132,31 @@ def test_lora_equals_a_change_of_the_weights():
         torch.testing.assert_close(one, two)
 
 
+def test_lora_is_that_of_peft():
+    peft = pytest.importorskip("peft")
+    backbone = backbone_with("lora", rank=3, alpha=6.0)
+    theirs = E3VABackbone(TINY, "full", out_features=("p0", "p1")).double()
+    theirs.trunk.load_state_dict(backbone.trunk.state_dict())
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["qkv", "fc1"])
+    peft.inject_adapter_in_model(config, theirs.trunk)
+    pairs = []
+    for layer, stage in zip(theirs.trunk.layers, backbone.highway.stages, strict=True):
+        for block, adapters in zip(layer.blocks, stage.inside, strict=True):
+            for other, ours in (
+                (block.attn.qkv, adapters["qkv"]),
+                (block.mlp.fc1, adapters["fc1"]),
+            ):
+                pairs.append((ours.lora_A.weight, other.lora_A["default"].weight))
+                pairs.append((ours.lora_B.weight, other.lora_B["default"].weight))
+    with torch.no_grad():
+        for ours, other in pairs:
+            other.copy_(ours)
+    for model in (backbone, theirs):
+        sum(out.cos().sum() for out in model(IMAGES.double()).values()).backward()
+    for ours, other in pairs:
+        torch.testing.assert_close(ours.grad, other.grad)
+
+
 @pytest.mark.parametrize("kind", adapter_kinds())
 def test_only_the_highway_gets_gradients_and_the_trunk_does_not_change(kind):
     backbone = backbone_with(kind)
