@@ -81,9 +81,8 @@ class SwinStage(nn.Module):
         msa, mlp = _TAPPED[taps]
         kept: dict[str, list[Tensor]] = {name: [] for name in (msa, mlp) if name}
         mask = None if fast else shift_mask(height, width, self.window, self.shift, x.device)
-        for block, change in zip(
-            self.blocks, changes or [unchanged] * len(self.blocks), strict=True
-        ):
+        changes = changes or [unchanged] * len(self.blocks)
+        for block, change in zip(self.blocks, changes, strict=True):
             values = fast_trunk.run_block(block, x, kept.keys()) if fast else block(x, mask, change)
             x = values["after_mlp"]
             for name, tensors in kept.items():
@@ -183,7 +182,9 @@ class SwinTrunk(nn.Module):
         if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise UserError(f"images of shape {list(images.shape)}: expected [B, 3, H, W]")
         fast = self.fast and self.frozen and changes is None
-        run = self._run_fast if fast else self._run if changes is None else _call
+        run = self._run_fast if fast else self._run
+        if changes is not None:  # the adapters inside a frozen trunk train
+            run = _call
         dtype = self._compute_dtype(images) if fast else None
         x = run(self._embed, images, dtype)
         for index, layer in enumerate(self.layers[:count]):

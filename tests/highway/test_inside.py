@@ -22,7 +22,7 @@ def backbone_with(kind: str, std: float = 0.2, **settings) -> E3VABackbone:
     """Make a backbone in float64 with random adapters inside."""
     torch.manual_seed(0)
     if "rank" in adapter_kinds()[kind].defaults:
-        settings.setdefault("rank", 3)
+        settings.setdefault("rank", 4)
     config = {"adapter": kind, "placement": "inside", **settings}
     backbone = E3VABackbone(TINY, config, out_features=("p0", "p1")).double().eval()
     for parameter in backbone.trunk.parameters():
@@ -97,6 +97,7 @@ PLACES = {
     "dual_low_rank": after_each_sublayer,
     "krona": beside_the_mlp_normed,  # arXiv 2212.10650, the form KronA^B
     "lorand": after_each_sublayer,  # the authors' code
+    "mea": on_the_stream,
     "mona": on_the_stream,  # arXiv 2311.15010, figure 3
 }
 

@@ -107,7 +107,37 @@ def lora(m, z):
     return 8 / 4 * z @ (m.lora_B.weight @ m.lora_A.weight).t()
 
 
+def mea(m, z):
+    outputs, before = [], 0
+    for group, x in zip(m.branches, (m.down(z)[..., :4], m.down(z)[..., 4:]), strict=True):
+        n = F.layer_norm(x + before, (4,), group.norm.weight, group.norm.bias)
+        query, key, value = as_map(group.qkv(n)).split(4, dim=-1)
+        attended = torch.zeros_like(as_map(n))
+        for row in range(HEIGHT):
+            for column in range(WIDTH):
+                # Two channels see the token's row, two its column.
+                for own, seen in (
+                    (slice(0, 2), (slice(None), row)),
+                    (slice(2, 4), (slice(None), slice(None), column)),
+                ):
+                    logits = torch.einsum(
+                        "bc,blc->bl", query[:, row, column, own], key[seen][..., own]
+                    )
+                    weights = (logits / math.sqrt(2)).softmax(-1)
+                    attended[:, row, column, own] = torch.einsum(
+                        "bl,blc->bc", weights, value[seen][..., own]
+                    )
+        first, _, last = group.mlp
+        hidden = gelu(n @ first.weight.t() + first.bias) @ last.weight.t() + last.bias
+        local = gelu(convolve(as_map(n), group.conv.weight, group.conv.bias)).flatten(1, 2)
+        local = local @ group.pointwise.weight[:, :, 0, 0].t() + group.pointwise.bias
+        before = group.proj(attended.flatten(1, 2)) + hidden + local
+        outputs.append(before)
+    return torch.cat(outputs, -1) @ m.up.weight.t() + m.up.bias
+
+
 EQUATIONS = [
+    ("mea", {"rank": 8, "groups": 2, "mlp_ratio": 3}, mea),
     ("bottleneck", {"rank": 3}, bottleneck),
     ("lora", {"rank": 4, "alpha": 8.0}, lora),
     ("adaptformer", {"rank": 3, "scale": 0.25}, adaptformer),
@@ -223,6 +253,7 @@ def test_krona_keeps_only_maps_of_its_input_width():
         ({"adapter": "conv_adapter", "reduction": 5}, ["reduction 5", "16 channels"]),
         ({"adapter": "conv_adapter", "kernel": 4}, ["kernel 4"]),
         ({"adapter": "mona", "rank": 0}, ["rank=0"]),
+        ({"adapter": "mea", "rank": 6}, ["groups 2", "rank 6"]),
         ({"adapter": "lora", "outputs": 9}, ["'outputs'", "'lora'"]),
         ({"adapter": "mona", "dropout": 1.5}, ["dropout 1.5"]),
         ({"adapter": "adaptformer", "dropout": -0.5}, ["dropout -0.5"]),
