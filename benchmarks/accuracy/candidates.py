@@ -9,6 +9,7 @@ default and are not in the code any more.
 """
 
 from .methods import METHODS, Method
+from .pairs import PAIRS
 
 _WIDE_SHARED = {"recipe": "e3va_wide", "shared": True}
 CANDIDATES = {
@@ -22,4 +23,4 @@ CANDIDATES = {
         ("shared", "chain, one adapter for a stage, rank 64: 1.44%", _WIDE_SHARED),
     )
 }
-ALL = METHODS | CANDIDATES
+ALL = METHODS | CANDIDATES | PAIRS

@@ -42,13 +42,14 @@ class Method:
 
     def rank(self, preset: SwinPreset) -> int | None:
         """Return the largest rank within the share, and 1 if there is none; None without ranks."""
-        return None if self.ranked is None else _largest_rank(self.ranked, self.share, preset)
+        return None if self.ranked is None else self.fitted(preset).highway["rank"]
 
     def fitted(self, preset: SwinPreset) -> "Method":
         """Return the method with ``highway`` for the trunk's rank."""
-        return (
-            self if self.ranked is None else replace(self, highway=self.ranked(self.rank(preset)))
-        )
+        if self.ranked is None:
+            return self
+        rank = _largest_rank(self.ranked, self.share, preset)
+        return replace(self, highway=self.ranked(rank))
 
 
 @lru_cache

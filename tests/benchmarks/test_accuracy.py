@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from e3va import E3VABackbone, UserError
+from e3va import E3VABackbone, UserError, adapter_kinds
 from e3va.swin.presets import get_preset
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -27,8 +27,8 @@ def accuracy():
     """The benchmark's modules by name."""
     sys.path.insert(0, str(BENCHMARKS))
     names = (
-        *("candidates", "comparisons", "methods", "paired", "pictures", "plots", "report", "runs"),
-        *("schedule", "tables", "tasks"),
+        *("candidates", "comparisons", "methods", "paired", "pairs", "pictures", "plots", "report"),
+        *("runs", "schedule", "tables", "tasks"),
     )
     yield Namespace(**{name: importlib.import_module(f"accuracy.{name}") for name in names})
     sys.path.remove(str(BENCHMARKS))
@@ -97,6 +97,21 @@ def test_ranks_are_the_largest_within_the_share(accuracy, preset):
         assert share(ranked_backbone(method, rank + 1, preset)) > method.share, name
         assert method.fitted(preset).highway["rank"] == rank
     assert all(m.fitted(preset) is m for m in methods.METHODS.values() if not m.ranked)
+
+
+def test_the_adapters_of_a_pair_train_about_the_same_share(accuracy):
+    preset, pairs = get_preset("swin_mini"), accuracy.pairs.PAIRS
+    assert {name.split()[0] for name in pairs} == {*adapter_kinds()} - {"wide_conv"}
+    for name, method in pairs.items():
+        fitted = method.fitted(preset)
+        kind, placement = name.split()
+        assert (fitted.highway["adapter"], fitted.highway["placement"]) == (kind, placement)
+        with torch.device("meta"):
+            found = share(E3VABackbone(preset, fitted.highway))
+        assert 0.0085 < found <= 0.015 or method.ranked is None, name
+        assert method.rank(preset) == fitted.highway.get("rank")
+    model = bottom_up(accuracy, "mona inside")
+    assert model.backbone.bottom_up.highway.config.inside
 
 
 def test_candidates_train_the_share_of_their_titles(accuracy):
