@@ -94,6 +94,8 @@ def test_yacs_keys_reach_the_backbone(tmp_path):
     images = torch.rand(1, 3, 64, 64)
     for name, feature in built(images).items():
         assert torch.equal(feature, same(images)[name])
+    cfg.MODEL.E3VA.HIGHWAY = CfgNode({"ADAPTER": "lora", "PLACEMENT": "inside"})
+    assert build_backbone(cfg).bottom_up.config.highway.inside
     cfg.MODEL.E3VA.HIGHWAY.RNAK = 3
     with pytest.raises(UserError, match="'rnak'.*'rank'"):
         build_backbone(cfg)

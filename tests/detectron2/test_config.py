@@ -209,6 +209,10 @@ def built_highway(cfg):
         (["rank=24"], highway_config(rank=24)),
         (["rank=6", "recipe=e3va", "reduction=2"], highway_config("e3va", rank=6, reduction=2)),
         (["adapter=dual_low_rank"], highway_config(adapter="dual_low_rank")),
+        (
+            ["adapter=mona", "rank=6", "placement=inside"],
+            highway_config(adapter="mona", rank=6, placement="inside"),
+        ),
         (["recipe=full"], highway_config("full")),
     ],
 )
