@@ -4,11 +4,11 @@
 
 makes three comparisons:
 
-- At equal steps. Every method trains on three of the tasks with several learning rates (seed 0), a
-  factor of four apart. Each method keeps the one with the best validation scores over these tasks;
-  while that is the lowest or the highest, one more is tried beyond it. Then the method trains on
-  all tasks with that rate. Steps, order of images, heads and their first weights are the same for
-  all methods.
+- At equal steps. Every method trains on four of the tasks with several learning rates (seed 0), a
+  factor of four apart. Each method keeps one for label maps and one for boxes and masks, those with
+  the best validation scores; while the best is the lowest or the highest, one more is tried beyond
+  it. Then the method trains on all tasks with these rates. Steps, order of images, heads and their
+  first weights are the same for all methods.
 - At equal seconds. Every method trains for as many steps as fit in the seconds of full fine-tuning
   (at most four times its steps), with the same rates and seeds.
 - The front of ranks: score against bytes kept for the backward pass and against trained parameters.

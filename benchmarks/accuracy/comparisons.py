@@ -14,6 +14,7 @@ from e3va.utils.errors import UserError, brief
 from .candidates import ALL
 from .methods import FRONT
 from .runs import Run
+from .tasks import TASKS
 
 if TYPE_CHECKING:
     from .schedule import Schedule
@@ -32,12 +33,13 @@ STEPS = {
     "cells": 400,
     "nuclei": 600,
 }
-# The tasks of the search: label maps of drawn and of real pictures, and boxes.
-SEARCHED = ("land", "nuts labels", "cells")
+# The tasks of the search: a drawn and a real one of each kind.
+SEARCHED = ("land", "nuts labels", "things", "cells")
 RUNG = 4.0  # quotient of neighboring learning rates in the search
 MOST_RATES = 7
 MOST = 4  # times the steps of full fine-tuning
 Plan = dict[tuple[str, str], list[Run]]  # (task, method) → the runs of all seeds
+Rates = Mapping[tuple[str, str], float]  # (kind of task, method) → learning rate
 
 
 def choose(args: Namespace) -> list[str]:
@@ -64,17 +66,20 @@ def choose(args: Namespace) -> list[str]:
 def search(args: Namespace) -> Plan:
     """Return the runs with which the search for a learning rate begins, by task and method.
 
-    It is on the tasks of ``SEARCHED``, or on all of ``args.tasks`` if none of them is there.
+    It is on the tasks of ``SEARCHED``, or on all tasks of a kind if none of them is there.
 
     Raises:
         UserError: ``--rates-of`` names a file without the rate of a method, or ``--rates`` was
             given too.
     """
     known = _known_rates(args)
+    covered = {TASKS[task].kind for task in args.tasks if task in SEARCHED}
     grid = {}
-    for task in [task for task in args.tasks if task in SEARCHED] or args.tasks:
+    for task in args.tasks:
+        if TASKS[task].kind in covered and task not in SEARCHED:
+            continue
         for method in args.methods:
-            rates = known.get(method, ALL[method].rates)
+            rates = known.get((TASKS[task].kind, method), ALL[method].rates)
             rates = args.rates if args.rates and len(rates) > 1 else rates
             grid[task, method] = [_first_run(args, task, method, rate) for rate in rates]
     return grid
@@ -85,34 +90,39 @@ def _first_run(args: Namespace, task: str, method: str, rate: float) -> Run:
     return Run(task, method, rate, 0, steps, trunk=args.trunk, precision=args.precision)
 
 
-def _known_rates(args: Namespace) -> dict[str, Sequence[float]]:
+def _known_rates(args: Namespace) -> dict[tuple[str, str], Sequence[float]]:
     if args.rates_of is None:
         return {}
     if args.rates:
         raise UserError("--rates and --rates-of: expected one of the two")
     try:
         found = json.loads(args.rates_of.read_text())["rates"]
-        rates = {method: (float(found[method]["rate"]),) for method in args.methods}
-        for method, (rate,) in rates.items():
+        kinds = dict.fromkeys(TASKS[task].kind for task in args.tasks)
+        rates = {
+            (kind, method): (float(found[method]["rates"][kind]),)
+            for kind in kinds
+            for method in args.methods
+        }
+        for (kind, method), (rate,) in rates.items():
             if not 0 < rate < math.inf:
-                raise ValueError(f"the rate of {method} is {rate}")
+                raise ValueError(f"the rate of {method} on {kind} is {rate}")
         return rates
     except (OSError, ValueError, TypeError, LookupError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else brief(error)
         raise UserError(
             f"--rates-of {args.rates_of} cannot be used ({reason}): expected the results.json of a "
-            "call with the same methods"
+            "call with the same methods and tasks of the same kinds"
         ) from None
 
 
-def widened(grid: Plan, best: Mapping[str, float]) -> Plan:
+def widened(grid: Plan, best: Rates) -> Plan:
     """Return the grid with one more learning rate for methods whose best one is at an end.
 
     Such a method would be compared below what it can reach.
     """
     wider = {}
     for key, row in grid.items():
-        rates, rate = sorted(run.rate for run in row), best[key[1]]
+        rates, rate = sorted(run.rate for run in row), best[TASKS[key[0]].kind, key[1]]
         more = []
         if 1 < len(rates) < MOST_RATES and rate in (rates[0], rates[-1]):
             more = [replace(row[0], rate=rate * RUNG if rate == rates[-1] else rate / RUNG)]
@@ -120,8 +130,8 @@ def widened(grid: Plan, best: Mapping[str, float]) -> Plan:
     return wider
 
 
-def best_rates(grid: Plan, score: Callable[[Run], float]) -> dict[str, float]:
-    """Return each method's best learning rate, which is the same for all tasks.
+def best_rates(grid: Plan, score: Callable[[Run], float]) -> dict[tuple[str, str], float]:
+    """Return each method's best learning rate, which is the same for all tasks of a kind.
 
     It has the best mean score over the tasks, relative to the method's best score of each task.
 
@@ -129,25 +139,28 @@ def best_rates(grid: Plan, score: Callable[[Run], float]) -> dict[str, float]:
         grid: the runs of the search.
         score: function that returns a run's validation score.
     """
-    relative: dict[str, dict[float, list[float]]] = {}
-    for (_, method), row in grid.items():
+    relative: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for (task, method), row in grid.items():
         # A single rate needs no search, so its run is not trained yet.
         scores = [score(run) for run in row] if len(row) > 1 else [1.0]
+        of_kind = relative.setdefault((TASKS[task].kind, method), {})
         for run, found in zip(row, scores, strict=True):
             share = found / (max(scores) or 1.0)
-            relative.setdefault(method, {}).setdefault(run.rate, []).append(share)
-    return {m: max(found, key=lambda rate: sum(found[rate])) for m, found in relative.items()}
+            of_kind.setdefault(run.rate, []).append(share)
+    return {key: max(of, key=lambda rate: sum(of[rate])) for key, of in relative.items()}
 
 
-def at_equal_steps(args: Namespace, rates: Mapping[str, float]) -> Plan:
+def at_equal_steps(args: Namespace, rates: Rates) -> Plan:
     """Return the runs of all tasks, methods and seeds.
 
     Args:
         args: options of the command.
-        rates: learning rate of each method.
+        rates: learning rate of each method by kind of task.
     """
     return {
-        (task, method): _seeds(_first_run(args, task, method, rates[method]), args.seeds)
+        (task, method): _seeds(
+            _first_run(args, task, method, rates[TASKS[task].kind, method]), args.seeds
+        )
         for task in args.tasks
         for method in args.methods
     }

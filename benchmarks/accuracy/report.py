@@ -4,7 +4,6 @@ import json
 import platform
 import subprocess
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from e3va.torchvision.models import read_trunk
 from e3va.utils.atomic import atomic_open
 
 from . import tables
-from .comparisons import COMPARISONS, Plan, seconds_a_step
+from .comparisons import COMPARISONS, Plan, Rates, seconds_a_step
 from .paired import PAIRS, Difference, compare, corrected
 from .pictures import draw_pairs
 from .plots import plot_curves, plot_front, plot_scores
@@ -35,12 +34,10 @@ class Report:
         schedule: the schedule that has done the runs.
         args: options of the command.
         grid: the runs of the search for a learning rate.
-        best: learning rate of each method.
+        best: learning rate of each method by kind of task.
     """
 
-    def __init__(
-        self, schedule: "Schedule", args: Namespace, grid: Plan, best: Mapping[str, float]
-    ):
+    def __init__(self, schedule: "Schedule", args: Namespace, grid: Plan, best: Rates):
         self.schedule, self.args, self.grid, self.best = schedule, args, grid, best
         self.plans: dict[str, Plan] = {}
         self.results: dict[str, dict] = {}  # comparison → task → method → measurements
@@ -79,8 +76,13 @@ class Report:
         return tables.full_means(self.results["steps"]) if has_full else {}
 
     def rates(self) -> dict[str, dict]:
-        """Return, for each method, the chosen rate and task → rate → validation score."""
-        found = {method: {"rate": rate, "search": {}} for method, rate in self.best.items()}
+        """Return method → the chosen ``rates`` by kind of task, and the ``search``.
+
+        The search is task → rate → validation score.
+        """
+        found: dict[str, dict] = {}
+        for (kind, method), rate in self.best.items():
+            found.setdefault(method, {"rates": {}, "search": {}})["rates"][kind] = rate
         for (task, method), row in self.grid.items():
             scores = {f"{r.rate:g}": validation(r, self.schedule.folder(r))[-1][1] for r in row}
             found[method]["search"][task] = scores
@@ -175,8 +177,8 @@ FLAT_TEXT = (
 )
 RATES_TEXT = (
     "Validation scores of the search (seed 0), by learning rate over the heads' learning rate. A "
-    "method has one rate for all tasks, whose scores are bold: it has the best mean over the tasks "
-    "of the score relative to the method's best score of the task.\n"
+    "method has one rate for label maps and one for boxes and masks, whose scores are bold: it has "
+    "the best mean over these tasks of the score relative to the method's best score of the task.\n"
 )
 
 

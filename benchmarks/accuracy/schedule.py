@@ -251,9 +251,9 @@ def _run_all(schedule: Schedule, args: argparse.Namespace, first: Plan, clock: "
         schedule.do(runs.train, SUMMARY, todo, "search")
         best = comparisons.best_rates(grid, schedule.score)
         wider = grid if args.rates or args.rates_of else comparisons.widened(grid, best)
-    for (_, method), row in grid.items():
+    for (task, method), row in grid.items():
         for run in row:
-            if run.rate != best[method]:
+            if run.rate != best[TASKS[task].kind, method]:
                 runs.drop_model(schedule.folder(run))
     found = report.Report(schedule, args, grid, best)
     equal_steps = comparisons.at_equal_steps(args, best)

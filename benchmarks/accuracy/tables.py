@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from .comparisons import COMPARISONS
 from .methods import METHODS
 from .paired import Difference
+from .tasks import TASKS
 
 Results = Mapping[str, Mapping[str, Mapping]]
 FLAT = 0.02  # share of the score that a flat curve gains at most in the last quarter
@@ -138,7 +139,8 @@ def rates_table(found: Mapping[str, Mapping], titles: Mapping[str, str]) -> str:
     """Return a table of the search's validation scores; the scores of the chosen rate are bold.
 
     Args:
-        found: method → ``rate``, the chosen one, and ``search``, task → rate → score.
+        found: method → ``rates``, the chosen ones by kind of task, and ``search``, task → rate →
+            score.
         titles: titles of the methods.
     """
     searches = [scores for one in found.values() for scores in one["search"].values()]
@@ -146,9 +148,9 @@ def rates_table(found: Mapping[str, Mapping], titles: Mapping[str, str]) -> str:
     lines = [f"| method | task | {' | '.join(rates)} |", "|---" * (2 + len(rates)) + "|"]
     for method, one in found.items():
         for task, scores in one["search"].items():
-            cells = []
+            cells, chosen = [], one["rates"][TASKS[task].kind]
             for rate in rates:
                 text = f"{scores[rate]:.1f}" if rate in scores else ""
-                cells.append(f"**{text}**" if text and float(rate) == one["rate"] else text)
+                cells.append(f"**{text}**" if text and float(rate) == chosen else text)
             lines.append(f"| {titles[method]} | {task} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -45,6 +45,11 @@ class Task:
     load: Callable[[Sources, str], Dataset]
     detections: int = 100
 
+    @property
+    def kind(self) -> str:
+        """The kind of labels; a method has one learning rate for each kind."""
+        return "label maps" if self.metric == "mIoU" else "boxes and masks"
+
 
 def draw(folder: Path) -> None:
     """Draw the data of the drawn tasks, once; the file ``complete`` is written last."""

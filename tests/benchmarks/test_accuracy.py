@@ -146,7 +146,7 @@ def test_a_learning_rate_at_which_the_loss_diverges_is_not_chosen(accuracy, tmp_
     with accuracy.schedule.Schedule(tmp_path, sources, "cpu", 1) as schedule:
         schedule.do(accuracy.runs.train, "summary.json", found, "search")
         best = accuracy.comparisons.best_rates({("land", "full"): found[::-1]}, schedule.score)
-        assert best == {"full": 0.5}
+        assert best == {("label maps", "full"): 0.5}
         assert accuracy.runs.validation(found[1], schedule.folder(found[1]))[-1] == (4, 0.0)
 
 
@@ -208,7 +208,8 @@ def test_tables_against_hand_computed_figures(accuracy):
     assert e3va.endswith("| 1.50 | 0.40 | 1.05 |")  # steps, kept, time (0.5 and 1.6)
     plain = {task: {"e3va_chain": found["e3va_chain"]} for task, found in results.items()}
     assert "| 26.5 ± 2.1 | 1.00% |" in tables.summary_table(plain)
-    rates = {"full": {"rate": 2.0, "search": {"land": {"0.5": 10.0, "2": 20.0}}}}
+    search = {"land": {"0.5": 10.0, "2": 20.0}}
+    rates = {"full": {"rates": {"label maps": 2.0}, "search": search}}
     assert tables.rates_table(rates, {"full": "F"}).endswith("| F | land | 10.0 | **20.0** |")
 
 
@@ -285,19 +286,20 @@ def test_steps_at_equal_seconds(accuracy):
     assert set(accuracy.tasks.TASKS) <= set(accuracy.comparisons.STEPS)
 
 
-def test_a_method_has_one_rate_for_all_tasks(accuracy):
-    scores = {("land", 1.0): 40.0, ("land", 4.0): 50.0, ("nuts", 1.0): 10.0, ("nuts", 4.0): 5.0}
+def test_a_method_has_one_rate_for_all_tasks_of_a_kind(accuracy):
+    scores = {("things", 1.0): 40.0, ("things", 4.0): 50.0, ("nuts", 1.0): 10.0, ("nuts", 4.0): 5.0}
+    scores |= {("land", 1.0): 10.0, ("land", 4.0): 20.0}
     run = accuracy.runs.Run("land", "full", 1.0, 0, 10)
     grid = {
         (task, "full"): [replace(run, task=task, rate=rate) for rate in (1.0, 4.0)]
-        for task in ("land", "nuts")
+        for task in ("things", "nuts", "land")
     }
     best = accuracy.comparisons.best_rates(grid, lambda run: scores[run.task, run.rate])
     # Relative to the tasks' best scores: 0.8 + 1 with rate 1, and 1 + 0.5 with rate 4.
-    assert best == {"full": 1.0}
+    assert best == {("boxes and masks", "full"): 1.0, ("label maps", "full"): 4.0}
     del grid["nuts", "full"]
     best = accuracy.comparisons.best_rates(grid, lambda run: scores[run.task, run.rate])
-    assert best == {"full": 4.0}
+    assert best == {("boxes and masks", "full"): 4.0, ("label maps", "full"): 4.0}
 
 
 def test_a_rate_is_tried_beyond_the_best_one_at_an_end(accuracy):
@@ -306,7 +308,7 @@ def test_a_rate_is_tried_beyond_the_best_one_at_an_end(accuracy):
 
     def rates_with_best(best, *rates):
         row = [replace(run, rate=rate) for rate in rates]
-        grid = widened({key: row}, {"full": best})
+        grid = widened({key: row}, {("label maps", "full"): best})
         return [one.rate for one in grid[key]]
 
     assert rates_with_best(0.4, 0.4, 1.6, 6.4) == pytest.approx([0.4, 1.6, 6.4, 0.1])
@@ -318,28 +320,33 @@ def test_a_rate_is_tried_beyond_the_best_one_at_an_end(accuracy):
 
 
 def test_the_search_is_on_some_tasks_and_the_comparison_on_all(accuracy):
-    tasks = ["things", "land", "cells"]
+    tasks = ["nuts", "land", "cells"]
     common = {"large": False, "trunk": "", "precision": "fp32", "rates": None, "rates_of": None}
     args = Namespace(tasks=tasks, methods=["lora", "frozen"], seeds=2, **common)
     grid = accuracy.comparisons.search(args)
     assert list(grid) == [(t, m) for t in ("land", "cells") for m in ("lora", "frozen")]
     assert [len(row) for row in grid.values()] == [3, 1, 3, 1]
-    plan = accuracy.comparisons.at_equal_steps(args, {"lora": 1.6, "frozen": 1.0})
+    kinds = accuracy.tasks.TASKS["land"].kind, accuracy.tasks.TASKS["nuts"].kind
+    rates = {(kinds[0], "lora"): 6.4, (kinds[1], "lora"): 1.6}
+    plan = accuracy.comparisons.at_equal_steps(args, rates | {(k, "frozen"): 1.0 for k in kinds})
     assert list(plan) == [(t, m) for t in tasks for m in ("lora", "frozen")]
-    assert {(run.rate, run.seed) for run in plan["things", "lora"]} == {(1.6, 0), (1.6, 1)}
-    args.tasks = ["things"]
-    assert {task for task, _ in accuracy.comparisons.search(args)} == {"things"}
+    assert {(run.rate, run.seed) for run in plan["nuts", "lora"]} == {(1.6, 0), (1.6, 1)}
+    assert {(run.rate, run.seed) for run in plan["land", "lora"]} == {(6.4, 0), (6.4, 1)}
+    for tasks, searched in ((["nuts"], {"nuts"}), (["nuts", "land"], {"nuts", "land"})):
+        args.tasks = tasks
+        assert {task for task, _ in accuracy.comparisons.search(args)} == searched
 
 
 def test_rates_of_an_earlier_call(accuracy, tmp_path):
     file = tmp_path / "results.json"
-    file.write_text(json.dumps({"rates": {"full": {"rate": 0.1}}}))
+    file.write_text(json.dumps({"rates": {"full": {"rates": {"label maps": 0.1}}}}))
     common = {"large": False, "trunk": "", "precision": "fp32", "rates": None, "rates_of": file}
     args = Namespace(tasks=["land"], methods=["full"], **common)
     grid = accuracy.comparisons.search(args)
     assert [run.rate for run in grid["land", "full"]] == [0.1]
     for change, value in (
         ({"methods": ["full", "lora"]}, "lora"),
+        ({"tasks": ["cells"]}, "boxes and masks"),
         ({"rates": [1.0]}, "--rates "),
         ({"rates_of": tmp_path / "none.json"}, "none.json"),
         ({"rates_of": Path(__file__)}, "test_accuracy.py"),
@@ -347,8 +354,8 @@ def test_rates_of_an_earlier_call(accuracy, tmp_path):
         with pytest.raises(UserError, match=value):
             accuracy.comparisons.search(Namespace(**{**vars(args), **change}))
     for rate in (-1.0, 0.0, float("nan"), float("inf")):
-        file.write_text(json.dumps({"rates": {"full": {"rate": rate}}}))
-        with pytest.raises(UserError, match=f"full is {rate}"):
+        file.write_text(json.dumps({"rates": {"full": {"rates": {"label maps": rate}}}}))
+        with pytest.raises(UserError, match=f"full on label maps is {rate}"):
             accuracy.comparisons.search(args)
 
 
@@ -383,7 +390,8 @@ def test_a_small_comparison_and_its_second_call(accuracy, monkeypatch, tmp_path,
     assert len(runs) == 2 * (2 + 1) + longer + 1  # two rates with one seed, the better with another
     assert set(ranks) == {"full", "e3va_chain", "e3va_chain 0.6%"}
     for method in ("full", "e3va_chain"):
-        rate, scores = found["rates"][method]["rate"], found["rates"][method]["search"]["land"]
+        chosen = found["rates"][method]
+        rate, scores = chosen["rates"]["label maps"], chosen["search"]["land"]
         assert scores[f"{rate:g}"] == max(scores.values())
         assert len(steps[method]["scores"]) == 2 and len(ranks[method]["scores"]) == 1
         assert all(0 <= score <= 100 for score in steps[method]["scores"])
@@ -401,7 +409,7 @@ def test_a_small_comparison_and_its_second_call(accuracy, monkeypatch, tmp_path,
     assert small(accuracy, monkeypatch, output, *options) == 0
     assert stamps == {p: p.stat().st_mtime_ns for p in (output / "runs").rglob("*.*")}
     # Another choice of the rate needs a model that was dropped: it is trained again.
-    chosen = found["rates"]["full"]["rate"]
+    chosen = found["rates"]["full"]["rates"]["label maps"]
     other = "4" if chosen == 1 else "1"
     part = ("--methods", "full", "--rates", other, "--seeds", "1", "--comparisons", "steps")
     assert small(accuracy, monkeypatch, output, *part) == 0
