@@ -7,10 +7,10 @@ from detectron2.solver.build import get_default_optimizer_params
 from e3va.detectron2.optim import highway_lr_factor
 
 # AdamW with the learning rate and weight decay of Swin's detection training (arXiv 2103.14030,
-# appendix A2.2). The learning rate of the adapters is 6.4 times as high, as for e3va_chain in
-# benchmarks/results/accuracy/first_look.md. That benchmark has a small trunk and other learning
-# rates for the heads, so the factor is a starting point for large trunks. No other weight decay has
-# been tried for the adapters.
+# appendix A2.2). The learning rate of the adapters is 6.4 times as high, the best for e3va_chain on
+# label maps in benchmarks/results/accuracy/results.md and close to it on boxes and masks. That
+# benchmark has a small trunk and other learning rates for the heads, so the factor is a starting
+# point for large trunks. Ten times the weight decay changed little there.
 optimizer = L(torch.optim.AdamW)(
     params=L(get_default_optimizer_params)(
         # The training script sets params.model.

@@ -21,8 +21,9 @@ class TrainSettings:
     """The settings of a training, which a resumed run takes from its checkpoint.
 
     Their help texts are also those of the options of ``e3va train``. The defaults of ``adapter_lr``
-    and ``trunk_lr`` are the rates of ``e3va_chain`` and ``full``, with ``lr`` 2e-3, in
-    benchmarks/results/accuracy/first_look.md. Vectors have no weight decay.
+    and ``trunk_lr`` are the rates of ``e3va_chain`` on label maps and of ``full`` on boxes and
+    masks, with ``lr`` 2e-3, in benchmarks/results/accuracy/results.md; docs/which-method.md says
+    when others are better. Vectors have no weight decay.
     """
 
     steps: int = _setting(1000, "number of updates", 1)
