@@ -140,7 +140,8 @@ class HighwayConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return one flat dict of plain values, from which :func:`highway_config` restores it.
 
-        On the highway it holds no placement: adapter files of before the setting stay as they are.
+        It holds ``placement`` only if that is ``"inside"``: adapter files that were written before
+        the setting existed have none.
         """
         recipe = {} if self.recipe == "custom" else {"recipe": self.recipe}
         settings = {name: getattr(self, name) for name in SETTINGS}

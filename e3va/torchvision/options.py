@@ -76,12 +76,16 @@ def without_effect(given: Mapping[str, Any], highway: HighwayConfig) -> Iterator
         yield _note("--trunk-lr", "the trunk is frozen")
     if highway.train_trunk and given.get("trunk_precision", "auto") != "auto":
         yield _note("--trunk-precision", "the trunk trains in the --precision of the model")
-    if highway.adapter is None:
-        reason = f"the recipe {highway.recipe} has no adapters"
-        if "adapter_lr" in given:
-            yield _note("--adapter-lr", reason)
-        changes = given.get("highway") or {}
-        for name in {"form", "taps", "downsample", "shared"} & changes.keys():
+    if highway.inside and given.get("trunk_precision", "auto") != "auto":
+        yield _note("--trunk-precision", "adapters inside the trunk compute in the --precision")
+    if highway.adapter is None and "adapter_lr" in given:
+        yield _note("--adapter-lr", f"the recipe {highway.recipe} has no adapters")
+    if highway.adapter is None or highway.inside:
+        changes, names = given.get("highway") or {}, {"form", "taps", "downsample", "shared"}
+        reason = "the adapters stand inside the trunk"
+        if highway.adapter is None:
+            names, reason = names | {"placement"}, f"the recipe {highway.recipe} has no adapters"
+        for name in names & changes.keys():
             yield _note(f"--highway {name}={changes[name]}", reason)
     if given.get("labels"):
         for name in {*READING, "max_detections"} - {"skip_missing"} & given.keys():

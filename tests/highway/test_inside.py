@@ -89,16 +89,16 @@ def beside_the_attention(block, adapt, x, attend):
 
 
 PLACES = {
-    "adaptformer": beside_the_mlp,  # arXiv 2205.13535, figure 2
+    "adaptformer": beside_the_mlp,  # the authors' code
     "bottleneck": after_each_sublayer,  # arXiv 1902.00751, figure 2
     "colin": on_the_stream,  # the authors' code
     "conv": after_each_sublayer,
     "conv_adapter": beside_the_attention,  # the authors' code for Swins
     "dual_low_rank": after_each_sublayer,
-    "krona": beside_the_mlp_normed,  # arXiv 2212.10650, the form KronA^B
+    "krona": beside_the_mlp_normed,  # arXiv 2212.10650, in parallel to the MLP
     "lorand": after_each_sublayer,  # the authors' code
     "mea": on_the_stream,
-    "mona": on_the_stream,  # arXiv 2311.15010, figure 3
+    "mona": on_the_stream,  # the authors' code
 }
 
 

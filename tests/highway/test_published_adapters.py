@@ -1,7 +1,7 @@
 """Published adapters equal their equations and, where a checkout is present, their authors' code.
 
 The environment variable AUTHORS_CODE names a folder of checkouts: ``mona``, ``CoLin``,
-``AdaptFormer``, ``Conv-Adapter`` and ``DiffuseKronA``.
+``AdaptFormer`` and ``Conv-Adapter``.
 """
 
 import ast

@@ -22,6 +22,7 @@ from e3va.torchvision.start import start_training
         ({"trunk_precision": "auto"}, "full", []),
         ({"highway": {"recipe": "frozen", "form": "parallel"}}, "frozen", ["form=parallel"]),
         ({"highway": {"recipe": "full", "shared": True}}, "full", ["shared=True"]),
+        ({"highway": {"placement": "inside"}}, "frozen", ["placement=inside"]),
         ({"labels": "maps", "use_crowds": True}, "e3va", ["--use-crowds"]),
         ({"labels": "maps", "max_detections": 7}, "e3va", ["--max-detections"]),
         ({"annotations": "a.json", "max_detections": 7, "keep_empty": True}, "e3va", []),
@@ -31,6 +32,14 @@ def test_options_without_effect_are_named(given, recipe, values):
     notes = list(without_effect(given, highway_config(recipe)))
     assert len(notes) == len(values)
     assert all(map(re.search, values, notes))
+
+
+def test_settings_without_effect_inside_the_trunk_are_named():
+    changes = {"placement": "inside", "taps": "sublayer"}
+    given = {"trunk_precision": "bf16", "adapter_lr": 2.0, "highway": changes}
+    notes = " ".join(without_effect(given, highway_config(**changes)))
+    assert "--trunk-precision" in notes and "taps=sublayer" in notes
+    assert "placement" not in notes and "--adapter-lr" not in notes
 
 
 @pytest.mark.parametrize(

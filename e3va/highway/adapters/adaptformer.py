@@ -11,7 +11,7 @@ from ..registry import register_adapter_kind
 
 
 class AdaptFormerAdapter(nn.Module):
-    """AdaptFormer, ``A(z) = s · (U · ReLU(D · z + b_d) + b_u)`` (arXiv 2205.13535, section 3.2).
+    """AdaptFormer, ``A(z) = s · (U · ReLU(D · z + b_d) + b_u)`` (arXiv 2205.13535).
 
     As in the authors' code (ShoufaChen/AdaptFormer), D starts with Kaiming's uniform distribution
     for a = √5, and U and the biases start at zero, so a new adapter adds nothing. In training a

@@ -12,7 +12,7 @@ from ..registry import register_adapter_kind
 
 
 class ConvAdapter(nn.Module):
-    """Conv-Adapter, ``A(z) = α ⊙ (PW(GELU(K * z)))`` (arXiv 2208.07463, section 3.2).
+    """Conv-Adapter, ``A(z) = α ⊙ (PW(GELU(K * z)))`` (arXiv 2208.07463).
 
     K is a grouped convolution from C to C/γ channels in C/γ groups, PW a 1×1 convolution back to C;
     both have biases. α has one factor for each channel, which starts at 1. The kernel's side, the

@@ -16,7 +16,8 @@ class KronAAdapter(nn.Module):
     Kronecker adapters (arXiv 2212.10650): z is a row, A has the shape [a, a'] and B the shape
     [C/a, C/a']. The product is never built: with z as a matrix Z [a, C/a], it is ``Aᵀ · Z · B``. A
     starts with Kaiming's uniform distribution for a = √5 and B at zero, as in LoRA; s_res is
-    trained and starts at zero. So a new adapter adds nothing.
+    trained and starts at zero. So a new adapter adds nothing. These starts and the nearly square
+    default shapes are our choice.
 
     Args:
         dim: channels C of the tap.

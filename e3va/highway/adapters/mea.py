@@ -15,7 +15,7 @@ from ..registry import ON_STREAM, register_adapter_kind
 class MEAAdapter(nn.Module):
     """The memory-efficient adapter block of META (arXiv 2502.01962), as far as it is known.
 
-    The authors published no code. Their abstract says that attention and MLP share one layer norm,
+    We found no code of it. The abstract says that attention and MLP share one layer norm,
     that attention is cross-shaped, that there is a lightweight convolutional branch, and that the
     block is a cascade over groups of channels. We decided the rest: a tap passes through a
     bottleneck D to r channels and U back to C, so that the adapter is as small as the others. The r
@@ -42,8 +42,8 @@ class MEAAdapter(nn.Module):
         check_rank(rank)
         if groups < 1 or rank % (2 * groups):
             raise UserError(
-                f"adapter groups {groups}: expected a number of which the double divides the rank "
-                f"{rank}"
+                f"adapter groups {groups} with rank {rank}: expected an even number of channels in "
+                "each of equal groups"
             )
         self.down = nn.Linear(dim, rank)
         self.branches = nn.ModuleList(_Group(rank // groups, mlp_ratio) for _ in range(groups))

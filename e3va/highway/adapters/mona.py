@@ -14,7 +14,7 @@ _KERNELS = (3, 5, 7)
 
 
 class MonaAdapter(nn.Module):
-    """Mona, the multi-cognitive visual adapter (arXiv 2311.15010, equations 3 to 6).
+    """Mona, the multi-cognitive visual adapter (arXiv 2311.15010).
 
     It computes::
 
