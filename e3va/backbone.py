@@ -138,6 +138,7 @@ class E3VABackbone(nn.Module):
                 out_stages=[LEVELS.index(name) for name in self.out_features],
                 keep=MEMORY[memory],
                 mlp_ratio=preset.mlp_ratio,
+                blocks=[layer.blocks for layer in self.trunk.layers],
             )
         self.highway = highway
         self.config = BackboneConfig(preset, highway.config, self.out_features)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from e3va import E3VABackbone, SwinPreset
+from e3va import E3VABackbone, SwinPreset, UserError
 from e3va.swin.trunk import SwinTrunk
 
 
@@ -55,7 +55,10 @@ class Method:
 @lru_cache
 def _largest_rank(ranked: Callable[[int], Mapping[str, Any]], share: float, preset) -> int:
     def fits(rank: int) -> bool:
-        return trained_share(Method("", ranked(rank)), preset) <= share
+        try:
+            return trained_share(Method("", ranked(rank)), preset) <= share
+        except UserError:  # above the width of a matrix
+            return False
 
     low, high = 1, 2
     while fits(high):

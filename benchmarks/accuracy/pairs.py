@@ -3,12 +3,14 @@
     python benchmarks/accuracy --photos FOLDER --methods full "mona highway" "mona inside" ...
 
 The adapters of a pair differ in where they stand, and in the rank that trains at most 1.5% of the
-backbone: inside, most kinds stand at two points of a block. Conv-Adapter and KronA have no rank;
-they are as their authors have them.
+backbone: inside, most kinds stand at two points of a block. Conv-Adapter, KronA and the ladder have
+no rank; they have their defaults. Side networks stand on the highway only.
 """
 
 from functools import partial
 from typing import Any
+
+from e3va.highway.registry import adapter_kinds
 
 from .methods import SMALL, Method
 
@@ -25,6 +27,9 @@ _KINDS = {
     "lorand": ("LoRand", 1),
     "mea": ("MEA", 4),
     "mona": ("Mona", 1),
+    "smoa": ("SMoA", 1),
+    "dtl": ("DTL without its way back", 1),
+    "ladder": ("a ladder", 0),
 }
 
 
@@ -48,4 +53,5 @@ PAIRS = {
     f"{kind} {placement}": _method(kind, placement)
     for kind in _KINDS
     for placement in ("highway", "inside")
+    if placement == "highway" or adapter_kinds()[kind].inside
 }

@@ -25,8 +25,9 @@ OUTSIDE = "(outside)"  # the adapter kind of modules that come from outside the 
 class HighwayConfig:
     """All settings of a highway.
 
-    They can be combined freely. Without adapters, form, taps, downsample, shared and placement have
-    no effect and are set to their defaults; with adapters inside the trunk, the first four.
+    They can be combined freely. Those without effect are set to their defaults: without adapters
+    form, taps, downsample, shared and placement, with adapters inside the trunk the first four, and
+    with a side network (see :class:`e3va.highway.registry.AdapterKind`) form and shared.
 
     Attributes:
         adapter: the adapter kind, a name in the registry; None for no adapters.
@@ -61,9 +62,8 @@ class HighwayConfig:
             if not isinstance(getattr(self, name), bool):
                 value = getattr(self, name)
                 raise UserError(f"highway {name} {value!r}: expected true or false")
-        if self.adapter is None:
-            object.__setattr__(self, "placement", "highway")
-        for name in (*choices, "shared") if self.adapter is None or self.inside else ():
+        self._check_kind()
+        for name in self.without_effect:
             object.__setattr__(self, name, getattr(type(self), name))
         if self.train_trunk and self.adapter is not None:
             raise UserError(
@@ -77,6 +77,33 @@ class HighwayConfig:
                 what = f"a highway{kind} has no setting"
                 raise unknown_choice(what, name, (*SETTINGS, *known))
         object.__setattr__(self, "options", dict(self.options))
+
+    def _check_kind(self) -> None:
+        if self.inside and not self.points and self._registered:
+            inside = [name for name, kind in adapter_kinds().items() if kind.inside]
+            raise UserError(
+                f"highway adapter {self.adapter!r} with placement 'inside': it cannot stand inside "
+                f"a trunk; set placement to 'highway', or adapter to one of {', '.join(inside)}"
+            )
+        if self.shared and "frozen" in self.given and not self.inside:
+            raise UserError(
+                f"highway adapter {self.adapter!r} with shared true: each adapter belongs to a "
+                "matrix of its own block; set shared to false"
+            )
+
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """Names of the settings that have no effect in this config."""
+        if self.adapter is None:
+            return ("form", "taps", "downsample", "shared", "placement")
+        if self.inside:
+            return ("form", "taps", "downsample", "shared")
+        return ("form", "shared") if "tap_count" in self.given else ()
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Arguments that the highway gives to the adapters, see :class:`AdapterKind`."""
+        return get_adapter_kind(self.adapter).given if self._registered else ()
 
     @property
     def inside(self) -> bool:
@@ -199,8 +226,10 @@ def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig
     """
     inside = re.compile(r"stages\.0\.inside\.0\.(\w+)\.")
     point = next((match[1] for name in tensors if (match := inside.match(name))), None)
-    prefix = f"stages.0.inside.0.{point}." if point else "stages.0.mlp.0."
-    first = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    prefixes = (f"stages.0.inside.0.{point}.", "stages.0.mlp.0.", "stages.0.side.")
+    first: dict[str, Tensor] = {}
+    for prefix in prefixes:
+        first |= {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     if not first:
         return RECIPES["frozen"]
     fitting = {
@@ -218,6 +247,8 @@ def read_highway(tensors: Mapping[str, Tensor], embed_dim: int) -> HighwayConfig
     base = next((r for r in RECIPES.values() if r.adapter == name), HighwayConfig(name))
     if point:
         return replace(base, options=fitting[name], placement="inside")
+    if "tap_count" in get_adapter_kind(name).given:
+        return replace(base, options=fitting[name])
     sublayers = any(key.startswith("stages.0.msa.") for key in tensors)
     if sublayers != (base.taps != "block"):
         base = replace(base, taps="residual" if sublayers else "block")
@@ -232,9 +263,17 @@ def _fitting_options(
     try:
         options = kind.complete(kind.read_options(tensors) if kind.read_options else {}, embed_dim)
         with torch.device("meta"):  # allocates nothing and draws no random numbers
-            wider = {"outputs": QKV_WIDTH * embed_dim} if point == "qkv" else {}
-            state = kind.module(embed_dim, **options, **wider).state_dict()
+            given = {"outputs": QKV_WIDTH * embed_dim} if point == "qkv" else {}
+            if "tap_count" in kind.given:
+                given["tap_count"] = _taps_of_side_network(tensors)
+            state = kind.module(embed_dim, **options, **given).state_dict()
     except (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, UserError):
         return None
     same = {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in tensors.items()}
     return options if same else None
+
+
+def _taps_of_side_network(tensors: Mapping[str, Tensor]) -> int:
+    """Return for how many taps a side network has modules: it numbers them in lists."""
+    numbers = (re.match(r"\w+\.(\d+)\.", name) for name in tensors)
+    return 1 + max(int(match[1]) for match in numbers if match)

@@ -13,6 +13,7 @@ from ..utils.errors import UserError, check_choice
 from .config import DEFAULT_RECIPE, OUTSIDE, HighwayConfig, as_highway_config
 from .fast_forms import TokenMap, find_fast_form
 from .fast_join import join
+from .frozen_matrix import FrozenMatrix
 from .inside import changes_of, make_inside
 
 
@@ -20,29 +21,38 @@ class HighwayStage(nn.Module):
     """The trained modules of one stage: adapters, and for a level its norm.
 
     There is an adapter for each tap. If they are shared, all blocks have the same one: one in
-    ``mlp``, and for taps of two kinds one in ``msa``. Adapters inside the trunk are in ``inside``.
+    ``mlp``, and for taps of two kinds one in ``msa``. Adapters inside the trunk are in ``inside``;
+    a side network, which reads all taps, is in ``side``.
     """
 
     def __init__(
         self,
         dim: int,
-        depth: int,
+        blocks: Sequence[nn.Module | None],
         config: HighwayConfig,
-        make_adapter: Callable[[int], nn.Module] | None,
+        make_adapter: Callable[..., nn.Module] | None,
         out_norm: bool,
         keep: str | None,
         mlp_ratio: float,
     ):
         super().__init__()
-        on_highway = make_adapter is not None and not config.inside
-        count = (1 if config.shared else depth) if on_highway else 0
-        after_attention = 0 if config.taps == "block" else count
-        self.msa = nn.ModuleList(make_adapter(dim) for _ in range(after_attention))
-        self.mlp = nn.ModuleList(make_adapter(dim) for _ in range(count))
-        self.inside = None
+        given, taps_of_a_block = config.given, 1 if config.taps == "block" else 2
+        self.inside = self.side = None
         if config.inside:
             hidden, self.points = int(dim * mlp_ratio), config.points
-            self.inside = make_inside(dim, hidden, depth, self.points, make_adapter)
+            frozen = "frozen" in given
+            self.inside = make_inside(dim, hidden, blocks, self.points, make_adapter, frozen)
+        elif "tap_count" in given:
+            self.side = make_adapter(dim, tap_count=taps_of_a_block * len(blocks))
+        on_highway = make_adapter is not None and self.inside is None and self.side is None
+        own = list(blocks[:1] if config.shared else blocks) if on_highway else []
+
+        def make(block: nn.Module | None) -> nn.Module:
+            frozen = {"frozen": FrozenMatrix(block)} if "frozen" in given else {}
+            return make_adapter(dim, **frozen)
+
+        self.msa = nn.ModuleList(map(make, own if taps_of_a_block == 2 else []))
+        self.mlp = nn.ModuleList(map(make, own))
         self.form, self.shared = config.form, config.shared
         self.keep = keep
         # Not called "norm": the classification norm of published Swin files ends in "norm.weight",
@@ -56,6 +66,8 @@ class HighwayStage(nn.Module):
         beside the residual stream.
         """
         taps = _interleave(stage.msa, stage.mlp)
+        if self.side is not None:
+            return _at_least_float32(self.side(taps, h, stage.height, stage.width))
         adapters = _interleave(self.msa, self.mlp)
         if self.shared:
             adapters *= len(stage.mlp)
@@ -120,8 +132,9 @@ class Highway(nn.Module):
         h ← h + A_{s,l}(z_{s,l} + h)   for the taps of a stage in order, from h_s^in to h_s
 
     With ``shared``, the adapters A_{s,l} of a stage are one adapter A_s, and the state dict holds
-    it once. With ``placement="inside"`` the adapters stand inside the trunk, to which
-    :attr:`changes` goes, and h_s is zero.
+    it once. A side network computes h_s from h_s^in and all taps at once. With
+    ``placement="inside"`` the adapters stand inside the trunk, to which :attr:`changes` goes, and
+    h_s is zero.
 
     Args:
         dims: channels C_s of the trunk's stages.
@@ -135,13 +148,16 @@ class Highway(nn.Module):
             :data:`e3va.ops.saved_activation.FORMS`; None for plain modules and autograd, which
             also run adapters without a fast form.
         mlp_ratio: quotient of the widths of the trunk's MLPs and C_s, for adapters inside it.
+        blocks: the trunk's blocks of each stage, for adapters that modulate a frozen matrix of
+            theirs; None if there are none.
 
     Attributes:
         config: the complete config; its ``adapter`` is ``"(outside)"`` with ``make_adapter``.
         taps: the taps that the highway consumes; None without adapters.
 
     Raises:
-        UserError: a wrong setting, an unknown ``keep``, or a stage that the trunk lacks.
+        UserError: a wrong setting, an unknown ``keep``, a stage that the trunk lacks, or an adapter
+            kind that needs ``blocks`` without them.
     """
 
     def __init__(
@@ -154,6 +170,7 @@ class Highway(nn.Module):
         out_stages: Sequence[int] = (0, 1, 2, 3),
         keep: str | None = "half",
         mlp_ratio: float = 4.0,
+        blocks: Sequence[Sequence[nn.Module]] | None = None,
     ):
         super().__init__()
         if keep is not None:
@@ -168,9 +185,14 @@ class Highway(nn.Module):
             config = replace(config, adapter=OUTSIDE, options={})
         self.config = config.complete(dims[0])
         self.taps = config.taps if make_adapter and not config.inside else None
+        if blocks is None:
+            blocks = [[None] * depth for depth in depths]
+            if "frozen" in config.given:
+                kind = config.adapter
+                raise UserError(f"adapter {kind!r} without blocks: expected those of the trunk")
         # Stages after the last pyramid level would train nothing, so they are not built.
         self.stages = nn.ModuleList(
-            HighwayStage(dims[s], depths[s], config, make_adapter, s in out_stages, keep, mlp_ratio)
+            HighwayStage(dims[s], blocks[s], config, make_adapter, s in out_stages, keep, mlp_ratio)
             for s in range(max(out_stages) + 1)
         )
 

@@ -12,6 +12,8 @@ from ..utils.errors import UserError, check_choice
 
 # Names of a highway's own settings, which stand beside the options in one flat dict.
 SETTINGS = ("adapter", "form", "taps", "downsample", "shared", "placement", "train_trunk")
+# Arguments of a kind's module that are no options: the highway gives them, see AdapterKind.
+GIVEN = ("outputs", "tap_count", "frozen")
 _LARGEST = 1024  # A larger whole number is a mistake, or a file that would exhaust the memory.
 _EXPECTED = {bool: "true or false", float: "a finite number", str: "a text"}
 
@@ -31,15 +33,19 @@ class AdapterKind:
     Attributes:
         name: the name by which configs select the kind.
         module: a class or function ``(dim, **options) -> nn.Module``. The module maps a tap
-            [B, T, C], H and W to [B, T, C].
+            [B, T, C], H and W to [B, T, C]. One with an argument ``tap_count`` is a side network:
+            there is one for each stage, and it maps the list of all taps, h_s^in (None for zero), H
+            and W to h_s. One with an argument ``frozen`` is called with the
+            :class:`e3va.highway.frozen_matrix.FrozenMatrix` of its block.
         source: the paper that describes the adapter.
         defaults: the default of every option, or a function that computes it from C_0, the
             channels of the first stage.
         read_options: a function that reads the options off one adapter's state dict; None for
             options that then have their defaults.
         inside: where adapters stand with ``placement="inside"``: for some of :data:`POINTS` one of
-            :data:`SOURCES`. At ``"qkv"`` and ``"fc1"`` ``module`` is called with ``outputs``, the
-            width of the result.
+            :data:`SOURCES`; empty for a kind that cannot stand there. At ``"qkv"`` and ``"fc1"``
+            ``module`` is called with ``outputs``, the width of the result.
+        given: those of :data:`GIVEN` that ``module`` has.
     """
 
     name: str
@@ -48,6 +54,7 @@ class AdapterKind:
     defaults: Mapping[str, Any]
     read_options: Callable[[Mapping[str, Tensor]], dict[str, Any]] | None = None
     inside: Mapping[str, str] = field(default_factory=lambda: AFTER_SUBLAYERS)
+    given: tuple[str, ...] = ()
 
     def complete(self, options: Mapping[str, Any], embed_dim: int) -> dict[str, Any]:
         """Check the options, and return a value for every option of the kind."""
@@ -86,7 +93,7 @@ def register_adapter_kind(
 ) -> None:
     """Register an adapter kind; see :class:`AdapterKind` for the arguments.
 
-    The options are the arguments of ``module`` after the first one, except ``outputs``. Their
+    The options are the arguments of ``module`` after the first one, except :data:`GIVEN`. Their
     defaults are numbers, texts or truth values; ``defaults`` replaces those in the signature. A new
     file in ``e3va/highway/adapters`` that calls this function needs no change in another file::
 
@@ -100,7 +107,8 @@ def register_adapter_kind(
     if name in _KINDS:
         raise ValueError(f"adapter kind {name!r} is registered twice")
     _, *parameters = inspect.signature(module).parameters.values()
-    options = {p.name: p.default for p in parameters if p.name != "outputs"}
+    options = {p.name: p.default for p in parameters if p.name not in GIVEN}
+    given = tuple(p.name for p in parameters if p.name in GIVEN)
     for option in defaults or {}:
         if option not in options:
             raise ValueError(f"adapter kind {name!r}: {module} has no argument {option!r}")
@@ -117,7 +125,7 @@ def register_adapter_kind(
     for point, source_of_value in inside.items():
         if point not in POINTS or source_of_value not in SOURCES:
             raise ValueError(f"adapter kind {name!r}: inside {point!r}: {source_of_value!r}")
-    _KINDS[name] = AdapterKind(name, module, source, options, read_options, inside)
+    _KINDS[name] = AdapterKind(name, module, source, options, read_options, inside, given)
 
 
 def adapter_kinds() -> dict[str, AdapterKind]:

@@ -180,3 +180,11 @@ class PatchMerging(nn.Module):
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return torch.cat(corners, dim=-1).flatten(1, 2)
+
+
+def init_linear(module: nn.Module) -> None:
+    """Give a linear layer the start of Swins, a normal distribution with deviation 0.02."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

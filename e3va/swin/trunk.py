@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..utils.errors import UserError, check_choice
 from . import fast_trunk
-from .modules import PATCH, PatchEmbed, PatchMerging, SwinBlock, unchanged
+from .modules import PATCH, PatchEmbed, PatchMerging, SwinBlock, init_linear, unchanged
 from .precision import PRECISIONS, compute_dtype
 from .presets import SwinPreset, get_preset
 from .windows import shift_mask
@@ -136,7 +136,7 @@ class SwinTrunk(nn.Module):
             self.absolute_pos_embed = nn.Parameter(nn.init.trunc_normal_(grid, std=0.02))
         stages = range(len(self.preset.depths))
         self.layers = nn.ModuleList(SwinStage(self.preset, index) for index in stages)
-        self.apply(_init_linear)
+        self.apply(init_linear)
         if frozen:
             self.requires_grad_(False)
             self.eval()
@@ -245,10 +245,3 @@ class SwinTrunk(nn.Module):
 
 def _call(function, *args):
     return function(*args)
-
-
-def _init_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

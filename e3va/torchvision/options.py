@@ -80,13 +80,14 @@ def without_effect(given: Mapping[str, Any], highway: HighwayConfig) -> Iterator
         yield _note("--trunk-precision", "adapters inside the trunk compute in the --precision")
     if highway.adapter is None and "adapter_lr" in given:
         yield _note("--adapter-lr", f"the recipe {highway.recipe} has no adapters")
-    if highway.adapter is None or highway.inside:
-        changes, names = given.get("highway") or {}, {"form", "taps", "downsample", "shared"}
+    reason = f"the adapter kind {highway.adapter} is a side network"
+    if highway.adapter is None:
+        reason = f"the recipe {highway.recipe} has no adapters"
+    elif highway.inside:
         reason = "the adapters stand inside the trunk"
-        if highway.adapter is None:
-            names, reason = names | {"placement"}, f"the recipe {highway.recipe} has no adapters"
-        for name in names & changes.keys():
-            yield _note(f"--highway {name}={changes[name]}", reason)
+    for name, value in (given.get("highway") or {}).items():
+        if name in highway.without_effect:
+            yield _note(f"--highway {name}={value}", reason)
     if given.get("labels"):
         for name in {*READING, "max_detections"} - {"skip_missing"} & given.keys():
             yield _note(_flag(name), "label maps have no objects")

@@ -110,6 +110,7 @@ def test_the_adapters_of_a_pair_train_about_the_same_share(accuracy):
             found = share(E3VABackbone(preset, fitted.highway))
         assert 0.0085 < found <= 0.015 or method.ranked is None, name
         assert method.rank(preset) == fitted.highway.get("rank")
+    assert "mona inside" in pairs and "ladder inside" not in pairs
     model = bottom_up(accuracy, "mona inside")
     assert model.backbone.bottom_up.highway.config.inside
 

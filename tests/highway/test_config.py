@@ -173,7 +173,8 @@ def test_a_highway_of_another_type_is_refused(wrong):
 def small_options(adapter: str | None) -> dict:
     """Return options with which an adapter of the kind fits the 8 channels of ``TINY``."""
     defaults = adapter_kinds()[adapter].defaults if adapter else ()
-    return {"rank": 8} if "rank" in defaults else {}
+    sizes = {"rank": 8, "reduction": 2}
+    return {name: sizes[name] for name in sizes.keys() & defaults}
 
 
 @pytest.mark.parametrize("adapter", [*adapter_kinds(), None])
@@ -281,7 +282,9 @@ def test_a_new_highway_of_every_kind_adds_nothing():
         config = {"adapter": adapter, "form": form, "taps": "residual"} | small_options(adapter)
         if "zero_start" in adapter_kinds()[adapter].defaults:
             config["zero_start"] = True
-        outputs = Highway(TINY.dims, TINY.depths, config)(stages, trunk.patch_mergings)
+        blocks = [layer.blocks for layer in trunk.layers]
+        highway = Highway(TINY.dims, TINY.depths, config, blocks=blocks)
+        outputs = highway(stages, trunk.patch_mergings)
         for out, stage in zip(outputs, stages, strict=True):
             expected = nn.functional.layer_norm(stage.out, stage.out.shape[-1:])
             assert torch.equal(out.flatten(2).transpose(1, 2), expected)

@@ -14,7 +14,10 @@ from e3va.highway.registry import adapter_kinds, register_adapter_kind
 from e3va.swin.presets import SwinPreset
 from e3va.swin.windows import shift_mask
 
+from .test_published_adapters import smoa_change
+
 TINY = SwinPreset(embed_dim=8, depths=(2, 1), num_heads=(2, 2), window=3, mlp_ratio=2.0)
+INSIDE = [name for name, kind in adapter_kinds().items() if kind.inside]
 IMAGES = torch.rand(2, 3, 41, 30, generator=torch.Generator().manual_seed(0))
 
 
@@ -118,16 +121,20 @@ def test_adapters_stand_where_their_papers_put_them(kind):
         torch.testing.assert_close(one, two)
 
 
-def test_lora_equals_a_change_of_the_weights():
-    backbone = backbone_with("lora", rank=3, alpha=6.0)
+@pytest.mark.parametrize("kind", ["lora", "smoa"])
+def test_beside_a_matrix_stands_a_change_of_it(kind):
+    backbone = backbone_with(kind, rank=3, alpha=6.0)
     merged = E3VABackbone(TINY, "frozen", memory="plain", out_features=("p0", "p1")).double()
     merged.trunk.load_state_dict(backbone.trunk.state_dict())
     with torch.no_grad():
         for layer, stage in zip(merged.trunk.layers, backbone.highway.stages, strict=True):
             for block, adapters in zip(layer.blocks, stage.inside, strict=True):
                 for linear, point in ((block.attn.qkv, "qkv"), (block.mlp.fc1, "fc1")):
-                    lora = adapters[point]
-                    linear.weight += 2 * lora.lora_B.weight @ lora.lora_A.weight
+                    own = adapters[point]
+                    if kind == "smoa":
+                        linear.weight += 2 * smoa_change(own, linear.weight.clone())
+                    else:
+                        linear.weight += 2 * own.lora_B.weight @ own.lora_A.weight
     ours, theirs = backbone(IMAGES.double()), merged(IMAGES.double())
     for one, two in zip(ours.values(), theirs.values(), strict=True):
         torch.testing.assert_close(one, two)
@@ -158,7 +165,7 @@ def test_lora_is_that_of_peft():
         torch.testing.assert_close(ours.grad, other.grad)
 
 
-@pytest.mark.parametrize("kind", adapter_kinds())
+@pytest.mark.parametrize("kind", INSIDE)
 def test_only_the_highway_gets_gradients_and_the_trunk_does_not_change(kind):
     backbone = backbone_with(kind)
     before = copy.deepcopy(backbone.trunk.state_dict())
@@ -174,7 +181,7 @@ def test_only_the_highway_gets_gradients_and_the_trunk_does_not_change(kind):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("kind", adapter_kinds())
+@pytest.mark.parametrize("kind", INSIDE)
 def test_a_new_backbone_is_the_plain_trunk(kind):
     zero = {"zero_start": True} if "zero_start" in adapter_kinds()[kind].defaults else {}
     backbone = backbone_with(kind, std=0, **zero)
@@ -220,7 +227,7 @@ def test_every_memory_mode_computes_the_same(memory):
         sum(out.sum() for out in backbone(IMAGES).values()).backward()
 
 
-@pytest.mark.parametrize("kind", adapter_kinds())
+@pytest.mark.parametrize("kind", INSIDE)
 def test_adapter_files_and_tensors_give_the_config_back(kind, tmp_path):
     config = {"adapter": kind, "placement": "inside"}
     backbone = E3VABackbone("swin_mini", config)

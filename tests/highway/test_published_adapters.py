@@ -1,12 +1,13 @@
 """Published adapters equal their equations and, where a checkout is present, their authors' code.
 
 The environment variable AUTHORS_CODE names a folder of checkouts: ``mona``, ``CoLin``,
-``AdaptFormer`` and ``Conv-Adapter``.
+``AdaptFormer``, ``Conv-Adapter`` and ``DTL``.
 """
 
 import ast
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from e3va import E3VABackbone, UserError
+from e3va.highway.frozen_matrix import FrozenMatrix
 from e3va.highway.registry import get_adapter_kind
+from e3va.swin.modules import SwinBlock
 
 HEIGHT, WIDTH = 5, 7
 
@@ -23,6 +26,8 @@ HEIGHT, WIDTH = 5, 7
 def adapter(name: str, dim: int, **options) -> nn.Module:
     """Make an adapter in float64 whose parameters are all random."""
     torch.manual_seed(0)
+    if "frozen" in get_adapter_kind(name).given:
+        options["frozen"] = FrozenMatrix(SwinBlock(dim, 2, 3, 0, 2.0).double())
     module = get_adapter_kind(name).module(dim, **options).double().eval()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -95,6 +100,38 @@ def conv_adapter(m, z):
     return m.alpha * (inner @ m.pointwise.weight[:, :, 0, 0].t() + m.pointwise.bias)
 
 
+def conv_adapter_older(m, z):
+    inner = gelu(as_map(z @ m.narrow.weight[:, :, 0, 0].t() + m.narrow.bias))
+    inner = convolve(inner, m.conv.weight, m.conv.bias).flatten(1, 2)
+    return m.alpha * gelu(inner @ m.pointwise.weight[:, :, 0, 0].t() + m.pointwise.bias)
+
+
+def spectral_order(matrix):
+    """Order the rows of a matrix by the mean index of the singular values that make them up."""
+    left, values, _ = torch.linalg.svd(matrix.float(), full_matrices=False)
+    means = []
+    for row in left:
+        energies = [(u * s).item() ** 2 for u, s in zip(row, values, strict=True)]
+        means.append(sum(j * e for j, e in enumerate(energies)) / sum(energies))
+    return sorted(range(len(means)), key=means.__getitem__)
+
+
+def smoa_change(m, matrix):
+    """Compute ΔM of SMoA, element by element."""
+    delta = torch.zeros_like(matrix)
+    rows = torch.tensor(spectral_order(matrix)).tensor_split(len(m.lora_A))
+    columns = torch.tensor(spectral_order(matrix.t())).tensor_split(len(m.lora_A))
+    for a, b, row_part, column_part in zip(m.lora_A, m.lora_B, rows, columns, strict=True):
+        for i, row in enumerate(row_part):
+            for j, column in enumerate(column_part):
+                delta[row, column] = (b[i] * a[:, j]).sum() * matrix[row, column]
+    return delta
+
+
+def smoa(m, z):
+    return 6 / 5 * z @ smoa_change(m, m.frozen.block.attn.proj.weight.detach()).t()
+
+
 def krona(m, z):
     return 0.5 * z @ torch.kron(m.a, m.b) + m.residual_scale * z
 
@@ -145,6 +182,8 @@ EQUATIONS = [
     ("lorand", {"rank": 3, "branches": 2, "reduction": 3}, lorand),
     ("colin", {"rank": 3, "hidden": 5, "branches": 2, "orthogonality": 0.0}, colin),
     ("conv_adapter", {"reduction": 3, "kernel": 5}, conv_adapter),
+    ("conv_adapter", {"reduction": 3, "kernel": 5, "pointwise_first": True}, conv_adapter_older),
+    ("smoa", {"rank": 5, "blocks": 3, "alpha": 6.0}, smoa),
     ("krona", {"rows": 3, "columns": 2, "scale": 0.5, "residual": True}, krona),
 ]
 
@@ -188,10 +227,12 @@ def test_colin_is_drawn_towards_orthonormality():
 ZERO_START = ("mona", "lorand", "colin", "conv_adapter")
 
 
-@pytest.mark.parametrize("name", [name for name, *_ in EQUATIONS])
+@pytest.mark.parametrize("name", sorted({name for name, *_ in EQUATIONS}))
 def test_a_new_adapter_adds_nothing_where_it_should_and_can_learn(name):
     torch.manual_seed(0)
     module, z = get_adapter_kind(name).module, torch.randn(1, HEIGHT * WIDTH, 48)
+    if "frozen" in get_adapter_kind(name).given:
+        module = partial(module, frozen=FrozenMatrix(SwinBlock(48, 2, 3, 0, 2.0)))
     if name in ZERO_START:
         assert module(48)(z, HEIGHT, WIDTH).abs().max() > 0  # as published
     options = {"zero_start": True} if name in ZERO_START else {}
@@ -253,6 +294,17 @@ def test_krona_keeps_only_maps_of_its_input_width():
         ({"adapter": "conv_adapter", "reduction": 5}, ["reduction 5", "16 channels"]),
         ({"adapter": "conv_adapter", "kernel": 4}, ["kernel 4"]),
         ({"adapter": "mona", "rank": 0}, ["rank=0"]),
+        ({"adapter": "lora", "rank": 17}, ["rank 17", "at most 16"]),
+        ({"adapter": "smoa", "rank": 17}, ["rank 17", "at most 16"]),
+        ({"adapter": "smoa", "blocks": 9}, ["blocks 9", "rank 8"]),
+        ({"adapter": "smoa", "shared": True}, ["'smoa'", "shared true"]),
+        ({"adapter": "dtl", "rank": 17}, ["rank 17", "at most 16"]),
+        ({"adapter": "dtl", "kernel": 4}, ["kernel 4"]),
+        ({"adapter": "dtl", "placement": "inside"}, ["'dtl'", "cannot stand inside", "mona"]),
+        ({"adapter": "ladder", "placement": "inside"}, ["'ladder'", "cannot stand inside"]),
+        ({"adapter": "ladder", "reduction": 3}, ["reduction 3", "16 channels"]),
+        ({"adapter": "ladder", "reduction": 16}, ["reduction 16", "at most 8"]),
+        ({"adapter": "ladder", "window": 1}, ["window 1"]),
         ({"adapter": "mea", "rank": 6}, ["groups 2", "rank 6"]),
         ({"adapter": "lora", "outputs": 9}, ["'outputs'", "'lora'"]),
         ({"adapter": "mona", "dropout": 1.5}, ["dropout 1.5"]),
@@ -270,15 +322,16 @@ def test_wrong_options_are_refused_in_one_line(settings, values):
 # --- the authors' own code
 
 
-def authors(path: str, *names: str) -> list:
-    """Return classes of a file in a checkout, without the file's imports."""
+def authors(path: str, *names: str, all_helpers: bool = True) -> list:
+    """Return classes and functions of a file in a checkout, without the file's imports."""
     root = os.environ.get("AUTHORS_CODE")
     if root is None or not (Path(root) / path).is_file():
         pytest.skip(f"no {path}: AUTHORS_CODE names no folder with this checkout")
     wanted = [
         node
         for node in ast.parse((Path(root) / path).read_text()).body
-        if isinstance(node, ast.Assign | ast.FunctionDef) or getattr(node, "name", "") in names
+        if getattr(node, "name", "") in names
+        or (all_helpers and isinstance(node, ast.Assign | ast.FunctionDef))
     ]
     scope = {"torch": torch, "nn": nn, "F": F, "math": math, "init": nn.init}
     scope |= {"BaseModule": nn.Module, "Tensor": torch.Tensor, "Parameter": nn.Parameter}
@@ -369,6 +422,47 @@ def test_conv_adapter_is_the_authors():
         return m(z.transpose(1, 2).unflatten(2, (HEIGHT, WIDTH))).flatten(2).transpose(1, 2)
 
     compare(ours, theirs, pairs, call, skip=False)
+
+
+def test_older_conv_adapter_is_the_authors():
+    (theirs,) = authors("Conv-Adapter/models/tuning_modules/conv_adapter.py", "ConvAdapterDesign1")
+    ours = adapter("conv_adapter", 64, pointwise_first=True)
+    nn.init.ones_(ours.alpha)  # theirs is a constant
+    theirs = theirs(64, 64, 8, kernel_size=7, padding=3, groups=8, act_layer=nn.GELU)
+    layers = (ours.narrow, theirs.conv1), (ours.conv, theirs.conv2), (ours.pointwise, theirs.conv3)
+    pairs = [(a, b) for x, y in layers for a, b in ((x.weight, y.weight), (x.bias, y.bias))]
+
+    def call(m, z):
+        return m(z.transpose(1, 2).unflatten(2, (HEIGHT, WIDTH))).flatten(2).transpose(1, 2)
+
+    compare(ours, theirs, pairs, call, skip=False)
+
+
+@pytest.mark.parametrize("kernel", [0, 5])
+def test_dtl_is_the_authors(kernel):
+    lora, swish = authors("DTL/models/swin_transformer.py", "LoRALayer", "swish", all_helpers=False)
+    ours = adapter("dtl", 64, tap_count=3, kernel=kernel)
+    theirs = nn.ModuleList(lora(64, 64, 4) for _ in range(3))
+    pairs = [
+        (own.weight, other)
+        for down, up, layer in zip(ours.down, ours.up, theirs, strict=True)
+        for own, other in ((down, layer.lora_A), (up, layer.lora_B))
+    ]
+    if kernel:
+        fusion = nn.Conv2d(64, 64, kernel, padding="same", groups=64, bias=None)
+        pairs.append((ours.conv.weight, fusion.weight))
+        theirs.append(fusion.double())
+
+    def call(m, z):
+        total = sum(layer(z * (tap + 1)) for tap, layer in enumerate(m[:3]))
+        total = swish(total, 100.0).transpose(1, 2).unflatten(2, (HEIGHT, WIDTH))
+        return (m[3](total) if kernel else total).flatten(2).transpose(1, 2)
+
+    def own(z, height, width):
+        return ours([z, 2 * z, 3 * z], None, height, width)
+
+    own.parameters = ours.parameters
+    compare(own, theirs, pairs, call, skip=False)
 
 
 def test_lorand_is_the_authors():

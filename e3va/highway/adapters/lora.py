@@ -26,7 +26,7 @@ class LoRAAdapter(nn.Module):
 
     def __init__(self, dim: int, rank: int = 8, alpha: float = 0.0, outputs: int = 0):
         super().__init__()
-        check_rank(rank)
+        check_rank(rank, dim)
         self.scale = (alpha or rank) / rank
         self.lora_A = nn.Linear(dim, rank, bias=False)
         self.lora_B = nn.Linear(rank, outputs or dim, bias=False)
