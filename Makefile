@@ -1,14 +1,16 @@
 # make demo: set up a virtual environment and run the demonstration.
 # make test: set up a virtual environment and run lint and all tests.
 # make lint: run only lint.
+# make gpu: check and measure everything on a CUDA card, in ten minutes.
 #
-# Both need Python 3.11 or later and a package index. Detectron2 is on no package index. "make test"
+# They need Python 3.11 or later and a package index. Detectron2 is on no package index. "make test"
 # installs the wheel of it that lies in the folder WHEELS; without one, its tests are skipped.
 
 PYTHON ?= python3
 VENV ?= .venv
 WHEELS ?= $(HOME)/.cache/e3va/wheels
 OUTPUT ?= output/demo
+GPU_OUTPUT ?= output/gpu
 STEPS ?=
 WORKERS ?= 2
 
@@ -17,7 +19,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 DETECTRON2 := $(wildcard $(WHEELS)/detectron2-*.whl)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint gpu clean
 
 $(BIN)/python:
 	@echo "installing into $(VENV); torch is large, so this takes a minute or more"
@@ -44,6 +46,9 @@ lint: $(VENV)/.ready-to-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+gpu: $(VENV)/.ready-to-test
+	$(BIN)/python benchmarks/gpu --output $(GPU_OUTPUT)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info output/demo

@@ -5,12 +5,13 @@
 All run under no_grad on one image, in turn, so that a noisy machine disturbs them alike; ratios are
 taken within each round. ``plain`` is this project's trunk with its plain modules. timm's Swin has
 its weights in the given precision. Detectron2's Swin, which does not accept half-precision weights,
-and ``plain`` run under autocast. Detectron2 is skipped if it is not installed. ``reached`` is the
-trunk's rate of arithmetic divided by the machine's rate, which is measured with a large product of
-square matrices in the same precision.
+and ``plain`` run under autocast. timm and Detectron2 are skipped if they are not installed.
+``reached`` is the trunk's rate of arithmetic divided by the machine's rate, which is measured with
+a large product of square matrices in the same precision.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -28,7 +29,6 @@ from e3va import PRESETS, SwinTrunk, UserError
 from e3va.cli.arguments import pick_device, whole
 from e3va.torchvision.trainer import make_folder
 from e3va.utils.atomic import atomic_open
-from e3va.utils.optional import require
 
 Forward = Callable[[], object]
 
@@ -41,7 +41,6 @@ def read(trunk: SwinTrunk, images: torch.Tensor) -> None:
 
 def contestants(preset: str, precision: str, images: torch.Tensor) -> dict[str, Forward]:
     """Return the forward passes by name."""
-    timm = require("timm.models.swin_transformer", "the comparison")
     dtype, device = limits.DTYPES[precision], images.device
     fast = SwinTrunk(preset, precision=precision).to(device, dtype)
     plain = SwinTrunk(preset, fast=False).to(device)
@@ -52,8 +51,6 @@ def contestants(preset: str, precision: str, images: torch.Tensor) -> dict[str, 
         "window_size": fast.preset.window,
         "drop_path_rate": 0.0,
     }
-    theirs = timm.SwinTransformer(img_size=tuple(images.shape[2:]), always_partition=True, **size)
-    theirs = theirs.to(device, dtype).eval()
     inputs, mixed = images.to(dtype), precision != "fp32"
 
     def autocast(run: Forward) -> Forward:
@@ -63,17 +60,20 @@ def contestants(preset: str, precision: str, images: torch.Tensor) -> dict[str, 
 
         return forward
 
-    found = {
-        "fast": lambda: read(fast, images),
-        "plain": autocast(lambda: read(plain, images)),
-        "timm": lambda: theirs.forward_intermediates(inputs, intermediates_only=True, norm=False),
-    }
-    try:
+    found = {"fast": lambda: read(fast, images), "plain": autocast(lambda: read(plain, images))}
+    with contextlib.suppress(ModuleNotFoundError):
+        from timm.models.swin_transformer import SwinTransformer
+
+        shape = {"img_size": tuple(images.shape[2:]), "always_partition": True}
+        timm = SwinTransformer(**shape, **size).to(device, dtype).eval()
+        options = {"intermediates_only": True, "norm": False}
+        found["timm"] = lambda: timm.forward_intermediates(inputs, **options)
+    with contextlib.suppress(ModuleNotFoundError):
         from detectron2.modeling import SwinTransformer
-    except ModuleNotFoundError:
-        return found
-    detectron2 = SwinTransformer(**size).to(device).eval()
-    return {**found, "detectron2": autocast(lambda: detectron2(images))}
+
+        detectron2 = SwinTransformer(**size).to(device).eval()
+        found["detectron2"] = autocast(lambda: detectron2(images))
+    return found
 
 
 def measure(preset: str, precision: str, images: torch.Tensor, rounds: int) -> dict:

@@ -104,6 +104,15 @@ class Bench:
         self._rest()
         return {"peak_bytes": peak.bytes, "resident_bytes": resident}
 
+    def warm_up(self) -> None:
+        """Take two steps that are not timed; in the second, the optimizer has its state."""
+        self._wake()
+        try:
+            for _ in range(2):
+                self._step(divide=False)
+        finally:
+            self._rest()
+
     def round(self) -> dict[str, Any]:
         """Measure the seconds of one step, and of its parts.
 
