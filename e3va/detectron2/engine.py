@@ -1,8 +1,10 @@
 """Train and evaluate a LazyConfig: what the project's training script runs."""
 
+import contextlib
 import logging
 import os
 from argparse import Namespace
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from ..data.split import shared_note
 from ..data.workers import WorkerBatches
 from ..utils.allocator import keep_freed_memory
 from ..utils.errors import UserError
+from ..utils.lock import FolderLock
 from ..utils.paths import check_tensorboard_folder
 from ..utils.terminal import escape_unprintable
 from .checkpoint import HighwayCheckpointer, find_weights
@@ -55,8 +58,27 @@ def run(args: Namespace) -> None:
             raise UserError("--config-file is not given: expected a path or a config's name")
         args.config_file = str(find_config(args.config_file))
         cfg = load_config(args.config_file, args.opts)
-        prepare(cfg, resume=args.resume, eval_only=args.eval_only)
-        launch(_work, (cfg, args), args, cfg.train.device)
+        folder = cfg.get("train", {}).get("output_dir", "")
+        with contextlib.ExitStack() as held:
+            exists = os.path.isdir(folder)  # a wrong command must not create it
+            if exists:
+                held.enter_context(_sole_use(folder, args))
+            prepare(cfg, resume=args.resume, eval_only=args.eval_only)
+            if not exists:
+                held.enter_context(_sole_use(folder, args))
+            launch(_work, (cfg, args), args, cfg.train.device)
+
+
+@contextlib.contextmanager
+def _sole_use(folder: str, args: Namespace) -> Iterator[None]:
+    """Hold the lock of a training's folder in the process that starts first of all."""
+    first = os.environ.get("RANK", "0") == "0" and args.machine_rank == 0
+    lock = FolderLock(folder) if first and not args.eval_only else None
+    try:
+        yield
+    finally:
+        if lock:
+            lock.release()
 
 
 def prepare(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False) -> DictConfig:

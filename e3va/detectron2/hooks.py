@@ -14,6 +14,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, get_event_storage
 
 from ..adapter_files.files import CONFIG_FILE, MODEL_FILE, save_adapter
+from ..utils.atomic import WriteError, writing
 from ..utils.errors import UserError
 from ..utils.measure import MIB, count_parameters, parameter_table, peak_memory
 from ..weights.origin import UNKNOWN
@@ -67,12 +68,13 @@ class MetricWriter(JSONWriter):
         for name, (value, step) in newest.items():
             if step > self._last_write:
                 lines[step][name] = value if math.isfinite(value) else None
-        for step in sorted(lines):
-            line = json.dumps({**lines[step], "iteration": step}, sort_keys=True)
-            self._file_handle.write(line + "\n")
-            self._last_write = step
-        self._file_handle.flush()
-        os.fsync(self._file_handle.fileno())
+        with writing(self._file_handle.name):
+            for step in sorted(lines):
+                line = json.dumps({**lines[step], "iteration": step}, sort_keys=True)
+                self._file_handle.write(line + "\n")
+                self._last_write = step
+            self._file_handle.flush()
+            os.fsync(self._file_handle.fileno())
 
 
 class AdapterWriter(HookBase):
@@ -106,6 +108,8 @@ class AdapterWriter(HookBase):
         self.scores = {}  # those of an earlier step are not this model's
         try:
             self._write()
+        except WriteError:
+            raise
         except UserError as error:  # the training is complete, and its checkpoint is saved
             logger.info("No adapter files: %s; model_final.pth is the whole model", error.line)
             self._steps = None

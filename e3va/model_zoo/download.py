@@ -15,6 +15,7 @@ from urllib.parse import urljoin
 
 from iopath.common.file_io import file_lock
 
+from ..utils.atomic import WriteError
 from ..utils.errors import UserError
 from ..utils.optional import require
 
@@ -33,10 +34,11 @@ def writing(path: Path) -> Iterator[None]:
     """Turn the operating system's error into a UserError of one line."""
     try:
         yield
-    except OSError as error:
+    except (OSError, WriteError) as error:
+        reason = error.reason if isinstance(error, WriteError) else error.strerror or error
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): free some space, get write "
-            "permission, or set FVCORE_CACHE to another folder"
+            f"{path} cannot be written ({reason}): free some space, get write permission, or set "
+            "FVCORE_CACHE to another folder"
         ) from None
 
 

@@ -17,8 +17,9 @@ from ..adapter_files.files import MODEL_FILE as ADAPTER
 from ..adapter_files.files import recorded_origin, save_adapter
 from ..data.stream import BatchStream, SeededDataset, stream_batches
 from ..utils.allocator import keep_freed_memory
-from ..utils.atomic import atomic_open, make_folder, save_atomically
+from ..utils.atomic import atomic_open, make_folder, save_atomically, writing
 from ..utils.errors import UserError
+from ..utils.lock import FolderLock
 from ..utils.measure import MIB, count_parameters, parameter_table, peak_memory
 from ..utils.progress import Progress
 from ..utils.seeding import seed_everything
@@ -68,7 +69,7 @@ class Trainer:
         self.optimizer_step = OptimizerStep(
             self.optimizer, self.device, settings.precision, settings.clip_norm
         )
-        make_folder(self.folder)
+        self.lock = FolderLock(make_folder(self.folder))
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule = rate_schedule(settings.steps)
         self.step = 0
@@ -83,6 +84,12 @@ class Trainer:
         every evaluation. The model is written before the last evaluation too, and then once more
         with its scores.
         """
+        try:
+            self._train()
+        finally:
+            self.lock.release()
+
+    def _train(self) -> None:
         last = self.settings.steps
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -173,7 +180,8 @@ class Trainer:
             self._evaluate()
 
     def _log(self, values: dict[str, float | None]) -> None:
-        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+        path = self.folder / METRICS
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, **values}) + "\n")
         if self.tensorboard:
             for name, value in values.items():
