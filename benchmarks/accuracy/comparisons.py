@@ -86,7 +86,7 @@ def search(args: Namespace) -> Plan:
 
 
 def _first_run(args: Namespace, task: str, method: str, rate: float) -> Run:
-    steps = STEPS[task] * (10 if args.large else 1)
+    steps = STEPS[task] * args.times
     return Run(task, method, rate, 0, steps, trunk=args.trunk, precision=args.precision)
 
 

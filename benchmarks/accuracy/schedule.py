@@ -81,7 +81,11 @@ def parse(doc: str) -> argparse.Namespace:
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of all trainings")
     parser.add_argument(
-        "--large", action="store_true", help="ten times the steps, for a GPU and a large --trunk"
+        "--times",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="so many times the steps of each task (default: 1; 10 for a large --trunk on a GPU)",
     )
     parser.add_argument("--device", help="default: cuda where there is one")
     parser.add_argument(
@@ -277,13 +281,13 @@ def _run_all(schedule: Schedule, args: argparse.Namespace, first: Plan, clock: "
 
 
 def check_setting(args: argparse.Namespace, weights: str) -> None:
-    """Check that the output folder holds no runs with another trunk, precision or ``--large``.
+    """Check that the output folder holds no runs with another trunk, precision or ``--times``.
 
     Raises:
         UserError: the folder holds such runs.
     """
     path = args.output / "setting.json"
-    setting = {"trunk": weights, "large": args.large, "precision": args.precision}
+    setting = {"trunk": weights, "times": args.times, "precision": args.precision}
     before = json.loads(path.read_text()) if path.is_file() else setting
     other = [name for name in setting if before.get(name) != setting[name]]
     if other:

@@ -12,7 +12,6 @@ from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.events import TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -29,7 +28,14 @@ from .checks import is_device
 from .config import find_config, load_config
 from .describe import describe_config, output_classes
 from .distributed import share_model
-from .hooks import AdapterWriter, MetricPrinter, MetricWriter, PeakMemory, TrainedPartsReport
+from .hooks import (
+    AdapterWriter,
+    EventWriter,
+    MetricPrinter,
+    MetricWriter,
+    PeakMemory,
+    TrainedPartsReport,
+)
 from .launch import launch, one_message
 from .masks import masks_on_demand
 from .own_data import (
@@ -214,7 +220,7 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
         return trainer, checkpointer
     saving = hooks.PeriodicCheckpointer(checkpointer, **train_cfg.checkpointer)
     metrics = MetricWriter(os.path.join(folder, "metrics.json"))
-    writers = [MetricPrinter(train_cfg.max_iter), metrics, TensorboardXWriter(folder)]
+    writers = [MetricPrinter(train_cfg.max_iter), metrics, EventWriter(folder)]
     writing = hooks.PeriodicWriter(writers, period=train_cfg.log_period)
     # What a training leaves is written before it is scored, which may fail.
     last = [saving, adapter, evaluation, writing]

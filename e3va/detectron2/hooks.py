@@ -11,11 +11,17 @@ from typing import Any
 import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, get_event_storage
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
 
 from ..adapter_files.files import CONFIG_FILE, MODEL_FILE, save_adapter
 from ..utils.atomic import WriteError, writing
 from ..utils.errors import UserError
+from ..utils.events import writing_events
 from ..utils.measure import MIB, count_parameters, parameter_table, peak_memory
 from ..weights.origin import UNKNOWN
 from .backbone import model_parts
@@ -75,6 +81,24 @@ class MetricWriter(JSONWriter):
                 self._last_write = step
             self._file_handle.flush()
             os.fsync(self._file_handle.fileno())
+
+
+class EventWriter(TensorboardXWriter):
+    """Detectron2's writer of TensorBoard's files, whose thread may find the folder full or gone."""
+
+    def __init__(self, folder: str | os.PathLike):
+        super().__init__(str(folder))
+        self._folder = folder
+
+    def write(self) -> None:
+        """Write what is new since the last call."""
+        with writing_events(self._folder):
+            super().write()
+
+    def close(self) -> None:
+        """Write the rest."""
+        with writing_events(self._folder):
+            super().close()
 
 
 class AdapterWriter(HookBase):

@@ -19,6 +19,7 @@ from ..data.stream import BatchStream, SeededDataset, stream_batches
 from ..utils.allocator import keep_freed_memory
 from ..utils.atomic import atomic_open, make_folder, save_atomically, writing
 from ..utils.errors import UserError
+from ..utils.events import writing_events
 from ..utils.lock import FolderLock
 from ..utils.measure import MIB, count_parameters, parameter_table, peak_memory
 from ..utils.progress import Progress
@@ -184,10 +185,11 @@ class Trainer:
         with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, **values}) + "\n")
         if self.tensorboard:
-            for name, value in values.items():
-                if value is not None:
-                    self.tensorboard.add_scalar(name, value, self.step)
-            self.tensorboard.flush()
+            with writing_events(self.folder):
+                for name, value in values.items():
+                    if value is not None:
+                        self.tensorboard.add_scalar(name, value, self.step)
+                self.tensorboard.flush()
 
     def _evaluate(self) -> None:
         self.scores = self.evaluate()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from math import floor
 
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from .masks import RunLengthMasks, encode_masks, nearest_places, paste_masks
 
 UNPASTED = "unpasted_masks"  # entry of a detector's output: masks inside the boxes
+# Each thread has its own, because threads may share a model.
+_unpasted = ContextVar("unpasted", default=False)
 
 
 class Transform(GeneralizedRCNNTransform):
@@ -20,8 +23,6 @@ class Transform(GeneralizedRCNNTransform):
     pixel. The ``masks`` of a target may be :class:`RunLengthMasks`. In a block of
     :func:`unpasted_masks`, detections have masks inside their boxes instead of full masks.
     """
-
-    pastes = True
 
     def normalize(self, image: Tensor) -> Tensor:
         """Subtract the mean and divide by the standard deviation, with one copy of the image."""
@@ -54,7 +55,7 @@ class Transform(GeneralizedRCNNTransform):
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
         """Return detections for the images' own sizes; see torchvision's transform."""
-        if not self.pastes and not self.training:
+        if _unpasted.get() and not self.training:
             for found in result:
                 if "masks" in found:
                     found[UNPASTED] = found.pop("masks")
@@ -73,20 +74,16 @@ def _resize_masks(masks: Tensor | RunLengthMasks, size: tuple[int, int]) -> Tens
 
 
 @contextmanager
-def unpasted_masks(model: nn.Module) -> Iterator[None]:
-    """Let a model return masks inside boxes, ``unpasted_masks`` [N, 1, side, side], in the block.
+def unpasted_masks() -> Iterator[None]:
+    """Let models return masks inside boxes, ``unpasted_masks`` [N, 1, side, side], in the block.
 
     A model without a :class:`Transform` does not change.
     """
-    transform = getattr(model, "transform", None)
-    if not isinstance(transform, Transform):
-        yield
-        return
-    transform.pastes = False
+    token = _unpasted.set(True)
     try:
         yield
     finally:
-        del transform.pastes
+        _unpasted.reset(token)
 
 
 def detect(model: nn.Module, image: Tensor, threshold: float = 0.0) -> dict[str, Tensor]:
@@ -95,7 +92,7 @@ def detect(model: nn.Module, image: Tensor, threshold: float = 0.0) -> dict[str,
     Detections with a score of at least ``threshold`` stay; their masks are
     :class:`RunLengthMasks` of the image's size, pasted and encoded one at a time.
     """
-    with unpasted_masks(model):
+    with unpasted_masks():
         found = model([image])[0]
     if "scores" in found:
         kept = found["scores"] >= threshold

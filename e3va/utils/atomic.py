@@ -50,7 +50,9 @@ def writing(path: str | os.PathLike, needed: int = 0) -> Iterator[None]:
 
 def _is_in(error: OSError, path: str | os.PathLike) -> bool:
     """Return whether an error is about a file in the folder of ``path``, or about no file."""
-    return error.filename is None or Path(error.filename).parent == Path(path).parent
+    if error.filename is None:
+        return True
+    return Path(os.fsdecode(error.filename)).parent == Path(path).parent
 
 
 def _reason(error: OSError, path: str | os.PathLike, needed: int) -> str:

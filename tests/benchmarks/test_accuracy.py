@@ -322,7 +322,7 @@ def test_a_rate_is_tried_beyond_the_best_one_at_an_end(accuracy):
 
 def test_the_search_is_on_some_tasks_and_the_comparison_on_all(accuracy):
     tasks = ["nuts", "land", "cells"]
-    common = {"large": False, "trunk": "", "precision": "fp32", "rates": None, "rates_of": None}
+    common = {"times": 1, "trunk": "", "precision": "fp32", "rates": None, "rates_of": None}
     args = Namespace(tasks=tasks, methods=["lora", "frozen"], seeds=2, **common)
     grid = accuracy.comparisons.search(args)
     assert list(grid) == [(t, m) for t in ("land", "cells") for m in ("lora", "frozen")]
@@ -341,7 +341,7 @@ def test_the_search_is_on_some_tasks_and_the_comparison_on_all(accuracy):
 def test_rates_of_an_earlier_call(accuracy, tmp_path):
     file = tmp_path / "results.json"
     file.write_text(json.dumps({"rates": {"full": {"rates": {"label maps": 0.1}}}}))
-    common = {"large": False, "trunk": "", "precision": "fp32", "rates": None, "rates_of": file}
+    common = {"times": 1, "trunk": "", "precision": "fp32", "rates": None, "rates_of": file}
     args = Namespace(tasks=["land"], methods=["full"], **common)
     grid = accuracy.comparisons.search(args)
     assert [run.rate for run in grid["land", "full"]] == [0.1]
@@ -417,9 +417,8 @@ def test_a_small_comparison_and_its_second_call(accuracy, monkeypatch, tmp_path,
     again = json.loads((output / "results.json").read_text())
     assert again["comparisons"]["steps"]["land"]["full"]["rate"] == float(other)
     capfd.readouterr()
-    for changed in ("--large", "--precision"):
-        value = ["bf16"] * (changed == "--precision")
-        assert small(accuracy, monkeypatch, output, changed, *value) == 1
+    for changed, value in (("--times", "2"), ("--precision", "bf16")):
+        assert small(accuracy, monkeypatch, output, changed, value) == 1
         assert changed in capfd.readouterr().err
 
 

@@ -1,6 +1,7 @@
 """Masks as run lengths equal full masks, in training and in predictions."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -173,7 +174,7 @@ def test_detections_equal_those_with_full_masks(kind, make_small):
         found = detect(model, image)
         threshold = full["scores"].median().item()
         above = detect(model, image, threshold)
-        with unpasted_masks(model):
+        with unpasted_masks():
             (inside,) = model([image])
     assert len(full["scores"]) > 2 and full["masks"].shape[1:] == (1, 48, 64)
     assert torch.equal(found["masks"].stack(), (full["masks"][:, 0] >= 0.5).byte())
@@ -182,6 +183,19 @@ def test_detections_equal_those_with_full_masks(kind, make_small):
     assert 0 < kept.sum() < len(kept) and torch.equal(above["boxes"], full["boxes"][kept])
     assert torch.equal(above["masks"].stack(), found["masks"].stack()[kept])
     assert inside[UNPASTED].shape[2:] == (28, 28) and "masks" not in inside
+
+
+def test_threads_may_share_a_model(make_small):
+    _, model = make_small("mask_rcnn")
+    model.eval().roi_heads.score_thresh = 0.3
+    images = [torch.rand(3, 48, 40 + 8 * number) for number in range(4)]
+    expected = [detect(model, image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda n: detect(model, images[n % 4]), range(64)))
+    for number, one in enumerate(found):
+        own = expected[number % 4]
+        assert torch.equal(one["boxes"], own["boxes"])
+        assert one["masks"].records == own["masks"].records
 
 
 def test_overlaps_in_parts_are_those_of_torchvision(monkeypatch):
