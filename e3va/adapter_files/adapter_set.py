@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..backbone import find_backbone
+from ..swin.shared_passes import share_passes
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
 from .description import AdapterConfig
@@ -26,6 +28,7 @@ class AdapterSet:
         models.load_adapter("leaves", "output/leaves")
         models.set_adapter("fruit")
         models(images)
+        models.predict_all(images)  # of both, with one pass of the trunk
     """
 
     trunk: SwinTrunk  # frozen, with its weights loaded; every model uses it
@@ -34,6 +37,8 @@ class AdapterSet:
     framework: str = ""  # of the models, see load_adapter in files.py
     find: Callable[[str | os.PathLike], Path] = Path  # maps a path to an adapter's folder or file
     active: str | None = field(default=None, init=False)  # name of the adapter in use
+    # Names of the adapters that shared each pass of the trunk in the last call of predict_all.
+    passes: list[list[str]] = field(default_factory=list, init=False)
     _models: dict[str, tuple[nn.Module, AdapterConfig]] = field(default_factory=dict, init=False)
 
     @property
@@ -97,4 +102,29 @@ class AdapterSet:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model of the adapter in use."""
-        return self.model(*args, **kwargs)
+        return self._call(self.model, *args, **kwargs)
+
+    def _call(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    def predict_all(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Call the model of every adapter, and return their results by name.
+
+        Models that give the trunk the same images share one pass of it. Those that resize images
+        differently, or compute in another type, run a pass of their own; :attr:`passes` tells them
+        apart. Each result is that of a separate call.
+
+        Example::
+
+            results = models.predict_all([image])
+            results["fruit"], results["leaves"]
+        """
+        if not self._models:
+            raise UserError("no adapter is loaded: load one with load_adapter(name, path)")
+        results = {}
+        with share_passes(self.trunk) as shared, torch.no_grad():
+            for name, (model, _) in self._models.items():
+                shared.reader = name
+                results[name] = self._call(model, *args, **kwargs)
+        self.passes = shared.readers
+        return results

@@ -54,10 +54,12 @@ READING = {
 }
 
 
-def add_model(parser: Parser) -> None:
-    """Add the trained model and the trunk of an adapter."""
+def add_model(parser: Parser, several: bool = False) -> None:
+    """Add the trained model, or ``several`` of them, and the trunk of an adapter."""
     text = "model.pth, the folder of an adapter, or e3va://NAME for an adapter of the zoo"
-    parser.add_argument("model", metavar="MODEL", help=text)
+    if several:
+        text += "; or several adapters"
+    parser.add_argument("model", metavar="MODEL", nargs="+" if several else None, help=text)
     add_trunk(parser, "pretrained weights for an adapter (default: those of its training)")
 
 

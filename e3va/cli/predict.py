@@ -3,22 +3,32 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ..torchvision.loading import load_model
+from ..model_zoo.trunks import SCHEME
+from ..torchvision.loading import load_adapters, load_model
 from ..torchvision.models import limit_detections
 from ..torchvision.predict import predict_images
+from ..torchvision.predict_all import predict_tasks
 from ..utils.errors import UserError
 from ..utils.paths import find_images
 from .arguments import MAX_DETECTIONS, add_device, add_model, add_output, pick_device, share
 
 DESCRIPTION = """\
 Draw the predictions of a trained model, and write them for other programs: instances as a
-COCO-format file, label maps as PNG files."""
+COCO-format file, label maps as PNG files.
+
+Several adapters over one trunk predict together: each image passes the trunk once for all adapters
+that resize it in the same way.
+
+  e3va predict output/fruit output/leaves --input photos
+
+writes predictions/fruit, predictions/leaves, and predictions/together with all of them in one
+picture."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the subcommand, which sets ``run``."""
     parser.set_defaults(run=run)
-    add_model(parser)
+    add_model(parser, several=True)
     text = "image files, folders of images, or globs such as 'photos/*.jpg'"
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help=text)
     add_output(parser, "predictions", "output folder")
@@ -30,13 +40,45 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Predict; raise a UserError at the end if an image could not be read."""
+    device, folder = pick_device(args.device), Path(args.output).expanduser()
     images = find_images(args.input)
-    device = pick_device(args.device)
-    model, config = load_model(args.model, device, args.trunk, args.any_trunk)
-    if args.max_detections:
+    if len(args.model) == 1:
+        model, config = load_model(args.model[0], device, args.trunk, args.any_trunk)
+        models = [model]
+    else:
+        paths = names_of(args.model)
+        adapters = load_adapters(paths, args.trunk, device, args.any_trunk)
+        models = [adapters.set_adapter(name) for name in paths]
+    for model in models if args.max_detections else ():
         limit_detections(model, args.max_detections)
-    folder = Path(args.output).expanduser()
-    failed = predict_images(model, config, images, folder, args.threshold)
+    if len(args.model) == 1:
+        failed = predict_images(models[0], config, images, folder, args.threshold)
+    else:
+        failed = predict_tasks(adapters, images, folder, args.threshold)
     print(f"{len(images) - len(failed)} of {len(images)} images drawn into {folder}")
     if failed:
         raise UserError(failed[0] + (f" (and {len(failed) - 1} more)" if failed[1:] else ""))
+
+
+def names_of(paths: list[str]) -> dict[str, str]:
+    """Return adapters by the names of their folders.
+
+    Raises:
+        UserError: two have the same name, or one is no adapter.
+    """
+    named: dict[str, str] = {}
+    for path in paths:
+        place = Path(path) if path.startswith(SCHEME) else Path(path).expanduser().resolve()
+        name = (place.parent if place.suffix in (".json", ".safetensors") else place).name
+        if place.suffix == ".pth":
+            raise UserError(
+                f"{path} is a whole model: several models predict together only as adapters over "
+                "one trunk; give their folders, or predict with one model at a time"
+            )
+        if name in named:
+            raise UserError(
+                f"{named[name]} and {path} have the same name, {name!r}: give adapters whose "
+                "folders have different names"
+            )
+        named[name] = path
+    return named

@@ -171,17 +171,20 @@ class LazyPredictor(AdapterSet):
         Raises:
             UserError: the array has another shape or type.
         """
+        return super().__call__(original_image)
+
+    def _call(self, model: nn.Module, original_image: np.ndarray) -> dict:
         image = original_image
         shape, kind = getattr(image, "shape", ()), getattr(image, "dtype", type(image).__name__)
         if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
             raise UserError(f"image {shape} {kind}: expected a uint8 array [H, W, 3] in BGR order")
-        if self.image_format == "RGB":
+        if model.cfg.dataloader.test.mapper.image_format == "RGB":
             image = image[:, :, ::-1]
         height, width = image.shape[:2]
         entry = T.AugInput(image)
-        self.model.augmentations(entry)
+        model.augmentations(entry)
         image = torch.as_tensor(entry.image.astype("float32").transpose(2, 0, 1))
-        return self.model([{"image": image, "height": height, "width": width}])[0]
+        return model([{"image": image, "height": height, "width": width}])[0]
 
 
 def _find_adapter(path: str | os.PathLike) -> Path:

@@ -12,6 +12,7 @@ from . import fast_trunk
 from .modules import PATCH, PatchEmbed, PatchMerging, SwinBlock, init_linear, unchanged
 from .precision import PRECISIONS, compute_dtype
 from .presets import SwinPreset, get_preset
+from .shared_passes import passes_of
 from .windows import shift_mask
 
 TAPS = ("block", "residual", "sublayer")
@@ -181,6 +182,25 @@ class SwinTrunk(nn.Module):
             check_choice("taps", taps, TAPS)
         if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise UserError(f"images of shape {list(images.shape)}: expected [B, 3, H, W]")
+        shared = passes_of(self) if self.frozen and changes is None else None
+        if shared is None:
+            yield from self._stages(images, taps, count, changes)
+            return
+        device = images.device.type
+        mode = (self.precision, self.fast, torch.is_autocast_enabled(device))
+        mode += (torch.get_autocast_dtype(device),)
+        yield from shared.read(
+            lambda: self._stages(images, taps, None, None),
+            *(images, taps, mode, len(self.layers[:count])),
+        )
+
+    def _stages(
+        self,
+        images: Tensor,
+        taps: str | None,
+        count: int | None,
+        changes: Sequence[Sequence[Callable]] | None,
+    ) -> Iterator[StageOutput]:
         fast = self.fast and self.frozen and changes is None
         run = self._run_fast if fast else self._run
         if changes is not None:  # the adapters inside a frozen trunk train

@@ -133,6 +133,9 @@ def load_adapters(
 
         models = load_adapters({"fruit": "output/fruit", "leaves": "e3va://leaves"})
         models.set_adapter("leaves")([image])
+        models.predict_all([image])  # {"fruit": …, "leaves": …} from one pass of the trunk
+
+    The attribute ``config`` of each model is its :class:`~e3va.torchvision.models.ModelConfig`.
     """
     if not paths:
         raise UserError("no adapter is given: expected at least one, by its name")
@@ -146,6 +149,7 @@ def load_adapters(
     def build(about: AdapterConfig, state: Mapping[str, Tensor], trunk: SwinTrunk) -> nn.Module:
         config, _ = fit_model(about, state, "the adapter")
         model = build_model(config, trunk)
+        model.config = config
         model.backbone.bottom_up.register_forward_pre_hook(_set_trunk_mode)
         return model.to(device)
 

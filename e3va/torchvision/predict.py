@@ -1,6 +1,7 @@
 """Predictions of a trained model: pictures, and files for other programs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,25 +111,89 @@ def _enlarge(pixels: Tensor, scale: int) -> Tensor:
     return pixels.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
 
 
-def _write_png(pixels: Tensor, path: Path) -> None:
+def write_png(pixels: Tensor, path: Path) -> None:
     """Write [3, H, W] or [H, W] uint8 as PNG, atomically."""
     array = (pixels.permute(1, 2, 0) if pixels.dim() == 3 else pixels).numpy()
     with rename_atomically(path) as temporary:
         Image.fromarray(array).save(temporary, format="PNG")
 
 
-@torch.no_grad()
-def predict_images(
-    model: nn.Module, config: ModelConfig, images: list[Path], folder: Path, threshold: float
-) -> list[str]:
-    """Predict, draw, and write the results; return one line for each image that is unreadable.
+class Results:
+    """The files of one model's predictions.
 
     ``<name>.png`` are the pictures. For instances, ``predictions.json`` is a COCO-format file
     (images, categories, annotations with a ``score`` of at least ``threshold``). For label maps,
     ``labels/<name>.png`` has the class number in every pixel.
     """
-    device = next(model.parameters()).device
-    listed, annotations, failed, taken = [], [], [], set()
+
+    def __init__(self, config: ModelConfig, folder: Path, threshold: float):
+        self.config, self.folder, self.threshold = config, folder, threshold
+        self.listed: list[dict] = []
+        self.annotations: list[dict] = []
+
+    def add(
+        self, number: int, path: Path, name: str, image: Image.Image, found: dict[str, Tensor]
+    ) -> tuple[Tensor, str]:
+        """Write the results of an image; return the picture, and how much was found."""
+        pixels = v2.functional.pil_to_tensor(image)
+        make_folder(self.folder)
+        if "boxes" in found:
+            size = {"height": image.height, "width": image.width}
+            self.listed.append({"id": number, "file_name": str(path), **size})
+            self.annotations += to_coco(found, number, self.config.category_ids)
+            picture = draw_instances(pixels, found, self.config.classes)
+            text = f"{len(found['scores'])} objects"
+        else:
+            labels = found["labels"]
+            write_png(labels.to(torch.uint8), make_folder(self.folder / "labels") / name)
+            picture = draw_labels(pixels, labels)
+            text = f"{len(labels.unique())} classes"
+        write_png(picture, self.folder / name)
+        return picture, text
+
+    def finish(self) -> None:
+        """Write the COCO-format file."""
+        if not self.listed:
+            return
+        path = self.folder / "predictions.json"
+        _write_coco(self.listed, self.annotations, self.config, path)
+        print(f"wrote {path}: {len(self.annotations)} objects in COCO format")
+        if not self.annotations:
+            print(
+                f"no object has a score of {self.threshold:g}: a lower --threshold shows weaker "
+                "ones"
+            )
+
+
+@torch.no_grad()
+def predict_images(
+    model: nn.Module, config: ModelConfig, images: list[Path], folder: Path, threshold: float
+) -> list[str]:
+    """Predict, draw, and write :class:`Results`; return one line for each unreadable image."""
+    results = Results(config, folder, threshold)
+
+    def predict(number: int, path: Path, name: str, image: Image.Image) -> str:
+        found = detect(model, to_tensor(image).to(device_of(model)), threshold)
+        return results.add(number, path, name, image, found)[1]
+
+    failed = for_each_image(images, folder, predict)
+    results.finish()
+    return failed
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model."""
+    return next(model.parameters()).device
+
+
+def for_each_image(
+    images: list[Path], folder: Path, predict: Callable[[int, Path, str, Image.Image], str]
+) -> list[str]:
+    """Call ``predict(number, path, name of its picture, image)`` for each image that is readable.
+
+    Its result is shown as what was found. Returns one line for each other image.
+    """
+    failed, taken = [], set()
     with Progress(0, len(images), unit="image", what="predicting") as progress:
         for number, path in enumerate(images, 1):
             try:
@@ -136,30 +201,10 @@ def predict_images(
             except UserError as error:
                 failed.append(error.line)
                 continue
-            make_folder(folder)
-            found = detect(model, to_tensor(image).to(device), threshold)
-            pixels = v2.functional.pil_to_tensor(image)
             name = free_name(path, ".png", taken)
-            if "boxes" in found:
-                size = {"height": image.height, "width": image.width}
-                listed.append({"id": number, "file_name": str(path), **size})
-                annotations += to_coco(found, number, config.category_ids)
-                picture = draw_instances(pixels, found, config.classes)
-                text = f"{len(found['scores'])} objects"
-            else:
-                labels = found["labels"]
-                _write_png(labels.to(torch.uint8), make_folder(folder / "labels") / name)
-                picture = draw_labels(pixels, labels)
-                text = f"{len(labels.unique())} classes"
-            _write_png(picture, folder / name)
+            text = predict(number, path, name, image)
             progress.say(f"{path}: {text} -> {folder / name}")
             progress.step(number, {})
-    if listed:
-        path = folder / "predictions.json"
-        _write_coco(listed, annotations, config, path)
-        print(f"wrote {path}: {len(annotations)} objects in COCO format")
-        if not annotations:
-            print(f"no object has a score of {threshold:g}: a lower --threshold shows weaker ones")
     return failed
 
 

@@ -144,6 +144,23 @@ def held_bytes(modules):
     return sum(held.values())
 
 
+def test_all_adapters_predict_from_one_pass(folders, image):
+    predictor = LazyPredictor(weights=folders["fruit"], overrides=SMALL)
+    predictor.load_adapter("leaves", folders["leaves"])
+    other_size = "dataloader.test.mapper.augmentations.0.short_edge_length=64"
+    predictor.load_adapter("one", folders["one"], None, [other_size])
+    passes = []
+    predictor.trunk.layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
+    found = predictor.predict_all(image)
+    assert len(passes) == 2 and predictor.passes == [["default", "leaves"], ["one"]]
+    assert predictor.active == "default"
+    for name, own in found.items():
+        predictor.set_adapter(name)
+        assert same(own, predictor(image)), name
+    with pytest.raises(UserError, match="uint8"):
+        predictor.predict_all(image.astype(float))
+
+
 def test_several_adapters_share_one_trunk_and_switch(folders, image):
     predictor = LazyPredictor(weights=folders["fruit"], overrides=SMALL)
     predictor.load_adapter("leaves", folders["leaves"])
