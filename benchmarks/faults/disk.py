@@ -96,7 +96,8 @@ def _replace(folder: Path) -> None:
 
 
 def _forbid(folder: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(folder.parent)], check=True)
+    # A disk with open files cannot be made read-only, so a read-only one covers the folder.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], check=True)
 
 
 @contextlib.contextmanager
@@ -111,4 +112,4 @@ def _mounted(folder: Path, size: int) -> Iterator[Path | None]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", "--recursive", str(folder)], check=True)
