@@ -39,6 +39,9 @@ DETECTRON2 = [
     "tensorboard>=2.12",
 ]
 
+# What e3va serve needs.
+SERVE = ["fastapi>=0.110", "uvicorn>=0.27"]
+
 setup(
     name="e3va",
     version=VERSION,
@@ -61,9 +64,11 @@ setup(
         "formats": FORMATS,
         "accuracy": ["matplotlib>=3.7", "scipy>=1.11,<2"],
         "plot": ["matplotlib>=3.7"],
+        "serve": SERVE,
         "tensorboard": ["tensorboard>=2.12"],
         "test": [
             *FORMATS,
+            *SERVE,
             "build>=1.2",
             "hypothesis>=6.90",
             "import-linter>=2.3",

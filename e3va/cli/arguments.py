@@ -4,10 +4,12 @@ import argparse
 from argparse import ArgumentParser, _ArgumentGroup
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..model_zoo.trunks import SCHEME
 from ..torchvision.models import MOST_DETECTIONS
 from ..utils.errors import UserError, brief
 
@@ -112,3 +114,27 @@ def add_reading(parser: Parser, *names: str, **options: Any) -> None:
     for name in names:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, action="store_true", help=READING[name], **options)
+
+
+def names_of(paths: list[str]) -> dict[str, str]:
+    """Return adapters by the names of their folders.
+
+    Raises:
+        UserError: two have the same name, or one is no adapter.
+    """
+    named: dict[str, str] = {}
+    for path in paths:
+        place = Path(path) if path.startswith(SCHEME) else Path(path).expanduser().resolve()
+        name = (place.parent if place.suffix in (".json", ".safetensors") else place).name
+        if place.suffix == ".pth":
+            raise UserError(
+                f"{path} is a whole model: several models predict together only as adapters over "
+                "one trunk; give their folders, or predict with one model at a time"
+            )
+        if name in named:
+            raise UserError(
+                f"{named[name]} and {path} have the same name, {name!r}: give adapters whose "
+                "folders have different names"
+            )
+        named[name] = path
+    return named

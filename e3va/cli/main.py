@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "fine-tune a model on your own images",
     "eval": "score a trained model: box and mask AP, or mIoU",
     "predict": "draw the predictions of a trained model",
+    "serve": "predict over HTTP, with several adapters over one trunk",
     "info": "describe a trained model, an adapter or a weights file",
     "convert": "convert a whole model to its adapter, or back",
     "zoo": "list, download and publish trunks and adapters",

@@ -3,14 +3,21 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ..model_zoo.trunks import SCHEME
 from ..torchvision.loading import load_adapters, load_model
 from ..torchvision.models import limit_detections
 from ..torchvision.predict import predict_images
 from ..torchvision.predict_all import predict_tasks
 from ..utils.errors import UserError
 from ..utils.paths import find_images
-from .arguments import MAX_DETECTIONS, add_device, add_model, add_output, pick_device, share
+from .arguments import (
+    MAX_DETECTIONS,
+    add_device,
+    add_model,
+    add_output,
+    names_of,
+    pick_device,
+    share,
+)
 
 DESCRIPTION = """\
 Draw the predictions of a trained model, and write them for other programs: instances as a
@@ -58,27 +65,3 @@ def run(args: Namespace) -> None:
     print(f"{len(images) - len(failed)} of {len(images)} images drawn into {folder}")
     if failed:
         raise UserError(failed[0] + (f" (and {len(failed) - 1} more)" if failed[1:] else ""))
-
-
-def names_of(paths: list[str]) -> dict[str, str]:
-    """Return adapters by the names of their folders.
-
-    Raises:
-        UserError: two have the same name, or one is no adapter.
-    """
-    named: dict[str, str] = {}
-    for path in paths:
-        place = Path(path) if path.startswith(SCHEME) else Path(path).expanduser().resolve()
-        name = (place.parent if place.suffix in (".json", ".safetensors") else place).name
-        if place.suffix == ".pth":
-            raise UserError(
-                f"{path} is a whole model: several models predict together only as adapters over "
-                "one trunk; give their folders, or predict with one model at a time"
-            )
-        if name in named:
-            raise UserError(
-                f"{named[name]} and {path} have the same name, {name!r}: give adapters whose "
-                "folders have different names"
-            )
-        named[name] = path
-    return named

@@ -1,6 +1,6 @@
 """The transform of all models: it resizes images and targets, and detections back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import floor
@@ -92,14 +92,24 @@ def detect(model: nn.Module, image: Tensor, threshold: float = 0.0) -> dict[str,
     Detections with a score of at least ``threshold`` stay; their masks are
     :class:`RunLengthMasks` of the image's size, pasted and encoded one at a time.
     """
+    return detect_batch(model, [image], [threshold])[0]
+
+
+def detect_batch(
+    model: nn.Module, images: Sequence[Tensor], thresholds: Sequence[float]
+) -> list[dict[str, Tensor]]:
+    """Return :func:`detect` for each image and its threshold, from one call of the model."""
     with unpasted_masks():
-        found = model([image])[0]
-    if "scores" in found:
-        kept = found["scores"] >= threshold
-        found = {name: value[kept] for name, value in found.items()}
-        if UNPASTED in found:
-            size = image.shape[-2:]
-            found["masks"] = paste_masks(found.pop(UNPASTED), found["boxes"], size)
-        elif "masks" in found:
-            found["masks"] = encode_masks(found["masks"])
-    return {name: value.to("cpu") for name, value in found.items()}
+        outputs = model(list(images))
+    results = []
+    for found, image, threshold in zip(outputs, images, thresholds, strict=True):
+        if "scores" in found:
+            kept = found["scores"] >= threshold
+            found = {name: value[kept] for name, value in found.items()}
+            if UNPASTED in found:
+                size = image.shape[-2:]
+                found["masks"] = paste_masks(found.pop(UNPASTED), found["boxes"], size)
+            elif "masks" in found:
+                found["masks"] = encode_masks(found["masks"])
+        results.append({name: value.to("cpu") for name, value in found.items()})
+    return results

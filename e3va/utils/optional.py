@@ -12,6 +12,7 @@ HOW_TO_INSTALL = {
     "iopath": "pip install 'iopath<0.1.10'",
     "PIL": "pip install pillow",
     **dict.fromkeys(("defusedxml", "supervision", "yaml"), "pip install 'e3va[formats]'"),
+    **dict.fromkeys(("fastapi", "uvicorn"), "pip install 'e3va[serve]'"),
     "pillow_heif": "pip install pillow-heif",
 }
 
