@@ -189,3 +189,27 @@ def test_a_hundred_masks_of_a_large_photo_are_never_in_memory_together(script, t
     # A hundred masks of 3 megapixels are 1144 MiB as float32 and 286 MiB as uint8.
     assert int(difference.replace(",", "")) < 150
     assert row in (tmp_path / "mask_memory.md").read_text()
+
+
+def test_tasks_per_pass_compares_one_pass_with_others(script, tmp_path, capsys):
+    small = ("--presets", "swin_nano", "--models", "semantic_fpn", "--size", "64")
+    module, status = script(
+        "tasks_per_pass", *small, "--counts", "1", "3", "--rounds", "2", "--output", tmp_path
+    )
+    assert status == 0
+    (found,) = json.loads((tmp_path / "tasks_per_pass.json").read_text())["tables"]
+    assert [row["tasks"] for row in found["rows"]] == [1, 3]
+    for row in found["rows"]:
+        assert [*row["seconds"]] == ["one pass", "K passes", "K networks"]
+        assert all(len(seconds) == 2 for seconds in row["seconds"].values())
+        assert row["bytes"]["one pass"] == row["bytes"]["K passes"]
+    one, three = found["rows"]
+    # Three networks have three trunks; three adapters have one.
+    assert three["bytes"]["K networks"] == 3 * one["bytes"]["K networks"]
+    assert three["bytes"]["one pass"] < three["bytes"]["K networks"]
+    row = {"seconds": {"one pass": [1.0, 3.0, 2.0], "K passes": [4.0, 4.0, 4.0]}}
+    assert module.ratio(row, "one pass", "K passes") == 0.5
+    assert (tmp_path / "tasks_per_pass.png").is_file()
+    _, status = script("tasks_per_pass", "--presets", "swin_x", "--output", tmp_path / "out")
+    assert status == 1 and "'swin_x'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
