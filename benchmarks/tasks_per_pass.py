@@ -4,8 +4,9 @@
 
 For K tasks on one image: ``one pass`` shares a pass of the trunk, as AdapterSet.predict_all does;
 ``K passes`` calls the K models over the shared trunk one after another; ``K networks`` calls a
-fully tuned network K times, for K networks with trunks of their own, which run by plain modules. All
-have random weights and take turns in each round. Memory is that of the weights, each storage once.
+fully tuned network K times, for K networks with trunks of their own, which run by plain modules.
+All have random weights and take turns in each round. Memory is that of the weights, each storage
+once.
 Writes tasks_per_pass.md, tasks_per_pass.json and tasks_per_pass.png.
 """
 

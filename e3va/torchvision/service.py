@@ -26,7 +26,6 @@ from ..adapter_files.adapter_set import AdapterSet
 from ..data.images import read_image
 from ..swin.shared_passes import share_passes
 from ..utils.errors import UserError, unknown_choice
-from .data import to_tensor
 from .evaluate import to_coco
 from .masks import encode_masks
 from .models import ModelConfig
@@ -67,7 +66,7 @@ class Refused(Exception):
 
 @dataclass(eq=False)
 class _Job:
-    """An image and the tasks that it waits for; the result is the models' output by task."""
+    """An image [3, H, W] uint8 and its tasks; the result is the models' output by task."""
 
     image: Tensor
     tasks: tuple[str, ...]
@@ -93,7 +92,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, image: Tensor, tasks: tuple[str, ...], threshold: float) -> Future:
-        """Return the future output of an image [3, H, W] in 0..1, by task."""
+        """Return the future output of an image [3, H, W] uint8, by task."""
         job = _Job(image, tasks, threshold)
         self._jobs.put(job)
         return job.done
@@ -133,7 +132,8 @@ class Worker:
     def _predict(self, jobs: list[_Job]) -> list[dict[str, dict[str, Tensor]]]:
         """Compute each task that a job wants for all images, so that all tasks share one pass."""
         device, thresholds = device_of(self.trunk), [job.threshold for job in jobs]
-        images = [job.image.to(device) for job in jobs]
+        pixels = [job.image.to(device) for job in jobs]
+        images = [v2.functional.to_dtype(p, torch.float32, scale=True) for p in pixels]
         outputs = {}
         with share_passes(self.trunk) as passes:
             for task in dict.fromkeys(task for job in jobs for task in job.tasks):
@@ -159,6 +159,8 @@ class Service:
             name: model.config for name, model in self.worker.models.items()
         }
         self._places = asyncio.Semaphore(limits.waiting)
+        # A decoded image takes many times the memory of its file.
+        self._decoded = asyncio.Semaphore(2 * limits.batch)
 
     def describe(self) -> dict[str, Any]:
         """Return what each task finds."""
@@ -183,16 +185,18 @@ class Service:
             try:
                 async with asyncio.timeout(limit):
                     body = await self._receive(request)
-                    image = await run_in_threadpool(self._decode, body)
             except TimeoutError:
                 raise Refused(408, f"the image did not arrive within {limit:g} s") from None
-            future = self.worker.submit(to_tensor(image), names, threshold)
             try:
-                found = await asyncio.wait_for(asyncio.wrap_future(future), limit)
+                async with asyncio.timeout(limit), self._decoded:
+                    image = await run_in_threadpool(self._decode, body)
+                    pixels = v2.functional.pil_to_tensor(image)
+                    future = self.worker.submit(pixels, names, threshold)
+                    found = await asyncio.wrap_future(future)
+                    make = self._draw if drawn else self._describe
+                    return await run_in_threadpool(make, pixels, found)
             except TimeoutError:
                 raise Refused(504, f"no result within {limit:g} s: try again later") from None
-            make = self._draw if drawn else self._describe
-            return await run_in_threadpool(make, image, found)
 
     def _tasks(self, given: str) -> tuple[str, ...]:
         names = tuple(dict.fromkeys(filter(None, given.split(",")))) or tuple(self.configs)
@@ -237,9 +241,10 @@ class Service:
                 line = error.line.replace(f"image {file.name}", "the image")
                 raise Refused(415, line) from None
 
-    def _describe(self, image: Image.Image, found: Mapping[str, dict]) -> Response:
+    def _describe(self, pixels: Tensor, found: Mapping[str, dict]) -> Response:
         results = {name: self._results(name, own) for name, own in found.items()}
-        return JSONResponse({"width": image.width, "height": image.height, "tasks": results})
+        height, width = pixels.shape[1:]
+        return JSONResponse({"width": width, "height": height, "tasks": results})
 
     def _results(self, name: str, found: dict[str, Tensor]) -> list[dict]:
         """Return a task's results in the format of COCO; a class of a label map is one segment."""
@@ -260,8 +265,8 @@ class Service:
             records.append({**record, "area": int(mask.sum()), "segmentation": segmentation})
         return records
 
-    def _draw(self, image: Image.Image, found: Mapping[str, dict]) -> Response:
-        pixels, pictures = v2.functional.pil_to_tensor(image), {}
+    def _draw(self, pixels: Tensor, found: Mapping[str, dict]) -> Response:
+        pictures = {}
         for name, own in found.items():
             if "boxes" in own:
                 pictures[name] = draw_instances(pixels, own, self.configs[name].classes)

@@ -227,7 +227,8 @@ def test_images_of_equal_size_share_a_pass(models):
     predict = worker._predict
     worker._predict = lambda jobs: go.wait(30) and predict(jobs)
     images = [as_tensor(picture(seed=n, width=90 - 20 * (n == 3))) for n in range(6)]
-    jobs = [worker.submit(image, ("leaves", "fruit"), 0.0) for image in images]
+    pixels = [(255 * image).round().byte() for image in images]
+    jobs = [worker.submit(one, ("leaves", "fruit"), 0.0) for one in pixels]
     time.sleep(0.3)  # all are waiting
     go.set()
     found = [job.result(60) for job in jobs]
