@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from .outcome import Campaign, Outcome
 from .runs import Forked, Training, complaint, draw_data, frameworks
@@ -30,7 +31,7 @@ def run(campaign: Campaign) -> Iterator[Outcome]:
         if process.status is not None:
             yield Outcome("a group of processes", f"it ended too early: {process.said()[-200:]}")
             continue
-        victim = campaign.random.choice(process.members()[1:])
+        victim = campaign.random.choice(_trainers(process))
         one = f"one of {processes} processes"
         if number % 2:
             yield _suspend(f"{one} is suspended for {SUSPENDED} s", process, victim)
@@ -38,6 +39,15 @@ def run(campaign: Campaign) -> Iterator[Outcome]:
             kind = campaign.random.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV))
             yield _kill(f"{one} dies", process, victim, kind)
         process.end()
+
+
+def _trainers(process: Forked) -> list[int]:
+    """Return the processes that train; Python starts another one, which tracks resources."""
+    return [
+        pid
+        for pid in process.members()
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 def _kill(what: str, process: Forked, victim: int, kind: signal.Signals) -> Outcome:
