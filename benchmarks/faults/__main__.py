@@ -12,8 +12,9 @@ endurance  thousands of predictions, steps and evaluations in one process; threa
 
 Everything is drawn from --seed. --scale 0.1 makes a tenth of the tries. In the output folder:
 faults.md, a table of faults, tries and losses, and faults.json, written again after each try. A
-loss is what a user would lose or not understand: a checkpoint, a wrong result, a traceback, a
-process that hangs. The disk faults need root, for a small tmpfs.
+call with other --faults and the same --output replaces only the tries of those faults. A loss is
+what a user would lose or not understand: a checkpoint, a wrong result, a traceback, a process that
+hangs. The disk faults need root, for a small tmpfs.
 """
 
 import os

@@ -16,7 +16,7 @@ from e3va.torchvision.trainer import make_folder
 from e3va.utils.atomic import atomic_open
 from e3va.utils.errors import UserError
 
-from .outcome import Campaign, Outcome
+from .outcome import Campaign
 
 FAULTS = ("kill", "disk", "twice", "data", "group", "fuzz", "endurance")
 SHOWN = 3  # losses of a fault that the table shows
@@ -46,19 +46,46 @@ def main(doc: str, arguments: list[str] | None = None) -> int:
         print(f"error: {error.line}", file=sys.stderr)
         return 1
     about = {**machine("cpu"), "seed": args.seed, "scale": args.scale}
-    outcomes: list[Outcome] = []
+    done: list[dict] = []
     try:
+        kept = _kept(args)
         for name in args.faults:
             for outcome in _tries(name, args):
-                outcomes.append(outcome)
-                write(args.output, about, outcomes)
+                done.append({"fault": name, "commit": about["commit"], **vars(outcome)})
+                write(args.output, about, kept + done)
+    except UserError as error:
+        print(f"error: {error.line}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\nstopped; {args.output} has the tries before", file=sys.stderr)
         return 130
-    print(
-        f"\n{(args.output / 'faults.md').read_text()}\nwrote {args.output}: faults.md, faults.json"
-    )
-    return int(any(outcome.lost for outcome in outcomes))
+    table = (args.output / "faults.md").read_text()
+    print(f"\n{table}\nwrote {args.output}: faults.md, faults.json")
+    return int(any(one["lost"] for one in done))
+
+
+def _kept(args: argparse.Namespace) -> list[dict]:
+    """Return the tries of other faults that an earlier call with the same output made.
+
+    Raises:
+        UserError: they have another seed or scale, or the file is not of this benchmark.
+    """
+    path = args.output / "faults.json"
+    if not path.is_file():
+        return []
+    try:
+        before = json.loads(path.read_text())
+        same = all(before["machine"][key] == getattr(args, key) for key in ("seed", "scale"))
+        kept = [one for one in before["tries"] if one["fault"] not in args.faults]
+    except (ValueError, LookupError, TypeError):
+        raise UserError(
+            f"{path} was not written by this benchmark: give another --output"
+        ) from None
+    if kept and not same:
+        raise UserError(
+            f"{path} has tries with another --seed or --scale: give the same, or another --output"
+        )
+    return kept
 
 
 def _tries(name: str, args: argparse.Namespace):
@@ -77,21 +104,23 @@ def _tries(name: str, args: argparse.Namespace):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write(folder: Path, about: dict, outcomes: list[Outcome]) -> None:
+def write(folder: Path, about: dict, tries: list[dict]) -> None:
     """Write faults.md and faults.json."""
-    rows: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        rows.setdefault(outcome.what, []).append(outcome)
+    tries = sorted(tries, key=lambda one: FAULTS.index(one["fault"]))
+    rows: dict[str, list[dict]] = {}
+    for one in tries:
+        rows.setdefault(one["what"], []).append(one)
     lines = ["| fault | tries | losses | |", "| --- | ---: | ---: | --- |"]
     for what, own in rows.items():
-        lost = [outcome.lost for outcome in own if outcome.lost]
+        lost = [one["lost"] for one in own if one["lost"]]
         examples = "; ".join(text.replace("|", "/").replace("\n", " ") for text in lost[:SHOWN])
         lines.append(f"| {what} | {len(own)} | {len(lost)} | {examples} |")
-    losses = sum(bool(outcome.lost) for outcome in outcomes)
-    lines.append(f"| all | {len(outcomes)} | {losses} | |")
+    losses = sum(bool(one["lost"]) for one in tries)
+    lines.append(f"| all | {len(tries)} | {losses} | |")
     command = f"python benchmarks/faults --seed {about['seed']} --scale {about['scale']:g}"
+    commits = ", ".join(dict.fromkeys(one["commit"] for one in tries))
+    text = f"Printed by `{command}`. {where({'machine': {**about, 'commit': commits}})}"
     with atomic_open(folder / "faults.md", "w") as file:
-        file.write("\n".join(lines) + f"\n\nPrinted by `{command}`. {where({'machine': about})}\n")
+        file.write("\n".join(lines) + f"\n\n{text}\n")
     with atomic_open(folder / "faults.json", "w") as file:
-        tries = [vars(outcome) for outcome in outcomes]
         json.dump({"machine": about, "tries": tries}, file, indent=1)

@@ -47,17 +47,34 @@ def test_nothing_is_lost_in_a_few_tries(names, scale, tmp_path):
     assert f"| all | {len(found)} | " in table and "--seed 0" in table
 
 
-def test_what_is_lost_is_in_the_table_and_in_the_status(faults, tmp_path, monkeypatch):
-    outcomes = [faults.outcome.Outcome("one"), faults.outcome.Outcome("one", "a | file")]
-    about = {"seed": 3, "scale": 1.0, "device": "d", "threads": 1, "cores": 1}
-    about |= {"versions": {}, "commit": "c"}
-    faults.schedule.write(tmp_path, about, outcomes)
-    assert "| one | 2 | 1 | a / file |" in (tmp_path / "faults.md").read_text()
-    fault = Namespace(run=lambda campaign: iter(outcomes))
-    monkeypatch.setitem(sys.modules, "faults.twice", fault)
-    assert faults.schedule.main("doc", ["--faults", "twice", "--output", str(tmp_path)]) == 1
-    outcomes.pop()
-    assert faults.schedule.main("doc", ["--faults", "twice", "--output", str(tmp_path)]) == 0
+def test_what_is_lost_is_in_the_table_and_in_the_status(faults, tmp_path, monkeypatch, capsys):
+    one, two = faults.outcome.Outcome("one"), faults.outcome.Outcome("one", "a | file")
+    other = faults.outcome.Outcome("other", "gone")
+    found = {"twice": [one, two], "data": [other]}
+    for name, outcomes in found.items():
+        fault = Namespace(run=lambda campaign, outcomes=outcomes: iter(outcomes))
+        monkeypatch.setitem(sys.modules, f"faults.{name}", fault)
+
+    def call(*words):
+        return faults.schedule.main("doc", ["--output", str(tmp_path), *words])
+
+    def table():
+        return (tmp_path / "faults.md").read_text()
+
+    assert call("--faults", "data") == 1
+    assert call("--faults", "twice") == 1
+    assert "| one | 2 | 1 | a / file |" in table() and "| other | 1 | 1 | gone |" in table()
+    assert "| all | 3 | 2 | |" in table()
+    found["twice"].pop()
+    assert call("--faults", "twice") == 0  # the other fault's losses stay in the table
+    assert "| one | 1 | 0 |" in table() and "| all | 2 | 1 | |" in table()
+    capsys.readouterr()
+    assert call("--faults", "twice", "--seed", "5") == 1
+    assert "another --seed" in capsys.readouterr().err
+    assert call("--faults", "twice", "data", "--seed", "5") == 1
+    (tmp_path / "faults.json").write_text("{}")
+    assert call("--faults", "twice") == 1
+    assert "not written by this benchmark" in capsys.readouterr().err
 
 
 def test_errors_that_are_not_one_line_are_losses(faults):
