@@ -11,6 +11,7 @@ import os
 import pickle
 import pickletools
 import re
+import struct
 import sys
 import warnings
 import zipfile
@@ -25,6 +26,7 @@ from torch import Tensor
 DAMAGE = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, MemoryError, RuntimeError),
     *(ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError),
+    struct.error,
 )
 # Types by their names in numpy, without the byte order.
 _DTYPES = {

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import zipfile
 
 import pytest
 import torch
@@ -130,3 +131,17 @@ def test_tensors_of_a_file_and_a_model_are_compared():
         with pytest.raises(UserError) as caught:
             check_same_tensors(own, found, "f.pth", "advice")
         assert all(value in caught.value.line for value in ("f.pth", *values, "advice"))
+
+
+def test_a_pickle_that_ends_within_an_operation_is_refused(tmp_path):
+    """In torch's archive: an index of four bytes, of which two are there."""
+    torch.save({"model": {}}, tmp_path / "whole.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.pth") as whole,
+        zipfile.ZipFile(tmp_path / "cut.pth", "w") as cut,
+    ):
+        for info in whole.infolist():
+            data = whole.read(info)
+            cut.writestr(info, b"\x80\x02}r\0\0" if info.filename.endswith("data.pkl") else data)
+    with pytest.raises(UserError, match="cut.pth cannot be read as a checkpoint"):
+        load_file(tmp_path / "cut.pth")
