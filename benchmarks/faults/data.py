@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from .outcome import Campaign, Outcome
-from .runs import PATIENCE, Forked, Training, complaint, draw_data, frameworks
+from .runs import PATIENCE, Forked, Training, complaint, draw_data
 
 TRIES = 20
 
@@ -15,7 +15,7 @@ TRIES = 20
 def run(campaign: Campaign) -> Iterator[Outcome]:
     """Change an image after the first checkpoint."""
     source = draw_data(campaign.folder / "source")
-    kinds, changes = frameworks(), (_replace, _truncate, _remove)
+    kinds, changes = campaign.frameworks, (_replace, _truncate, _remove)
     for number in campaign.tries(TRIES):
         framework = kinds[number % len(kinds)]
         change = changes[number // len(kinds) % len(changes)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .outcome import Campaign, Outcome
-from .runs import PATIENCE, Forked, Training, complaint, draw_data, frameworks
+from .runs import PATIENCE, Forked, Training, complaint, draw_data
 
 FULL, CHANGED = 28, 12  # tries at full scale, of both kinds
 ENOUGH = 2**28  # bytes of a disk that does not fill up
@@ -17,7 +17,7 @@ ENOUGH = 2**28  # bytes of a disk that does not fill up
 def run(campaign: Campaign) -> Iterator[Outcome]:
     """Fill the disk, then change the output folder."""
     data = draw_data(campaign.folder / "data")
-    for framework in frameworks():
+    for framework in campaign.frameworks:
         training = Training(framework, data, campaign.folder / "out")
         yield from _fill(campaign, training)
         yield from _change(campaign, training)

@@ -16,7 +16,7 @@ from e3va.torchvision.loading import load_model
 from e3va.torchvision.transform import detect
 
 from .outcome import Campaign, Outcome
-from .runs import Forked, Training, draw_data, frameworks
+from .runs import Forked, Training, draw_data
 
 PREDICTIONS, STEPS, EVALUATIONS, THREADS = 2000, 1000, 50, 8
 MOST_GROWTH = 0.01  # of the resident memory after the first tenth
@@ -26,7 +26,7 @@ PATIENCE = 3600
 def run(campaign: Campaign) -> Iterator[Outcome]:
     """Repeat each piece of work in a process of its own."""
     data = draw_data(campaign.folder / "data")
-    for framework in frameworks():
+    for framework in campaign.frameworks:
         training = Training(framework, data, campaign.folder / framework, steps=3).fresh()
         process = Forked(training.run, campaign.folder / "log")
         if process.wait(PATIENCE):

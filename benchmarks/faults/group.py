@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .outcome import Campaign, Outcome
-from .runs import Forked, Training, complaint, draw_data, frameworks
+from .runs import Forked, Training, complaint, draw_data
 
 TRIES = 20
 DIES = 60  # seconds until all processes have ended after one died
@@ -16,7 +16,7 @@ WHOLE = 300  # seconds for a training in several processes
 
 def run(campaign: Campaign) -> Iterator[Outcome]:
     """Kill or suspend one process of a training with Detectron2."""
-    if "detectron2" not in frameworks():
+    if "detectron2" not in campaign.frameworks:
         return
     data = draw_data(campaign.folder / "data")
     for number in campaign.tries(TRIES):

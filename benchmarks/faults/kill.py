@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from .outcome import Campaign, Outcome
-from .runs import PATIENCE, Forked, Training, draw_data, frameworks
+from .runs import PATIENCE, Forked, Training, draw_data
 
 # (framework, processes): kills at full scale, 200 together.
 KILLS = {
@@ -23,7 +23,7 @@ def run(campaign: Campaign) -> Iterator[Outcome]:
     """Kill trainings of each framework again and again."""
     data = draw_data(campaign.folder / "data")
     for (framework, processes), kills in KILLS.items():
-        if framework not in frameworks():
+        if framework not in campaign.frameworks:
             continue
         what = f"SIGKILL, {framework}, {processes} process{'es' * (processes > 1)}"
         training = Training(framework, data, campaign.folder / "whole", processes)

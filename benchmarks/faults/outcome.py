@@ -29,11 +29,13 @@ class Campaign:
         folder: an empty folder for its files.
         random: generator of all its choices.
         scale: share of the tries.
+        frameworks: names of the frameworks whose trainings are tried.
     """
 
     folder: Path
     random: Random
     scale: float
+    frameworks: list[str]
 
     def tries(self, count: int) -> range:
         """Return the numbers of the tries, of ``count`` at full scale."""

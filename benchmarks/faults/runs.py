@@ -123,7 +123,7 @@ class Training:
         return replace(self, resume=False)
 
 
-def frameworks() -> list[str]:
+def installed() -> list[str]:
     """Return the frameworks that are installed."""
     return ["torchvision", *["detectron2"] * has_detectron2()]
 

@@ -17,6 +17,7 @@ from e3va.utils.atomic import atomic_open
 from e3va.utils.errors import UserError
 
 from .outcome import Campaign
+from .runs import installed
 
 FAULTS = ("kill", "disk", "twice", "data", "group", "fuzz", "endurance")
 SHOWN = 3  # losses of a fault that the table shows
@@ -28,6 +29,14 @@ def parse(doc: str, arguments: list[str] | None) -> argparse.Namespace:
         "faults", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS, metavar="FAULT")
+    parser.add_argument(
+        "--frameworks",
+        nargs="+",
+        choices=installed(),
+        default=installed(),
+        metavar="NAME",
+        help=f"default: {', '.join(installed())}",
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="share of the tries; default: 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("output/faults"), metavar="DIR")
@@ -90,7 +99,7 @@ def _kept(args: argparse.Namespace) -> list[dict]:
 
 def _tries(name: str, args: argparse.Namespace):
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    campaign = Campaign(folder, Random(f"{name} {args.seed}"), args.scale)
+    campaign = Campaign(folder, Random(f"{name} {args.seed}"), args.scale, args.frameworks)
     began, number = time.monotonic(), 0
     try:
         for number, outcome in enumerate(

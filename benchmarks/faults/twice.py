@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .outcome import Campaign, Outcome
-from .runs import PATIENCE, Forked, Training, complaint, draw_data, frameworks
+from .runs import PATIENCE, Forked, Training, complaint, draw_data
 
 TRIES = 10
 
@@ -12,7 +12,7 @@ TRIES = 10
 def run(campaign: Campaign) -> Iterator[Outcome]:
     """Start a second training while the first one runs, fresh or with --resume."""
     data = draw_data(campaign.folder / "data")
-    kinds = frameworks()
+    kinds = campaign.frameworks
     for number in campaign.tries(TRIES):
         framework = kinds[number % len(kinds)]
         first = Training(framework, data, campaign.folder / "out").fresh()

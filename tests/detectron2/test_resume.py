@@ -103,6 +103,7 @@ def test_killed_while_saving_resumes_from_the_checkpoint_before(small_overrides,
             if len(saved) == 2:
                 save(data, file)
                 file.flush()
+                file = file.file  # of the wrapper that keeps the error of a write
                 os.truncate(file.fileno(), os.path.getsize(file.name) // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
             save(data, file)
