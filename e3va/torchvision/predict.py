@@ -105,6 +105,13 @@ def draw_labels(image: Tensor, labels: Tensor) -> Tensor:
     return canvas
 
 
+def draw_found(image: Tensor, found: dict[str, Tensor], classes: tuple[str, ...]) -> Tensor:
+    """Draw a model's output over an image: objects, or the classes of a label map."""
+    if "boxes" in found:
+        return draw_instances(image, found, classes)
+    return draw_labels(image, found["labels"])
+
+
 def _enlarge(pixels: Tensor, scale: int) -> Tensor:
     if scale == 1:
         return pixels
@@ -141,13 +148,12 @@ class Results:
             size = {"height": image.height, "width": image.width}
             self.listed.append({"id": number, "file_name": str(path), **size})
             self.annotations += to_coco(found, number, self.config.category_ids)
-            picture = draw_instances(pixels, found, self.config.classes)
             text = f"{len(found['scores'])} objects"
         else:
             labels = found["labels"]
             write_png(labels.to(torch.uint8), make_folder(self.folder / "labels") / name)
-            picture = draw_labels(pixels, labels)
             text = f"{len(labels.unique())} classes"
+        picture = draw_found(pixels, found, self.config.classes)
         write_png(picture, self.folder / name)
         return picture, text
 

@@ -29,7 +29,7 @@ from ..utils.errors import UserError, unknown_choice
 from .evaluate import to_coco
 from .masks import encode_masks
 from .models import ModelConfig
-from .predict import device_of, draw_instances, draw_labels
+from .predict import device_of, draw_found
 from .predict_all import side_by_side
 from .transform import detect_batch
 
@@ -266,14 +266,11 @@ class Service:
         return records
 
     def _draw(self, pixels: Tensor, found: Mapping[str, dict]) -> Response:
-        pictures = {}
-        for name, own in found.items():
-            if "boxes" in own:
-                pictures[name] = draw_instances(pixels, own, self.configs[name].classes)
-            else:
-                pictures[name] = draw_labels(pixels, own["labels"])
-        only = next(iter(pictures.values())) if len(pictures) == 1 else None
-        picture = side_by_side(pictures) if only is None else only
+        pictures = {
+            name: draw_found(pixels, own, self.configs[name].classes) for name, own in found.items()
+        }
+        only = len(pictures) == 1
+        picture = next(iter(pictures.values())) if only else side_by_side(pictures)
         buffer = io.BytesIO()
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
         return Response(buffer.getvalue(), media_type="image/png")

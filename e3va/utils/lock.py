@@ -5,6 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from .atomic import writing
 from .errors import UserError
 
 try:
@@ -27,7 +28,7 @@ class FolderLock:
         folder: a folder that exists.
 
     Raises:
-        UserError: another process holds the lock.
+        UserError: another process holds the lock, or the folder cannot be written.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -37,7 +38,8 @@ class FolderLock:
 
     def _take(self) -> bool:
         """Lock the file; return False if its last owner deleted it in between."""
-        file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  open while it is held
+        with writing(self.path):
+            file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  open while it is held
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Several adapters predict from one pass of the trunk what they predict alone."""
+"""Adapters that share a pass of the trunk predict what each predicts in a call of its own."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -141,11 +141,11 @@ def test_the_command_draws_each_and_all(make_trained, tmp_path, photos, capsys):
         for folder in ("fruit", "leaves", "leaves/labels", "together"):
             assert (out / folder / name).is_file(), folder
     assert (out / "fruit" / "predictions.json").is_file()
-    alone = tmp_path / "alone"
-    words = ["predict", tmp_path / "fruit", "--input", photos, "--output", alone, *more]
+    single = tmp_path / "single"
+    words = ["predict", tmp_path / "fruit", "--input", photos, "--output", single, *more]
     assert main(list(map(str, words))) == 0
     for name in ("p.png", "predictions.json"):
-        assert (alone / name).read_bytes() == (out / "fruit" / name).read_bytes()
+        assert (single / name).read_bytes() == (out / "fruit" / name).read_bytes()
 
 
 def test_mistakes_with_several_adapters_are_one_line(

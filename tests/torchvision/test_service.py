@@ -122,11 +122,11 @@ def test_many_clients_get_their_own_results(models):
     bodies = [picture(seed=seed, width=60 + 10 * (seed % 3)) for seed in range(6)]
     with serving(models) as client:
         path = "/predict?threshold=0&tasks=leaves"
-        alone = [client.found(path, body) for body in bodies]
+        expected = [client.found(path, body) for body in bodies]
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(lambda n: client.found(path, bodies[n % 6]), range(48)))
     for number, one in enumerate(found):
-        assert one == alone[number % 6]
+        assert one == expected[number % 6]
 
 
 WRONG = [
@@ -236,8 +236,8 @@ def test_images_of_equal_size_share_a_pass(models):
     assert sum(passes) == 6 and len(passes) <= 4
     for image, one in zip(images, found, strict=True):
         with torch.no_grad():
-            alone = detect(models.set_adapter("leaves"), image)["labels"]
-        assert (one["leaves"]["labels"] == alone).float().mean() > 0.99
+            labels = detect(models.set_adapter("leaves"), image)["labels"]
+        assert (one["leaves"]["labels"] == labels).float().mean() > 0.99
 
 
 def test_the_page_shows_the_results_in_a_browser(models, tmp_path):

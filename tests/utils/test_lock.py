@@ -70,3 +70,9 @@ def test_one_process_may_train_again(tmp_path):
 def test_a_lock_that_is_dropped_is_released(tmp_path):
     FolderLock(tmp_path)
     assert not (tmp_path / FILE).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(UserError) as caught:
+        FolderLock(tmp_path / "gone")
+    assert "gone" in caught.value.line and "No such file" in caught.value.line
