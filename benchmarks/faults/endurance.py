@@ -152,19 +152,15 @@ def _watched(framework: str, sizes: list[int]) -> Iterator[None]:
 
     if framework == "torchvision":
         from e3va.torchvision.trainer import Trainer as owner
-
-        name = "_after_step"
     else:
         from e3va.detectron2.trainer import HighwayTrainer as owner
-
-        name = "after_step"
-    before = getattr(owner, name)
+    before = owner.after_step
 
     def after(self) -> None:
         before(self)
         sizes.append(resident())
 
-    with mock.patch.object(owner, name, after):
+    with mock.patch.object(owner, "after_step", after):
         yield
 
 

@@ -152,7 +152,7 @@ def train(
         "--output": output,
     }
     words = [str(word) for pair in options.items() for word in pair]
-    after_step = Trainer._after_step
+    after_step = Trainer.after_step
 
     def stopping(trainer: Trainer) -> None:
         after_step(trainer)
@@ -161,7 +161,7 @@ def train(
 
     said = io.StringIO()
     with (
-        mock.patch.object(Trainer, "_after_step", stopping),
+        mock.patch.object(Trainer, "after_step", stopping),
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(said),
     ):

@@ -9,12 +9,14 @@ from typing import Any
 from ..backbone import MEMORY
 from ..highway.config import DEFAULT_RECIPE, RECIPES
 from ..highway.registry import SETTINGS, adapter_kinds
+from ..model_zoo.trunks import SCHEME
 from ..swin.precision import PRECISIONS as TRUNK_PRECISIONS
 from ..torchvision import curves
 from ..torchvision.models import DEMO_TRUNK, HEADS, MODELS, RANDOM
 from ..torchvision.options import DEFAULTS
 from ..torchvision.settings import TrainSettings
 from ..torchvision.start import start_training
+from ..torchvision.together import TASKS, start_together, wants_together
 from ..torchvision.trainer import MODEL, STATE
 from ..utils.errors import UserError
 from ..utils.training import PRECISIONS
@@ -46,6 +48,8 @@ Objects from Pascal VOC files; a tenth of the images scores the model and is not
 Semantic segmentation, from label maps: photos/a.jpg has the label map labels/a.png, with a class
 number in every pixel:
   e3va train --images photos --labels labels --classes background,road,car
+Both at once, over one trunk, from images with objects and label maps; each gets its own folder:
+  e3va train --images photos --annotations photos.json --labels labels
 
 The default trunk comes with e3va; it is small and was trained on small photographs. For real
 use give a larger pretrained Swin with --trunk: a name of "e3va zoo list", or a weights file of
@@ -155,7 +159,9 @@ def run(args: Namespace) -> None:
     if highway:
         given["highway"] = highway
     folder = Path(args.output).expanduser()
-    trainer = start_training(
+    together = wants_together(given, folder, args.resume)
+    start = start_together if together else start_training
+    trainer = start(
         *(given, folder, pick_device(args.device)),
         resume=args.resume,
         any_trunk=args.any_trunk,
@@ -163,14 +169,19 @@ def run(args: Namespace) -> None:
         tensorboard=args.tensorboard,
     )
     trainer.train()
-    curves.plot({"": curves.read_metrics(folder)}, folder / "curves.png")
-    if trainer.scores.values:
-        print(trainer.scores.table())
-    print(
-        "Next:\n"
-        f"  e3va predict {folder / MODEL} --input PHOTOS --output drawn\n"
-        f"  e3va info {folder / MODEL}"
-    )
+    parts = {folder / name: part for name, part in trainer.trainers.items()} if together else {}
+    for place, part in (parts or {folder: trainer}).items():
+        curves.plot({"": curves.read_metrics(place)}, place / "curves.png")
+        if part.scores.values:
+            print(f"{place.name}:\n{part.scores.table()}" if parts else part.scores.table())
+    models = str(folder / MODEL)
+    if parts:  # several models predict together as adapters, which need their trunk
+        trunk = next(iter(parts.values())).config.trunk
+        models = " ".join(map(str, parts))
+        models += f" --trunk {trunk}" * (trunk != DEMO_TRUNK and not trunk.startswith(SCHEME))
+    print(f"Next:\n  e3va predict {models} --input PHOTOS --output drawn")
+    for place in parts or [folder]:
+        print(f"  e3va info {place / MODEL}")
 
 
 _WORDS = {"true": True, "false": False, "null": None}  # as in a config file
@@ -195,6 +206,6 @@ def _highway_settings(args: Namespace) -> dict[str, Any]:
 
 def _interrupted(args: Namespace) -> str:
     folder = Path(args.output).expanduser()
-    if not (folder / STATE).is_file():
+    if not any((place / STATE).is_file() for place in (folder, *(folder / name for name in TASKS))):
         return " before anything was saved"
     return f": the run is saved; continue it with e3va train --output {folder} --resume"

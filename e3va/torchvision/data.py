@@ -77,14 +77,19 @@ class TrainMapper:
         image, target = read_example(record, self.dataset)
         if torch.rand(1) >= 0.5:
             return image, target
-        target = dict(target)
-        if "masks" in target:
-            target["masks"] = target["masks"].flip()
-        if "boxes" in target:
-            target["boxes"] = flip_boxes(target["boxes"], image.shape[-1])
-        else:
-            target["labels"] = target["labels"].flip(-1)
-        return image.flip(-1), target
+        return image.flip(-1), flip_target(target, image.shape[-1])
+
+
+def flip_target(target: Target, width: int) -> Target:
+    """Flip the target of an image of ``width`` pixels left to right."""
+    target = dict(target)
+    if "masks" in target:
+        target["masks"] = target["masks"].flip()
+    if "boxes" in target:
+        target["boxes"] = flip_boxes(target["boxes"], width)
+    else:
+        target["labels"] = target["labels"].flip(-1)
+    return target
 
 
 def flip_boxes(boxes: Tensor, width: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The start of a training: its options, the data, the model and the weights to start from."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter_files.description import AdapterConfig
-from ..adapter_files.files import apply_adapter, read_adapter
+from ..adapter_files.files import apply_adapter, read_adapter, without_trunk
 from ..adapter_files.heads import to_framework
+from ..backbone import trunk_prefix
 from ..highway.config import HighwayConfig, highway_config
 from ..model_zoo.trunks import SCHEME, find_trunk_of
 from ..swin.presets import SwinPreset, get_preset
+from ..swin.trunk import SwinTrunk
 from ..utils.atomic import atomic_open, make_folder
 from ..utils.errors import UserError
 from ..utils.optional import require
@@ -60,27 +62,53 @@ class Start:
     options: dict[str, Any]  # "trunk", "heads" and "highway"
 
 
+@dataclass
+class Run:
+    """A training that is about to start: its options, data, config and settings."""
+
+    folder: Path
+    device: torch.device
+    options: dict[str, Any]
+    data: TrainingData
+    config: ModelConfig
+    settings: TrainSettings
+    state: dict[str, Any] | None = None  # the checkpoint to continue from
+    start: Start | None = None
+    together: dict[str, Any] = field(default_factory=dict)  # see e3va.torchvision.together
+
+
 def start_training(
     given: dict[str, Any],
     folder: Path,
     device: torch.device,
     *,
     resume: bool = False,
-    any_trunk: bool = False,
-    workers: int | None = None,
-    tensorboard: bool = False,
+    **options: Any,
 ) -> Trainer:
     """Open the data, build the model, load its weights, and return the trainer.
 
-    ``given`` are the user's options, some of :data:`DEFAULTS`; ``workers`` is the number of
-    processes that read images, None for 4 on a GPU and else 0.
+    ``given`` are the user's options, some of :data:`DEFAULTS`; ``resume`` continues the run in
+    ``folder``; the others are those of :func:`build_trainer`.
     """
+    run = open_run(given, folder, device, resume=resume)
+    if run.together:
+        raise UserError(
+            f"the run in {folder} trains together with others over one trunk: continue all of them "
+            f"with --output {folder.parent} --resume"
+        )
+    return build_trainer(run, **options)
+
+
+def open_run(
+    given: dict[str, Any], folder: Path, device: torch.device, *, resume: bool = False
+) -> Run:
+    """Open the data of a new run, or of the run in ``folder`` to resume, and find its config."""
     given = {name: anywhere(name, value) for name, value in given.items()}
-    state = start = None
     if resume:
         state = read_state(folder)
         options = resumed_options(given, state, folder)
-        data, config, settings = _continue(options, state, str(folder / STATE))
+        run = Run(folder, device, options, *_continue(options, state, str(folder / STATE)), state)
+        run.together = state["data"].get("together") or {}
     elif (folder / STATE).exists():
         raise UserError(
             f"{folder} already holds a run ({STATE}): add --resume to continue it, or give another "
@@ -89,21 +117,45 @@ def start_training(
     else:
         start = _read_start(given["adapter"], given.get("trunk")) if "adapter" in given else None
         options = complete_options(given, start.options if start else {})
-        data, config, settings = _begin(options, given, start, device)
-    validation = data.validation
-    crowded = crowded_note([data.training, validation], config.detections)
+        run = Run(folder, device, options, *_begin(options, given, start, device), start=start)
+    crowded = crowded_note([run.data.training, run.data.validation], run.config.detections)
     if crowded:
         print(crowded)
+    return run
+
+
+def build_trainer(
+    run: Run,
+    *,
+    any_trunk: bool = False,
+    workers: int | None = None,
+    tensorboard: bool = False,
+    trunk: SwinTrunk | None = None,
+) -> Trainer:
+    """Build the model of a run, load its weights, and return the trainer.
+
+    Args:
+        run: the run.
+        any_trunk: whether to start from an adapter of another trunk.
+        workers: number of processes that read images; None for 4 on a GPU and else 0.
+        tensorboard: whether to write TensorBoard's files too.
+        trunk: trunk of another run, with its weights and on its device, to share; None to load one.
+    """
+    config, settings, data, folder = run.config, run.settings, run.data, run.folder
     torch.manual_seed(settings.seed)
     model = build_model(config)
-    if state is None:
-        _load_weights(model, config, start, any_trunk)
-    if config.trunk == DEMO_TRUNK:
+    if trunk is not None:
+        first = model.state_dict()  # a highway's random weights depend on those of a trunk before
+        model = build_model(config, trunk)
+        model.load_state_dict(without_trunk(first, trunk_prefix(model)), strict=False)
+    if run.state is None:
+        _load_weights(model, run, any_trunk, loaded=trunk is not None)
+    if config.trunk == DEMO_TRUNK and trunk is None:
         print(
             "trunk: the small one that comes with e3va (6.9 million parameters), trained on small "
             "photographs; for real use give a larger pretrained Swin with --trunk FILE"
         )
-    model.to(device)
+    model.to(run.device)
     writer = None
     if tensorboard:
         require("tensorboard", "--tensorboard")
@@ -111,18 +163,21 @@ def start_training(
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(make_folder(folder)))
+    validation, chosen = data.validation, data.chosen
     trainer = Trainer(
         *(model, config, settings, data.training, folder),
-        evaluate=(lambda: evaluate(model, validation, device)) if validation else None,
-        workers=4 * (device.type == "cuda") if workers is None else workers,
-        data={"options": options, "summary": data.training.summary, "split": data.chosen},
+        evaluate=(lambda: evaluate(model, validation, run.device)) if validation else None,
+        workers=4 * (run.device.type == "cuda") if workers is None else workers,
+        data={"options": run.options, "summary": data.training.summary, "split": chosen},
         tensorboard=writer,
     )
-    if data.chosen:
+    if run.together:
+        trainer.data["together"] = run.together
+    if chosen:
         with atomic_open(folder / SPLIT, "w") as file:
-            json.dump({"validation": data.chosen}, file, indent=1)
-    if state:
-        trainer.load(state)
+            json.dump({"validation": chosen}, file, indent=1)
+    if run.state:
+        trainer.load(run.state)
         print(f"continuing after step {trainer.step} of {settings.steps}")
     return trainer
 
@@ -229,11 +284,10 @@ def _default_model(dataset: Dataset, start: Start | None) -> str:
     return model
 
 
-def _load_weights(
-    model: nn.Module, config: ModelConfig, start: Start | None, any_trunk: bool
-) -> None:
-    """Load the trunk and the adapter to start from, and print notes about them."""
-    if config.trunk != RANDOM:
+def _load_weights(model: nn.Module, run: Run, any_trunk: bool, loaded: bool) -> None:
+    """Load the trunk unless it is loaded, and the adapter to start from; print notes on them."""
+    config, start = run.config, run.start
+    if config.trunk != RANDOM and not loaded:
         for note in load_pretrained(model, config.trunk).notes:
             print(f"trunk: {note}")
     if start is None:

@@ -26,7 +26,7 @@ from ..utils.progress import Progress
 from ..utils.seeding import seed_everything
 from ..utils.training import OptimizerStep, report_step
 from ..weights.checkpoint import load_file
-from .data import Dataset, TrainMapper
+from .data import Dataset, Target, TrainMapper
 from .description import adapter_fields, checkpoint_entry, why_no_adapter
 from .evaluate import Scores
 from .lean import prepare_model
@@ -76,6 +76,9 @@ class Trainer:
         self.step = 0
         self.saved_bytes: int | None = None
         self.step_seconds: list[float] = []
+        # Where progress (step, facts by name) and lines of text are shown.
+        self.show: Callable[[int, dict[str, str]], None] = lambda step, facts: None
+        self.say: Callable[[str], None] = print
 
     def train(self) -> None:
         """Prepare the model for its ``memory`` mode, train to the last step and save the model.
@@ -86,27 +89,30 @@ class Trainer:
         with its scores.
         """
         try:
-            self._train()
+            self.begin()
+            batches, last = self._batches(), self.settings.steps
+            with Progress(self.step, last) as progress, stop_signals() as received:
+                self.show, self.say = progress.step, progress.say
+                while self.step < last:
+                    self.train_step(next(batches))
+                    self.after_step()
+                    if received:
+                        self.save()
+                        raise KeyboardInterrupt
+            self.finish()
         finally:
             self.lock.release()
 
-    def _train(self) -> None:
-        last = self.settings.steps
+    def begin(self) -> None:
+        """Prepare the model for its ``memory`` mode, and print what trains."""
         if self.device.type == "cpu":
             keep_freed_memory()
         prepare_model(self.model, mixed=self.optimizer_step.mixed)
         table = parameter_table(count_parameters(self.model, model_parts(self.model)))
-        print(f"What trains:\n{table}", flush=True)
-        batches = self._batches()
-        with Progress(self.step, last) as self._progress, _stop_signals() as received:
-            while self.step < last:
-                began = time.monotonic()
-                self._train_step(next(batches))
-                self.step_seconds.append(time.monotonic() - began)
-                self._after_step()
-                if received:
-                    self.save()
-                    raise KeyboardInterrupt
+        self.say(f"What trains:\n{table}")
+
+    def finish(self) -> None:
+        """Write the model, score it, and write the summary."""
         self.save()
         self.save_model()
         if self.evaluate:
@@ -126,7 +132,9 @@ class Trainer:
                 self.save()
             raise
 
-    def _train_step(self, batch: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
+    def train_step(self, batch: list[tuple[Tensor, Target]]) -> None:
+        """Compute the gradient of a batch of images and targets, and update the weights."""
+        began = time.monotonic()
         # Random choices of a step (sampling, image sizes) do not depend on the steps before it.
         seed_everything("step", self.settings.seed, self.step)
         factor = self.schedule(self.step / self.settings.steps)
@@ -148,6 +156,7 @@ class Trainer:
         self.step += 1
         self.scores = Scores()  # those of an earlier step are not this model's
         self.losses = {name: float(loss.detach()) for name, loss in losses.items()}
+        self.step_seconds.append(time.monotonic() - began)
 
     def _losses(self, batch: list) -> dict[str, Tensor]:
         images = [image.to(self.device) for image, _ in batch]
@@ -156,19 +165,20 @@ class Trainer:
         report: Any = contextlib.nullcontext()
         if is_first:
             parts = model_parts(self.model)
-            report = report_step(self.model, parts, len(batch), self._progress.say)
+            report = report_step(self.model, parts, len(batch), self.say)
         with report as saved, self.optimizer_step.autocast():
             losses = self.model(images, targets)
         if is_first:
             self.saved_bytes = saved.total
         return losses
 
-    def _after_step(self) -> None:
+    def after_step(self) -> None:
+        """Show and log the step; save and evaluate if it is time to."""
         settings, seconds = self.settings, self.step_seconds[-20:]
         total = sum(self.losses.values())
         rate = settings.batch_size * len(seconds) / sum(seconds)
         facts = {"loss": f"{total:.3f}", "images/s": f"{rate:.1f}"}
-        self._progress.step(self.step, {**facts, "peak": f"{peak_memory():,.0f} MiB"})
+        self.show(self.step, {**facts, "peak": f"{peak_memory():,.0f} MiB"})
         if self.step % LOG_EVERY == 0 or self.step in (1, settings.steps):
             self._log({"loss": total, **self.losses, "images_per_second": rate})
         saved, scored = (
@@ -194,7 +204,7 @@ class Trainer:
     def _evaluate(self) -> None:
         self.scores = self.evaluate()
         text = ", ".join(f"{name} {value:.1f}" for name, value in self.scores.values.items())
-        self._progress.say(f"after step {self.step}: {text}")
+        self.say(f"after step {self.step}: {text}")
         self._log(self.scores.to_json()["scores"])
 
     def save(self) -> None:
@@ -270,7 +280,7 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Collect the first SIGINT or SIGTERM in a list; a second signal has its usual effect."""
     received: list[int] = []
     before: dict[int, Any] = {}

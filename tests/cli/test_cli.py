@@ -165,7 +165,8 @@ def test_mistakes_of_training_give_one_line(train_arguments, drawn, drawn_labels
     )
     fails(capsys, instead("--annotations", text), "text.txt .*COCO-format")
     fails(capsys, instead("--val-images", tmp_path), "6 of 6 images .*1.png")
-    fails(capsys, [*train_arguments, "--labels", drawn_labels], "expected one of .*got both")
+    options = [*train_arguments, "--val-labels", drawn_labels]
+    fails(capsys, options, "expected one of --val-annotations and --val-labels, got both")
     fails(capsys, ["train", "--images", drawn.images], "no data: .*--annotations.*--labels")
     fails(capsys, [*train_arguments, "--classes", "a,b"], "--classes is for label maps")
     maps = ["train", "--images", drawn.images, "--labels", drawn_labels, "--output", tmp_path / "o"]

@@ -117,14 +117,14 @@ def test_resumed_lean_run_ends_with_the_same_bits(precision, make_small, instanc
     whole = trainer(tmp_path / "whole")
     whole.train()
     stopped = trainer(tmp_path / "parts")
-    after = stopped._after_step
+    after = stopped.after_step
 
     def stop():
         after()
         if stopped.step == 2:
             raise RuntimeError("killed")
 
-    stopped._after_step = stop
+    stopped.after_step = stop
     with pytest.raises(RuntimeError, match="killed"):
         stopped.train()
     resumed = trainer(tmp_path / "parts")

@@ -124,7 +124,7 @@ def test_a_resumed_run_records_the_trunk_of_its_start(
     options, stored, train, drawn, pretrained, tmp_path, monkeypatch
 ):
     train("whole", "--trunk", pretrained, *options)
-    step = Trainer._after_step
+    step = Trainer.after_step
 
     def stop(self):
         step(self)
@@ -132,7 +132,7 @@ def test_a_resumed_run_records_the_trunk_of_its_start(
             self.save()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "_after_step", stop)
+    monkeypatch.setattr(Trainer, "after_step", stop)
     with pytest.raises(AssertionError):  # by the exit status of an interrupted command
         train("parts", "--trunk", pretrained, *options)
     monkeypatch.undo()

@@ -74,14 +74,14 @@ def test_resumed_run_ends_with_the_same_bits(precision, workers, make_small, ins
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     make_trainer(make_small, instances, whole, precision=precision).train()
     trainer = make_trainer(make_small, instances, parts, precision=precision)
-    step = trainer._after_step
+    step = trainer.after_step
 
     def stop():
         step()
         if trainer.step == 3:
             raise RuntimeError("killed")
 
-    trainer._after_step = stop
+    trainer.after_step = stop
     with pytest.raises(RuntimeError, match="killed"):
         trainer.train()
     torch.manual_seed(99)
