@@ -65,14 +65,14 @@ class Row:
 
 
 def config_names(pattern: str = "*") -> list[str]:
-    """Return the names of all LazyConfigs for training that match.
+    """Return the names of all LazyConfigs of one model that match.
 
     Raises:
         UserError: no config matches.
     """
     paths = (path.relative_to(CONFIG_ROOT) for path in CONFIG_ROOT.rglob("*.py"))
     names = [p.as_posix() for p in paths if p.parts[0] != "common" and not p.name.startswith("_")]
-    found = [name for name in names if fnmatch(name, pattern)]
+    found = [name for name in names if fnmatch(name, pattern) and "_and_" not in name]
     if not found:
         raise UserError(f"--only {pattern}: no config matches; expected for example 'VOC/*'")
     return sorted(found, key=order)

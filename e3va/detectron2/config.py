@@ -59,29 +59,36 @@ def load_config(
     Raises:
         UserError: the file is missing or is no LazyConfig, or an override or a value is wrong.
     """
-    if isinstance(config, DictConfig):
-        cfg = config.copy()
-    else:
-        path = find_config(config)
-        try:
-            cfg = LazyConfig.load(str(path))
-        except (SyntaxError, ValueError, yaml.YAMLError, ImportError) as error:
-            cause = error.__cause__ or error
-            raise UserError(f"{path} cannot be read as a LazyConfig file: {cause}") from None
-        if "MODEL" in cfg:
-            raise UserError(
-                f"{path} is a yacs config: use it with get_cfg(), add_e3va_config() and "
-                "DefaultPredictor; here a LazyConfig file is expected"
-            )
-        path, root = path.resolve(), CONFIG_ROOT.resolve()
-        if path.is_relative_to(root) and isinstance(cfg.get("train"), DictConfig):
-            cfg.train.config_name = path.relative_to(root).as_posix()  # adapter files repeat it
-        if "method" in bottom_up_node(cfg):
-            raise UserError(
-                f"{path} has a backbone with the argument 'method', as e3va 0.1 wrote it: expected "
-                "'highway'; use that version of e3va, or start from a config of this one"
-            )
+    cfg = config.copy() if isinstance(config, DictConfig) else read_config(find_config(config))
+    if "tasks" in cfg:
+        raise UserError(
+            f"the config has several tasks ({', '.join(cfg.tasks)}), which the training script "
+            f"trains together; here give the config of one: {', '.join(cfg.tasks.values())}"
+        )
     return apply_overrides(cfg, overrides)
+
+
+def read_config(path: Path) -> DictConfig:
+    """Read a LazyConfig file; raise UserError if it is none, or of another version."""
+    try:
+        cfg = LazyConfig.load(str(path))
+    except (SyntaxError, ValueError, yaml.YAMLError, ImportError) as error:
+        cause = error.__cause__ or error
+        raise UserError(f"{path} cannot be read as a LazyConfig file: {cause}") from None
+    if "MODEL" in cfg:
+        raise UserError(
+            f"{path} is a yacs config: use it with get_cfg(), add_e3va_config() and "
+            "DefaultPredictor; here a LazyConfig file is expected"
+        )
+    path, root = path.resolve(), CONFIG_ROOT.resolve()
+    if path.is_relative_to(root) and isinstance(cfg.get("train"), DictConfig):
+        cfg.train.config_name = path.relative_to(root).as_posix()  # adapter files repeat it
+    if "method" in bottom_up_node(cfg):
+        raise UserError(
+            f"{path} has a backbone with the argument 'method', as e3va 0.1 wrote it: expected "
+            "'highway'; use that version of e3va, or start from a config of this one"
+        )
+    return cfg
 
 
 def bottom_up_node(cfg: DictConfig) -> DictConfig:
@@ -161,6 +168,15 @@ def _drop_replaced(cfg: DictConfig, key: str) -> None:
         kept = ("_target_",) if name == "recipe" else ("_target_", *_SETTINGS)
         for other in [other for other in node if other not in kept]:
             del node[other]
+
+
+def has_key(cfg: DictConfig, key: str) -> bool:
+    """Return whether a config has a key, or takes it as an argument of a node's callable."""
+    try:
+        _check_key(cfg, key)
+    except UserError:
+        return False
+    return True
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:

@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..data.split import shared_note
 from ..data.workers import WorkerBatches
+from ..swin.trunk import SwinTrunk
 from ..utils.allocator import keep_freed_memory
 from ..utils.errors import UserError
 from ..utils.lock import FolderLock
@@ -25,7 +27,7 @@ from ..utils.paths import check_tensorboard_folder
 from ..utils.terminal import escape_unprintable
 from .checkpoint import HighwayCheckpointer, find_weights
 from .checks import is_device
-from .config import find_config, load_config
+from .config import find_config
 from .describe import describe_config, output_classes
 from .distributed import share_model
 from .hooks import (
@@ -37,6 +39,7 @@ from .hooks import (
     TrainedPartsReport,
 )
 from .launch import launch, one_message
+from .loader import TrainLoader
 from .masks import masks_on_demand
 from .own_data import (
     check_data,
@@ -46,6 +49,15 @@ from .own_data import (
     store_split,
 )
 from .presets import resolve_preset
+from .together import (
+    Configs,
+    TogetherTrainer,
+    agree,
+    build_over,
+    common_loaders,
+    folder_of,
+    load_tasks,
+)
 from .trainer import HighwayTrainer
 
 logger = logging.getLogger(__name__)
@@ -63,16 +75,35 @@ def run(args: Namespace) -> None:
         if not args.config_file:
             raise UserError("--config-file is not given: expected a path or a config's name")
         args.config_file = str(find_config(args.config_file))
-        cfg = load_config(args.config_file, args.opts)
-        folder = cfg.get("train", {}).get("output_dir", "")
+        tasks = load_tasks(args.config_file, args.opts)
+        if len(tasks) > 1 and not args.eval_only:
+            agree(tasks)
         with contextlib.ExitStack() as held:
-            exists = os.path.isdir(folder)  # a wrong command must not create it
-            if exists:
-                held.enter_context(_sole_use(folder, args))
-            prepare(cfg, resume=args.resume, eval_only=args.eval_only)
-            if not exists:
-                held.enter_context(_sole_use(folder, args))
-            launch(_work, (cfg, args), args, cfg.train.device)
+            for name, cfg in tasks.items():
+                with _named(name):
+                    _prepare_alone(cfg, args, held)
+            first = next(iter(tasks.values()))
+            launch(_work, (tasks, args), args, first.train.device)
+
+
+def _prepare_alone(cfg: DictConfig, args: Namespace, held: contextlib.ExitStack) -> None:
+    """Call :func:`prepare`, and lock the folder of a training until ``held`` ends."""
+    folder = cfg.get("train", {}).get("output_dir", "")
+    exists = os.path.isdir(folder)  # a wrong command must not create it
+    if exists:
+        held.enter_context(_sole_use(folder, args))
+    prepare(cfg, resume=args.resume, eval_only=args.eval_only)
+    if not exists:
+        held.enter_context(_sole_use(folder, args))
+
+
+@contextlib.contextmanager
+def _named(task: str) -> Iterator[None]:
+    """Put the name of a task before the message of a mistake."""
+    try:
+        yield
+    except UserError as error:
+        raise (UserError(f"{task}: {error.line}") if task else error) from None
 
 
 @contextlib.contextmanager
@@ -146,24 +177,43 @@ def check_device(device: str) -> None:
         )
 
 
-def _work(cfg: DictConfig, args: Namespace) -> None:
+def _work(tasks: Configs, args: Namespace) -> None:
     escape_unprintable()
+    first = next(iter(tasks.values()))
+    folder = first.train.output_dir if "" in tasks else str(folder_of(tasks))
     # Detectron2 keeps the logger of each folder, so the log file too escapes what it cannot encode.
-    log = setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank())
+    log = setup_logger(folder, distributed_rank=comm.get_rank())
     escape_unprintable(handler.stream for handler in log.handlers)
-    default_setup(cfg, args)
+    if "" in tasks:
+        default_setup(first, args)
+    else:
+        _set_up_tasks(tasks, args)
     # Detectron2 configures only its own loggers; ours use their handlers.
     ours, theirs = logging.getLogger("e3va"), logging.getLogger("detectron2")
     ours.handlers, ours.propagate = theirs.handlers, False
     ours.setLevel(logging.INFO)
     if not args.eval_only:
-        train(cfg, resume=args.resume)
+        train(first, args.resume) if "" in tasks else train_together(tasks, args.resume)
         return
-    model = instantiate(cfg.model).to(cfg.train.device)
-    about = {"classes": output_classes(cfg)}
-    checkpointer = HighwayCheckpointer(model, about=about, **adapter_options(cfg))
-    checkpointer.load(cfg.train.init_checkpoint)
-    evaluate(cfg, model)
+    for name, cfg in tasks.items():
+        if name:
+            logger.info("Task %s", name)
+        model = instantiate(cfg.model).to(cfg.train.device)
+        about = {"classes": output_classes(cfg)}
+        checkpointer = HighwayCheckpointer(model, about=about, **adapter_options(cfg))
+        checkpointer.load(cfg.train.init_checkpoint)
+        evaluate(cfg, model)
+
+
+def _set_up_tasks(tasks: Configs, args: Namespace) -> None:
+    """Call Detectron2's setup for the common folder; write each task's config into its own."""
+    settings = next(iter(tasks.values())).train.copy()
+    settings.output_dir = str(folder_of(tasks))
+    names = {name: cfg.train.config_name for name, cfg in tasks.items()}
+    default_setup(OmegaConf.create({"tasks": names, "train": settings}), args)
+    if comm.is_main_process():
+        for cfg in tasks.values():
+            LazyConfig.save(cfg, os.path.join(cfg.train.output_dir, "config.yaml"))
 
 
 def adapter_options(cfg: DictConfig) -> dict[str, Any]:
@@ -186,16 +236,21 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict | None:
     return results
 
 
-def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]:
-    """Build model, optimizer, loader, hooks and checkpointer from a config."""
+def build_trainer(
+    cfg: DictConfig, loader: TrainLoader | None = None, trunk: SwinTrunk | None = None
+) -> tuple[HighwayTrainer, HighwayCheckpointer]:
+    """Build model, optimizer, loader, hooks and checkpointer from a config.
+
+    ``loader`` and ``trunk`` take the place of those that the config describes.
+    """
     train_cfg = cfg.train
     if train_cfg.device == "cpu":
         keep_freed_memory()
-    model = instantiate(cfg.model).to(train_cfg.device)
-    cfg.optimizer.params.model = model
+    model = instantiate(cfg.model) if trunk is None else build_over(cfg, trunk)
+    cfg.optimizer.params.model = model.to(train_cfg.device)
     optimizer = instantiate(cfg.optimizer)
     del cfg.optimizer.params.model
-    loader = instantiate(cfg.dataloader.train)
+    loader = loader or instantiate(cfg.dataloader.train)
     model = share_model(model, train_cfg.device, OmegaConf.to_container(train_cfg.ddp))
     trainer = HighwayTrainer(
         model,
@@ -231,10 +286,31 @@ def build_trainer(cfg: DictConfig) -> tuple[HighwayTrainer, HighwayCheckpointer]
 def train(cfg: DictConfig, resume: bool = False) -> HighwayTrainer:
     """Train from ``train.init_checkpoint``, or resume from the last checkpoint of the output."""
     trainer, checkpointer = build_trainer(cfg)
+    trainer.train(_load(cfg, trainer, checkpointer, resume), cfg.train.max_iter)
+    return trainer
+
+
+def _load(
+    cfg: DictConfig, trainer: HighwayTrainer, checkpointer: HighwayCheckpointer, resume: bool
+) -> int:
+    """Load the weights to start from, or the last checkpoint; return the first iteration."""
     if resume and not checkpointer.has_checkpoint():
         logger.warning("--resume: no checkpoint in %s; starting anew", cfg.train.output_dir)
         resume = False
     weights = cfg.train.init_checkpoint or cfg.train.get("trunk", "") or ""
     checkpointer.resume_or_load(weights, resume=resume)
-    trainer.train(trainer.iter + 1 if resume else 0, cfg.train.max_iter)
-    return trainer
+    return trainer.iter + 1 if resume else 0
+
+
+def train_together(tasks: Configs, resume: bool = False) -> dict[str, HighwayTrainer]:
+    """Train the models of several configs over one trunk, see :mod:`e3va.detectron2.together`."""
+    loaders, trainers, starts = common_loaders(tasks), {}, {}
+    first = next(iter(tasks.values()))
+    logger.info("%d images with labels of all tasks", next(iter(loaders.values())).images)
+    for name, cfg in tasks.items():
+        seed_all_rng(first.train.seed + comm.get_rank())  # as for a training of its own
+        trunk = next(iter(trainers.values())).trunk if trainers else None
+        trainers[name], checkpointer = build_trainer(cfg, loaders[name], trunk)
+        starts[name] = _load(cfg, trainers[name], checkpointer, resume)
+    TogetherTrainer(trainers).train(starts, first.train.max_iter)
+    return trainers

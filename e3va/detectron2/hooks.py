@@ -55,6 +55,8 @@ class MetricPrinter(CommonMetricPrinter):
 
     def write(self) -> None:
         """Print the line, then the peak of the resident set if there is no CUDA device."""
+        if self._last_write and self._last_write[0] == get_event_storage().iter:
+            return  # a run that stops after a line; Detectron2 would divide by no iterations
         super().write()
         finished = get_event_storage().iter == self._max_iter
         if not finished and not torch.cuda.is_available():

@@ -41,14 +41,28 @@ class TrainLoader:
             raise UserError(f"train.seed={seed}: expected a whole number ≥ 0; runs are repeatable")
         if not len(dataset):
             raise UserError("the training data set is empty: expected at least one image")
-        self.dataset = SeededDataset(DatasetFromList(dataset, copy=False), mapper, seed)
+        self.mapper = mapper
         self.batch_size = total_batch_size // world
         self.num_workers = num_workers
         self.seed = seed
+        self.start = 0
+        self._set(dataset)
+
+    def _set(self, dataset: Sequence[dict]) -> None:
+        records = DatasetFromList(dataset, copy=False)
+        self.dataset = SeededDataset(records, self.mapper, self.seed)
         self.wide = [record["width"] > record["height"] for record in dataset]
         self.images = len(dataset)
         self.objects = sum(len(record.get("annotations", ())) for record in dataset)
-        self.start = 0
+
+    @property
+    def files(self) -> list[str]:
+        """Paths of the images, in order."""
+        return [record["file_name"] for record in self.dataset.records]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Keep only the images at these places of the data set, in this order."""
+        self._set([self.dataset.records[place] for place in places])
 
     def seek(self, iteration: int) -> None:
         """Start the next :func:`iter` with the batch of this iteration."""

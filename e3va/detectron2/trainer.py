@@ -84,13 +84,7 @@ class HighwayTrainer(SimpleTrainer):
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run iterations ``start_iter`` to ``max_iter`` − 1 with all hooks; load weights before."""
-        self.iter = self.start_iter = start_iter
-        self.max_iter = max_iter
-        if hasattr(self.data_loader, "seek"):
-            self.data_loader.seek(start_iter)
-        check_same_start(self.bare_model, self.trunk, start_iter)
-        prepare_model(self.bare_model, mixed=self.optimizer_step.mixed)
-        self.trunk.check_frozen(self.optimizer)
+        self.begin(start_iter, max_iter)
         # Detectron2's own loop prints a traceback for every exception, even for a user's mistake.
         with EventStorage(start_iter) as self.storage:
             try:
@@ -102,6 +96,16 @@ class HighwayTrainer(SimpleTrainer):
                 self.iter += 1
             finally:
                 self.after_train()
+
+    def begin(self, start_iter: int, max_iter: int) -> None:
+        """Prepare data and model for iterations ``start_iter`` to ``max_iter`` − 1."""
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        if hasattr(self.data_loader, "seek"):
+            self.data_loader.seek(start_iter)
+        check_same_start(self.bare_model, self.trunk, start_iter)
+        prepare_model(self.bare_model, mixed=self.optimizer_step.mixed)
+        self.trunk.check_frozen(self.optimizer)
 
     def run_step(self) -> None:
         """Compute losses and gradients part by part, check the trunk, then clip and update."""
