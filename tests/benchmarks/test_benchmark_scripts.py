@@ -213,3 +213,24 @@ def test_tasks_per_pass_compares_one_pass_with_others(script, tmp_path, capsys):
     _, status = script("tasks_per_pass", "--presets", "swin_x", "--output", tmp_path / "out")
     assert status == 1 and "'swin_x'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_service_is_compared_with_direct_calls(script, make_trained, drawn, tmp_path, capsys):
+    pytest.importorskip("uvicorn")
+    make_trained("semantic_fpn", "leaves")
+    options = ("--images", drawn.images, "--requests", 20, "--clients", 3, "--rounds", 2)
+    module, status = script("service", tmp_path / "leaves", *options, "--output", tmp_path / "out")
+    assert status == 0
+    found = json.loads((tmp_path / "out" / "service.json").read_text())
+    many = found["several clients"]
+    assert many["lost"] == [] and len(many["memory"]) == 20 and 0 < many["equal"] <= 20
+    assert all(len(times) == 12 for times in found["one client"].values())  # 6 images, 2 rounds
+    assert "request / direct call" in capsys.readouterr().out
+    assert (tmp_path / "out" / "service.png").stat().st_size > 1000
+    table = module.table(
+        {"direct": [2.0, 1.0, 4.0], "request": [3.0, 2.5, 2.0]},
+        {**many, "requests": 40, "seconds": 8.0, "memory": [2**21] * 15 + [3 * 2**20]},
+    )
+    assert "| request / direct call | 1.25 |" in table
+    assert "| 40 | 3 | 0 |" in table and "| 5.0 | 2 | +50.0% |" in table
