@@ -12,6 +12,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "e3va/_version.py").read_t
 COMMAND = [
     "fvcore>=0.1.5,<0.1.6",
     "iopath>=0.1.7,<0.1.10",
+    "jinja2>=3.1",
     "numpy>=1.24",
     "pillow>=10.1",
     "pooch>=1.8,<2",

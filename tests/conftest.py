@@ -44,6 +44,13 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True)
+def _no_report(request, monkeypatch):
+    """Let trainings write no page, which takes a second, but where pages are tested."""
+    if request.path.name != "test_report.py":
+        monkeypatch.setattr("e3va.cli.train._report", lambda folder, trainer: None)
+
+
+@pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
 

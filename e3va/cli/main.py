@@ -17,6 +17,8 @@ COMMANDS = {
     "check": "look at your data before training: counts, problems, a contact sheet",
     "train": "fine-tune a model on your own images",
     "eval": "score a trained model: box and mask AP, or mIoU",
+    "report": "write a page on a training: scores, curves, the worst and best images",
+    "compare": "write a page on several trainings side by side",
     "predict": "draw the predictions of a trained model",
     "serve": "predict over HTTP, with several adapters over one trunk",
     "info": "describe a trained model, an adapter or a weights file",

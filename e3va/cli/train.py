@@ -10,14 +10,16 @@ from ..backbone import MEMORY
 from ..highway.config import DEFAULT_RECIPE, RECIPES
 from ..highway.registry import SETTINGS, adapter_kinds
 from ..model_zoo.trunks import SCHEME
+from ..report.page import write_report
 from ..swin.precision import PRECISIONS as TRUNK_PRECISIONS
 from ..torchvision import curves
 from ..torchvision.models import DEMO_TRUNK, HEADS, MODELS, RANDOM
 from ..torchvision.options import DEFAULTS
+from ..torchvision.report import REPORT, read_training
 from ..torchvision.settings import TrainSettings
 from ..torchvision.start import start_training
 from ..torchvision.together import TASKS, start_together, wants_together
-from ..torchvision.trainer import MODEL, STATE
+from ..torchvision.trainer import MODEL, STATE, Trainer
 from ..utils.errors import UserError
 from ..utils.training import PRECISIONS
 from .arguments import (
@@ -172,6 +174,7 @@ def run(args: Namespace) -> None:
     parts = {folder / name: part for name, part in trainer.trainers.items()} if together else {}
     for place, part in (parts or {folder: trainer}).items():
         curves.plot({"": curves.read_metrics(place)}, place / "curves.png")
+        _report(place, part)
         if part.scores.values:
             print(f"{place.name}:\n{part.scores.table()}" if parts else part.scores.table())
     models = str(folder / MODEL)
@@ -182,6 +185,17 @@ def run(args: Namespace) -> None:
     print(f"Next:\n  e3va predict {models} --input PHOTOS --output drawn")
     for place in parts or [folder]:
         print(f"  e3va info {place / MODEL}")
+
+
+def _report(folder: Path, trainer: Trainer) -> None:
+    """Write the page on a training; the training has ended well even if there can be no page."""
+    try:
+        found = read_training(folder, trainer.device, trainer.scores.predictions)
+        write_report(found, folder / REPORT)
+    except UserError as error:
+        print(f"no {REPORT}: {error.line}")
+    else:
+        print(f"wrote {folder / REPORT}: scores, curves and pictures, for a browser")
 
 
 _WORDS = {"true": True, "false": False, "null": None}  # as in a config file

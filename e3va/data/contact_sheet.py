@@ -81,7 +81,7 @@ def draw_sheet(
 ) -> Image.Image:
     """Draw the sheet, RGB; the legend has the name and number of each class."""
     names = [name for name, _ in legend]
-    tiles = list(in_threads(lambda p: _draw_tile(p, names), pictures, "drawing"))
+    tiles = list(in_threads(lambda p: draw_tile(p, names), pictures, "drawing"))
     key = _draw_legend(legend, any(picture.labels for picture in pictures))
     rows = range(0, len(tiles), COLUMNS)
     heights = [max(tile.height for tile in tiles[i : i + COLUMNS]) + CAPTION + GAP for i in rows]
@@ -141,7 +141,7 @@ def _stripes(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.where((rows + columns) // 4 % 2, 235, 90).astype(np.uint8))
 
 
-def _draw_tile(picture: Picture, names: Sequence[str]) -> Image.Image:
+def draw_tile(picture: Picture, names: Sequence[str]) -> Image.Image:
     """Draw an image, at most ``TILE`` pixels wide and high, with its annotations."""
     width, height = picture.size
     scale = TILE / max(width, height)

@@ -21,6 +21,16 @@ from .transform import detect
 
 
 @dataclass
+class Predictions:
+    """What a model finds in a data set, as far as scores need it."""
+
+    objects: list[dict] = field(default_factory=list)  # detections in COCO's format
+    masks: bool = False  # whether masks count besides boxes
+    # For label maps, the result of confusion_matrix for each image.
+    confusions: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
 class Scores:
     """Scores of an evaluation, in percent; NaN if the data have no object.
 
@@ -30,6 +40,7 @@ class Scores:
 
     values: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, float] = field(default_factory=dict)  # AP or IoU by class name
+    predictions: Predictions | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, dict[str, float | None]]:
         """Return ``scores`` and ``per_class`` for a JSON file, which has null instead of NaN."""
@@ -54,30 +65,40 @@ def _cell(value: float | None) -> str:
     return "–" if math.isnan(value) else f"{value:.1f}"
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, dataset: Dataset, device: torch.device) -> Scores:
     """Evaluate a model on a data set; the model's mode is restored afterwards.
 
     Mask AP needs masks in the data and in the model's output; otherwise boxes count only.
     """
-    was_training, results, count = model.training, [], len(dataset.classes)
-    confusion = torch.zeros(count, count, dtype=torch.int64)
-    masks = dataset.coco is not None and dataset.coco.masks
+    predictions = predict_dataset(model, dataset, device)
+    if dataset.coco:
+        limit = largest_number(model)
+        scores = coco_scores(predictions.objects, dataset, predictions.masks, limit)
+    else:
+        scores = label_scores(sum(predictions.confusions), dataset.classes)
+    scores.predictions = predictions
+    return scores
+
+
+@torch.no_grad()
+def predict_dataset(model: nn.Module, dataset: Dataset, device: torch.device) -> Predictions:
+    """Predict all images of a data set; the model's mode is restored afterwards."""
+    was_training, found = model.training, Predictions()
+    found.masks = dataset.coco is not None and dataset.coco.masks
     model.eval()
     try:
         for record in track(dataset.records, "evaluating", "image"):
-            found = detect(model, to_tensor(read_record_image(record)).to(device))
+            own = detect(model, to_tensor(read_record_image(record)).to(device))
             if dataset.coco:
-                masks = masks and "masks" in found
-                results += to_coco(found, record["id"], dataset.category_ids)
+                found.masks = found.masks and "masks" in own
+                found.objects += to_coco(own, record["id"], dataset.category_ids)
             else:
                 truth = dataset.read_target(record)["labels"]
-                confusion += confusion_matrix(truth, found["labels"], count)
+                count = len(dataset.classes)
+                found.confusions.append(confusion_matrix(truth, own["labels"], count))
     finally:
         model.train(was_training)
-    if dataset.coco:
-        return coco_scores(results, dataset, masks, largest_number(model))
-    return label_scores(confusion, dataset.classes)
+    return found
 
 
 def largest_number(model: nn.Module) -> int:

@@ -246,7 +246,7 @@ class Trainer:
             "kept_for_backward_bytes": self.saved_bytes,
             "seconds_a_step": statistics.median(self.step_seconds) if self.step_seconds else None,
             "peak_memory_mib": peak_memory(),
-            "scores": self.scores.to_json()["scores"],
+            **self.scores.to_json(),
         }
         with atomic_open(self.folder / SUMMARY, "w") as file:
             json.dump(summary, file, indent=1, allow_nan=False)

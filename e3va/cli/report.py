@@ -1,0 +1,30 @@
+"""``e3va report`` and ``e3va compare``: a page on a training, or on several side by side."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from ..report.page import write_report
+from ..torchvision.report import REPORT, read_training
+from .arguments import add_device, pick_device
+
+DESCRIPTION = """\
+Write a page on a training, report.html: scores, learning curves, the worst and the best images of
+the validation data, what trained and at which cost. It is one file, for any browser. e3va train
+writes it too."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the subcommand, which sets ``run``."""
+    parser.set_defaults(run=run)
+    parser.add_argument("training", metavar="FOLDER", help="output folder of a training")
+    text = f"file for the page (default: {REPORT} in the folder)"
+    parser.add_argument("--output", metavar="FILE", help=text)
+    add_device(parser)
+
+
+def run(args: Namespace) -> None:
+    """Write the page."""
+    folder = Path(args.training).expanduser()
+    output = Path(args.output).expanduser() if args.output else folder / REPORT
+    write_report(read_training(folder, pick_device(args.device)), output)
+    print(f"wrote {output}")
