@@ -1,10 +1,11 @@
-"""``e3va report`` and ``e3va compare``: a page on a training, or on several side by side."""
+"""``e3va report``: a page on a training."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ..report.page import write_report
 from ..torchvision.report import REPORT, read_training
+from ..utils.optional import require
 from .arguments import add_device, pick_device
 
 DESCRIPTION = """\
@@ -26,5 +27,12 @@ def run(args: Namespace) -> None:
     """Write the page."""
     folder = Path(args.training).expanduser()
     output = Path(args.output).expanduser() if args.output else folder / REPORT
-    write_report(read_training(folder, pick_device(args.device)), output)
+    if (folder / "config.yaml").is_file():  # a training along Detectron2
+        require("detectron2", f"the report on {folder}")
+        from ..detectron2 import report
+
+        found = report.read_training(folder, args.device)
+    else:
+        found = read_training(folder, pick_device(args.device))
+    write_report(found, output)
     print(f"wrote {output}")

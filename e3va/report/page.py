@@ -51,6 +51,13 @@ class Training:
     draw: Callable[[int], tuple[Image.Image, Image.Image]] | None = None
 
 
+def part_rows(parts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str, str, str]]:
+    """Return the rows of ``Training.parts`` from the parameters of each part."""
+    rows = [(part, row["all"], row["trained"]) for part, row in parts.items()]
+    rows.append(("all", *(sum(row[place] for row in rows) for place in (1, 2))))
+    return [(part, f"{a:,}", f"{t:,}", f"{t / a if a else 0:.2%}") for part, a, t in rows]
+
+
 @dataclass
 class _Pair:
     """An image of the validation data in a report."""

@@ -6,22 +6,21 @@ import json
 import math
 import platform
 import shlex
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from torch import nn
 
 from .._version import __version__
-from ..data.contact_sheet import Picture, draw_tile
-from ..report.findings import LEAST_SCORE, label_findings, object_findings
-from ..report.page import Training
+from ..report.findings import label_findings, object_findings
+from ..report.page import Training, part_rows
+from ..report.pictures import Pair, draw_label_maps, draw_objects
 from ..utils.errors import UserError
 from ..utils.measure import MIB
 from ..weights.checkpoint import load_file
@@ -81,7 +80,7 @@ def read_costs(folder: Path) -> Training:
         score=next((name for name in SCORES[:2] if name in summary["scores"]), "IoU"),
         losses=[(m["step"], m["loss"]) for m in metrics if "loss" in m],
         progress={name: points for name, points in progress.items() if points},
-        parts=_parts(summary["parameters"]),
+        parts=part_rows(summary["parameters"]),
         command=_command(stored.get("options") or {}, folder),
     )
 
@@ -122,12 +121,11 @@ class _Validation:
     def model(self) -> nn.Module:
         return load_model(self.folder / MODEL, self.device)[0]
 
-    def labels(self, place: int) -> Image.Image:
-        """Predict a label map."""
+    def labels(self, place: int) -> np.ndarray:
+        """Predict a label map [H, W]."""
         image = to_tensor(read_record_image(self.dataset.records[place]))
         with torch.no_grad():
-            labels = detect(self.model, image.to(self.device))["labels"]
-        return Image.fromarray(labels.to(torch.uint8).numpy())
+            return detect(self.model, image.to(self.device))["labels"].numpy()
 
 
 def _add_findings(found: Training, own: _Validation, predictions: Predictions | None) -> None:
@@ -148,47 +146,11 @@ def _add_findings(found: Training, own: _Validation, predictions: Predictions | 
     found.draw = lambda place: _draw(own, predictions, place)
 
 
-def _draw(
-    own: _Validation, predictions: Predictions, place: int
-) -> tuple[Image.Image, Image.Image]:
-    """Draw the truth and the prediction of an image."""
+def _draw(own: _Validation, predictions: Predictions, place: int) -> Pair:
     dataset, record = own.dataset, own.dataset.records[place]
-    size, names = (record["width"], record["height"]), dataset.classes
-    if not dataset.coco:
-        with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder) / "labels.png")
-            own.labels(place).save(path)
-            maps = (record["labels"], path)
-            return tuple(
-                draw_tile(Picture(record["path"], size, "", frozenset(), labels=file), names)
-                for file in maps
-            )
-    index = dataset.coco.class_index
-    truth = [a for a in dataset.coco.annotations[record["id"]] if not a["iscrowd"]]
-    found = [
-        r
-        for r in predictions.objects
-        if r["image_id"] == record["id"] and r["score"] >= LEAST_SCORE
-    ]
-    pictures = []
-    for side in (truth, found):
-        objects = [
-            (
-                index[o["category_id"]],
-                o["bbox"],
-                o.get("segmentation") if predictions.masks else None,
-            )
-            for o in side
-        ]
-        picture = Picture(record["path"], size, "", frozenset(), objects)
-        pictures.append(draw_tile(picture, names))
-    return tuple(pictures)
-
-
-def _parts(parameters: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str, str, str]]:
-    rows = [(part, row["all"], row["trained"]) for part, row in parameters.items()]
-    rows.append(("all", *(sum(row[place] for row in rows) for place in (1, 2))))
-    return [(part, f"{a:,}", f"{t:,}", f"{t / a if a else 0:.2%}") for part, a, t in rows]
+    if dataset.coco:
+        return draw_objects(dataset.coco, record, predictions.objects)
+    return draw_label_maps(record["path"], record["labels"], own.labels(place), dataset.classes)
 
 
 def _facts(
