@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -290,14 +290,34 @@ def in_threads(
 
     Progress is shown on stderr. An exception, such as Ctrl-C, cancels items that have not started.
     """
-    threads, rest = min(8, os.cpu_count() or 1), iter(items)
-    pool = ThreadPoolExecutor(threads)
+    results = in_order(work, items, min(8, os.cpu_count() or 1), waiting=4)
+    with Progress(0, len(items), "image", what, transient=True) as progress:
+        for done, result in enumerate(results, 1):
+            yield result
+            progress.step(done, {})
+
+
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int, waiting: int = 2
+) -> Iterator[Result]:
+    """Yield the results of ``work`` in the order of ``items``.
+
+    An exception, such as Ctrl-C, cancels items that have not started.
+
+    Args:
+        work: function that may run beside itself.
+        items: arguments for ``work``; they are drawn as they are needed.
+        threads: number of threads; with 1 there is no other thread than the caller's.
+        waiting: number of items for each thread that are in work, or whose results wait.
+    """
+    if threads == 1:
+        yield from map(work, items)
+        return
+    pool, rest = ThreadPoolExecutor(threads), iter(items)
     try:
-        waiting = deque(pool.submit(work, item) for item in islice(rest, 4 * threads))
-        with Progress(0, len(items), "image", what, transient=True) as progress:
-            for done in range(1, len(items) + 1):
-                waiting.extend(pool.submit(work, item) for item in islice(rest, 1))
-                yield waiting.popleft().result()
-                progress.step(done, {})
+        futures = deque(pool.submit(work, item) for item in islice(rest, waiting * threads))
+        while futures:
+            futures.extend(pool.submit(work, item) for item in islice(rest, 1))
+            yield futures.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -192,7 +192,7 @@ def _count_pixels(counts: list | str | bytes, height: int, width: int) -> int:
         usable, runs = all(type(run) is int and run >= 0 for run in counts), counts
         total, pixels = (sum(runs), sum(runs[1::2])) if usable else (None, 0)
     else:
-        runs = _decode_counts(counts)
+        runs = decode_counts(counts)
         usable = not (runs < 0).any()
         total, pixels = int(runs.sum()), int(runs[1::2].sum())
     if not usable or total != height * width:
@@ -200,7 +200,7 @@ def _count_pixels(counts: list | str | bytes, height: int, width: int) -> int:
     return pixels
 
 
-def _decode_counts(text: str | bytes) -> np.ndarray:
+def decode_counts(text: str | bytes) -> np.ndarray:
     """Return the run lengths [N] int64 of a compressed RLE, which pycocotools reads unchecked.
 
     A character holds five bits, counted from "0"; a sixth bit says that more bits follow. From the

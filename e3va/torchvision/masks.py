@@ -20,6 +20,8 @@ from torchvision.models.detection.roi_heads import (
 )
 from torchvision.ops import roi_align
 
+from ..data.masks import decode_counts
+
 Size = tuple[int, int]  # height and width in pixels
 
 
@@ -79,6 +81,39 @@ class RunLengthMasks(Sequence[Tensor]):
         del device
         return self
 
+    def place(self, corner: Size, size: Size) -> "RunLengthMasks":
+        """Return the masks as parts of a larger image that is empty around them.
+
+        Args:
+            corner: row and column of the masks' first pixel in the image.
+            size: height and width of the image in pixels.
+        """
+        records = []
+        for index in range(len(self)):
+            top, left, mask = self.crop(index)
+            records.append(_encode_part(mask.numpy(), top + corner[0], left + corner[1], size))
+        return RunLengthMasks(records, tuple(size))
+
+    def crop(self, index: int) -> tuple[int, int, Tensor]:
+        """Decode only the smallest rectangle with all pixels of a mask.
+
+        Returns:
+            Row and column of the rectangle's first pixel, and its pixels [h, w] uint8 of 0 and 1;
+            an empty mask has none.
+        """
+        record = self.records[index]
+        if self.flipped or tuple(record["size"]) != self.size:
+            record = _encode(self[index])
+        x, y, width, height = map(int, pycocotools.mask.toBbox(record))
+        ends = decode_counts(record["counts"]).cumsum() - x * self.size[0]
+        pixels = np.zeros(width * self.size[0] + 1, np.int8)  # column by column
+        if width:
+            # An empty run starts and ends at one place.
+            np.add.at(pixels, ends[:-1:2], 1)
+            np.add.at(pixels, ends[1::2], -1)
+        columns = pixels[:-1].cumsum(dtype=np.int8).reshape(width, self.size[0])
+        return y, x, torch.from_numpy(columns.T[y : y + height].view(np.uint8))
+
     def stack(self) -> Tensor:
         """Decode all masks into one tensor [N, H, W] uint8."""
         result = torch.zeros(self.shape, dtype=torch.uint8)
@@ -117,6 +152,20 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> RunLengthMasks:
 def _encode(mask: Tensor) -> dict:
     pixels = (mask >= 0.5).cpu().numpy().view(np.uint8)
     return pycocotools.mask.encode(np.asfortranarray(pixels))
+
+
+def _encode_part(mask: np.ndarray, top: int, left: int, size: Size) -> dict:
+    """Encode an image that has ``mask`` at a place and is empty around it."""
+    columns = np.pad(mask.T.astype(np.int8), ((0, 0), (1, 1)))
+    steps = np.diff(columns)  # 1 where a run starts, -1 behind its end
+    places = [(left + c) * size[0] + top + r for c, r in (np.nonzero(steps == s) for s in (1, -1))]
+    starts, ends = places
+    apart = starts[1:] != ends[:-1]  # a run may go on in the next column
+    starts, ends = starts[np.r_[True, apart][: len(starts)]], ends[np.r_[apart, True][: len(ends)]]
+    edges = np.stack([starts, ends], 1).ravel()
+    counts = np.diff(edges, prepend=0, append=size[0] * size[1]).tolist()
+    record = {"size": list(size), "counts": counts if counts[-1] else counts[:-1]}
+    return pycocotools.mask.frPyObjects(record, *size)
 
 
 def crop_masks(

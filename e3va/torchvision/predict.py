@@ -1,29 +1,24 @@
 """Predictions of a trained model: pictures, and files for other programs."""
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
-from torchvision.transforms import v2
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..utils.atomic import atomic_open, make_folder, rename_atomically
 from ..utils.colors import COLORS
-from ..utils.errors import UserError
-from ..utils.paths import free_name
-from ..utils.progress import Progress
-from .data import read_image, to_tensor
 from .evaluate import to_coco
+from .masks import encode_masks
 from .models import ModelConfig
-from .transform import detect
+from .predictor import Photo, PredictOptions, Predictor, for_each_image
+from .tiles import Found
 
 READABLE = 480  # pixels of the shorter side; labels would cover smaller pictures
-BAND = 256  # rows of pixels that are painted at once
+BAND = 256  # rows of a label map that are worked on at once
 LARGEST = 2000  # pixels of the longer side, to which small images are enlarged at most
 
 
@@ -57,38 +52,46 @@ def draw_instances(
     if scores is not None:
         texts = [f"{t} {s:.0%}" for t, s in zip(texts, scores[shown].tolist(), strict=True)]
     if "masks" in found:
+        masks = encode_masks(found["masks"][shown])
         taken = torch.zeros(height, width, dtype=torch.bool)
-        for mask, color in zip(found["masks"][shown], colors, strict=True):
-            free = (mask.reshape(height, width) >= 0.5) & ~taken  # a pixel shows its first object
-            taken |= free
-            _paint(canvas, _enlarge(free, scale), color, 0.45)
+        for place, color in enumerate(colors):
+            top, left, mask = masks.crop(place)
+            rows, columns = (slice(n, n + m) for n, m in zip((top, left), mask.shape, strict=True))
+            free = mask.bool() & ~taken[rows, columns]  # a pixel shows its first object
+            taken[rows, columns] |= free
+            area = canvas[:, top * scale :, left * scale :]
+            _paint(area, _enlarge(free, scale), color, 0.45)
     boxes = (found["boxes"][shown] * scale).round()
-    return _write_texts(draw_bounding_boxes(canvas, boxes, colors=colors, width=2), boxes, texts)
+    return _write_texts(canvas, boxes, colors, texts)
 
 
 def _to_bytes(image: Tensor) -> Tensor:
     return image if image.dtype == torch.uint8 else (image * 255).round_().to(torch.uint8)
 
 
-def _paint(canvas: Tensor, mask: Tensor, color: Any, alpha: float) -> None:
-    """Blend a color into the pixels of ``mask``, in bands: torchvision makes float copies."""
-    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-    if not len(rows):
-        return
-    place = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-    bands = zip(canvas[:, *place].split(BAND, 1), mask[place].split(BAND), strict=True)
-    for pixels, own in bands:
-        pixels.copy_(draw_segmentation_masks(pixels, own, alpha=alpha, colors=[color]))
+def _paint(canvas: Tensor, mask: Tensor, color: tuple[int, int, int], alpha: float) -> None:
+    """Blend a color into the pixels of ``mask`` [h, w], which begins at the canvas's corner."""
+    chosen = mask.numpy()
+    for channel, value in zip(canvas[:, : mask.shape[0], : mask.shape[1]], color, strict=True):
+        pixels = channel.numpy()  # a view
+        pixels[chosen] = _blend(value, alpha)[pixels[chosen]]
+
+
+def _blend(value: int, alpha: float) -> np.ndarray:
+    """Return what each value of a channel becomes, [256] uint8."""
+    return (np.arange(256) * (1 - alpha) + value * alpha).astype(np.uint8)
 
 
 def _colors(labels: list[int]) -> list:
     return [COLORS[(label - 1) % len(COLORS)] for label in labels]
 
 
-def _write_texts(canvas: Tensor, boxes: Tensor, texts: list[str]) -> Tensor:
-    """Write a text at each box's corner; torchvision's texts are too small to read."""
+def _write_texts(canvas: Tensor, boxes: Tensor, colors: list, texts: list[str]) -> Tensor:
+    """Draw boxes, each with a text at its corner; torchvision's texts are too small to read."""
     picture = Image.fromarray(canvas.permute(1, 2, 0).numpy())
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
+    for box, color in zip(boxes.long().tolist(), colors, strict=True):
+        draw.rectangle(box, outline=color, width=2)
     for text, (x, y) in zip(texts, boxes[:, :2].tolist(), strict=True):
         x1, y1, x2, y2 = draw.textbbox((x + 3, max(y - 17, 0)), text, font)
         draw.rectangle((x1 - 2, y1 - 2, x2 + 2, y2 + 2), fill=(32, 32, 32))
@@ -99,10 +102,17 @@ def _write_texts(canvas: Tensor, boxes: Tensor, texts: list[str]) -> Tensor:
 def draw_labels(image: Tensor, labels: Tensor) -> Tensor:
     """Draw classes, except the first one, over an image [3, H, W], uint8 or float; return uint8."""
     canvas = _to_bytes(image).clone()
-    present = [int(label) for label in labels.unique() if 0 < label < 255]
+    present = [label for label in find_labels(labels) if 0 < label < 255]
     for label, color in zip(present, _colors(present), strict=True):
-        _paint(canvas, labels == label, color, 0.5)
+        for pixels, own in zip(canvas.split(BAND, 1), labels.split(BAND), strict=True):
+            _paint(pixels, own == label, color, 0.5)
     return canvas
+
+
+def find_labels(labels: Tensor) -> list[int]:
+    """Return the labels that a label map [H, W] has, in order."""
+    # In bands, because torch sorts a copy of all pixels.
+    return sorted({label for band in labels.split(BAND) for label in band.unique().tolist()})
 
 
 def draw_found(image: Tensor, found: dict[str, Tensor], classes: tuple[str, ...]) -> Tensor:
@@ -125,6 +135,15 @@ def write_png(pixels: Tensor, path: Path) -> None:
         Image.fromarray(array).save(temporary, format="PNG")
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What was found in an image: a line, and the records for the COCO-format file."""
+
+    text: str
+    listed: dict | None = None
+    records: list[dict] = field(default_factory=list)
+
+
 class Results:
     """The files of one model's predictions.
 
@@ -138,29 +157,40 @@ class Results:
         self.listed: list[dict] = []
         self.annotations: list[dict] = []
 
-    def add(
-        self, number: int, path: Path, name: str, image: Image.Image, found: dict[str, Tensor]
-    ) -> tuple[Tensor, str]:
-        """Write the results of an image; return the picture, and how much was found."""
-        pixels = v2.functional.pil_to_tensor(image)
+    def write(self, photo: Photo, found: Found) -> tuple[Tensor, Outcome]:
+        """Write picture and label map of an image; return the picture, and what :meth:`add` takes.
+
+        Several threads may write at once.
+        """
         make_folder(self.folder)
         if "boxes" in found:
-            size = {"height": image.height, "width": image.width}
-            self.listed.append({"id": number, "file_name": str(path), **size})
-            self.annotations += to_coco(found, number, self.config.category_ids)
-            text = f"{len(found['scores'])} objects"
+            records = to_coco(found, photo.number, self.config.category_ids)
+            height, width = photo.size
+            listed = {"id": photo.number, "file_name": str(photo.path)}
+            listed |= {"height": height, "width": width}
+            outcome = Outcome(f"{len(records)} objects", listed, records)
         else:
             labels = found["labels"]
-            write_png(labels.to(torch.uint8), make_folder(self.folder / "labels") / name)
-            text = f"{len(labels.unique())} classes"
-        picture = draw_found(pixels, found, self.config.classes)
-        write_png(picture, self.folder / name)
-        return picture, text
+            write_png(labels.to(torch.uint8), make_folder(self.folder / "labels") / photo.name)
+            outcome = Outcome(f"{len(find_labels(labels))} classes")
+        picture = draw_found(photo.pixels, found, self.config.classes)
+        write_png(picture, self.folder / photo.name)
+        return picture, outcome
+
+    def add(self, outcome: Outcome) -> str:
+        """Add the objects of an image to the COCO-format file; return how much was found."""
+        if outcome.listed:
+            self.listed.append(outcome.listed)
+            self.annotations += outcome.records
+        return outcome.text
 
     def finish(self) -> None:
         """Write the COCO-format file."""
         if not self.listed:
             return
+        # Images of equal size came together.
+        self.listed.sort(key=lambda image: image["id"])
+        self.annotations.sort(key=lambda annotation: annotation["image_id"])
         path = self.folder / "predictions.json"
         _write_coco(self.listed, self.annotations, self.config, path)
         print(f"wrote {path}: {len(self.annotations)} objects in COCO format")
@@ -171,18 +201,37 @@ class Results:
             )
 
 
-@torch.no_grad()
 def predict_images(
-    model: nn.Module, config: ModelConfig, images: list[Path], folder: Path, threshold: float
+    model: nn.Module,
+    config: ModelConfig,
+    images: list[Path],
+    folder: Path,
+    threshold: float,
+    options: PredictOptions = PredictOptions(),  # noqa: B008
 ) -> list[str]:
-    """Predict, draw, and write :class:`Results`; return one line for each unreadable image."""
+    """Predict, draw, and write :class:`Results`; return one line for each unreadable image.
+
+    Args:
+        model: model in evaluation mode.
+        config: the model's config.
+        images: paths of the images.
+        folder: folder for the results.
+        threshold: smallest score of an object.
+        options: batches, precision and tiles.
+
+    Raises:
+        UserError: a result cannot be written.
+    """
     results = Results(config, folder, threshold)
+    predictor = Predictor({"": model}, threshold, options)
 
-    def predict(number: int, path: Path, name: str, image: Image.Image) -> str:
-        found = detect(model, to_tensor(image).to(device_of(model)), threshold)
-        return results.add(number, path, name, image, found)[1]
-
-    failed = for_each_image(images, folder, predict)
+    failed = for_each_image(
+        images,
+        folder,
+        predictor,
+        write=lambda photo, found: results.write(photo, found[""])[1],
+        add=results.add,
+    )
     results.finish()
     return failed
 
@@ -190,28 +239,6 @@ def predict_images(
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model."""
     return next(model.parameters()).device
-
-
-def for_each_image(
-    images: list[Path], folder: Path, predict: Callable[[int, Path, str, Image.Image], str]
-) -> list[str]:
-    """Call ``predict(number, path, name of its picture, image)`` for each image that is readable.
-
-    Its result is shown as what was found. Returns one line for each other image.
-    """
-    failed, taken = [], set()
-    with Progress(0, len(images), unit="image", what="predicting") as progress:
-        for number, path in enumerate(images, 1):
-            try:
-                image = read_image(path)
-            except UserError as error:
-                failed.append(error.line)
-                continue
-            name = free_name(path, ".png", taken)
-            text = predict(number, path, name, image)
-            progress.say(f"{path}: {text} -> {folder / name}")
-            progress.step(number, {})
-    return failed
 
 
 def _write_coco(images: list, found: list[dict], config: ModelConfig, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Predictions of several adapters over one trunk, from one pass of it where they agree."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,26 +9,29 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..adapter_files.adapter_set import AdapterSet
-from ..swin.shared_passes import share_passes
 from ..utils.atomic import make_folder
 from ..utils.errors import UserError
-from .data import to_tensor
-from .predict import Results, device_of, for_each_image, write_png
-from .transform import detect
+from .predict import Outcome, Results, write_png
+from .predictor import Photo, PredictOptions, Predictor, for_each_image
+from .tiles import Found
 
 TOGETHER = "together"  # folder of the pictures with the results of all adapters
 CAPTION, GAP, TEXT = 26, 6, 16  # pixels
 TALLEST = 720  # pixels of a picture among the others
 
 
-@torch.no_grad()
 def predict_tasks(
-    models: AdapterSet, images: list[Path], folder: Path, threshold: float
+    models: AdapterSet,
+    images: list[Path],
+    folder: Path,
+    threshold: float,
+    options: PredictOptions = PredictOptions(),  # noqa: B008
 ) -> list[str]:
     """Predict with all adapters, and write the results of each and all of them side by side.
 
     ``folder/NAME`` has the :class:`e3va.torchvision.predict.Results` of each adapter, and
-    ``folder/together`` a picture of all results for each image.
+    ``folder/together`` a picture of all results for each image. See
+    :func:`e3va.torchvision.predict.predict_images` for the arguments.
 
     Returns:
         One line for each image that is unreadable.
@@ -44,26 +48,26 @@ def predict_tasks(
     results = {
         name: Results(model.config, folder / name, threshold) for name, model in tasks.items()
     }
-    together, plans = folder / TOGETHER, []
+    together, plans, lock = folder / TOGETHER, [], threading.Lock()
 
-    def predict(number: int, path: Path, name: str, image: Image.Image) -> str:
-        pixels, found = to_tensor(image).to(device_of(models.trunk)), {}
-        with share_passes(models.trunk) as passes:
-            for task, model in tasks.items():
-                passes.reader = task
-                found[task] = detect(model, pixels, threshold)
-        if passes.readers not in plans:
-            plans.append(passes.readers)
-            print(plan_text(passes.readers))
-        drawn = {
-            task: results[task].add(number, path, name, image, own) for task, own in found.items()
-        }
-        pictures = {task: picture for task, (picture, _) in drawn.items()}
+    def tell(readers: list[list[str]]) -> None:
+        with lock:
+            if readers not in plans:
+                plans.append(readers)
+                print(plan_text(readers))
+
+    def write(photo: Photo, found: dict[str, Found]) -> dict[str, Outcome]:
+        written = {name: results[name].write(photo, own) for name, own in found.items()}
+        pictures = {name: picture for name, (picture, _) in written.items()}
         make_folder(together)
-        write_png(side_by_side(pictures), together / name)
-        return ", ".join(f"{task}: {text}" for task, (_, text) in drawn.items())
+        write_png(side_by_side(pictures), together / photo.name)
+        return {name: outcome for name, (_, outcome) in written.items()}
 
-    failed = for_each_image(images, together, predict)
+    def add(outcomes: dict[str, Outcome]) -> str:
+        return ", ".join(f"{name}: {results[name].add(own)}" for name, own in outcomes.items())
+
+    predictor = Predictor(tasks, threshold, options, models.trunk, tell)
+    failed = for_each_image(images, together, predictor, write, add)
     for own in results.values():
         own.finish()
     return failed
