@@ -3,10 +3,13 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from ..swin.precision import DTYPES
 from ..torchvision.loading import load_adapters, load_model
 from ..torchvision.models import limit_detections
 from ..torchvision.predict import predict_images
 from ..torchvision.predict_all import predict_tasks
+from ..torchvision.predictor import PredictOptions
+from ..torchvision.tiles import Tiling
 from ..utils.errors import UserError
 from ..utils.paths import find_images
 from .arguments import (
@@ -17,6 +20,7 @@ from .arguments import (
     names_of,
     pick_device,
     share,
+    whole,
 )
 
 DESCRIPTION = """\
@@ -29,7 +33,11 @@ that resize it in the same way.
   e3va predict output/fruit output/leaves --input photos
 
 writes predictions/fruit, predictions/leaves, and predictions/together with all of them in one
-picture."""
+picture.
+
+Large images are cut into tiles that overlap, and their results are merged:
+
+  e3va predict output/model.pth --input map.tif --tile 1024 --overlap 128"""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -42,11 +50,20 @@ def add_arguments(parser: ArgumentParser) -> None:
     text = "smallest score of an object, from 0 to 1 (default: %(default)s)"
     parser.add_argument("--threshold", type=share, default=0.5, metavar="SCORE", help=text)
     parser.add_argument("--max-detections", **MAX_DETECTIONS)
+    text = "height and width of the tiles into which larger images are cut, in pixels"
+    parser.add_argument("--tile", type=whole(1), metavar="N", help=text)
+    text = "least number of pixels that neighbouring tiles share (default: an eighth of --tile)"
+    parser.add_argument("--overlap", type=whole(0), metavar="N", help=text)
+    text = "images of equal size, or tiles, in one call of the model (default: %(default)s)"
+    parser.add_argument("--batch-size", type=whole(1), default=1, metavar="N", help=text)
+    text = "bf16 or fp16 for mixed precision (default: %(default)s)"
+    parser.add_argument("--precision", choices=DTYPES, default="fp32", help=text)
     add_device(parser)
 
 
 def run(args: Namespace) -> None:
     """Predict; raise a UserError at the end if an image could not be read."""
+    options = PredictOptions(args.batch_size, args.precision, _tiling(args))
     device, folder = pick_device(args.device), Path(args.output).expanduser()
     images = find_images(args.input)
     if len(args.model) == 1:
@@ -59,9 +76,17 @@ def run(args: Namespace) -> None:
     for model in models if args.max_detections else ():
         limit_detections(model, args.max_detections)
     if len(args.model) == 1:
-        failed = predict_images(models[0], config, images, folder, args.threshold)
+        failed = predict_images(models[0], config, images, folder, args.threshold, options)
     else:
-        failed = predict_tasks(adapters, images, folder, args.threshold)
+        failed = predict_tasks(adapters, images, folder, args.threshold, options)
     print(f"{len(images) - len(failed)} of {len(images)} images drawn into {folder}")
     if failed:
         raise UserError(failed[0] + (f" (and {len(failed) - 1} more)" if failed[1:] else ""))
+
+
+def _tiling(args: Namespace) -> Tiling | None:
+    if args.tile:
+        return Tiling(args.tile, args.overlap)
+    if args.overlap is not None:
+        raise UserError(f"--overlap {args.overlap} without --tile: expected the size of the tiles")
+    return None

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.roi_heads import (
     RoIHeads,
+    expand_boxes,
+    expand_masks,
     fastrcnn_loss,
-    paste_masks_in_image,
+    paste_mask_in_image,
 )
 from torchvision.ops import roi_align
 
@@ -144,8 +146,15 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> RunLengthMasks:
         boxes: boxes in the image [N, 4], x1 y1 x2 y2 in pixels.
         size: height and width of the image in pixels.
     """
-    pairs = zip(masks[:, None], boxes[:, None], strict=True)  # batches of one
-    records = [_encode(paste_masks_in_image(*pair, size)[0, 0]) for pair in pairs]
+    padded, scale = expand_masks(masks, padding=1)
+    places = expand_boxes(boxes, scale).long().tolist()  # x1 y1 x2 y2 of the outermost pixels
+    records = []
+    for mask, (x1, y1, x2, y2) in zip(padded[:, 0], places, strict=True):
+        top, left = max(0, y1), max(0, x1)
+        height, width = max(0, min(size[0], y2 + 1) - top), max(0, min(size[1], x2 + 1) - left)
+        box = torch.tensor([x1 - left, y1 - top, x2 - left, y2 - top])
+        part = paste_mask_in_image(mask, box, height, width) >= 0.5
+        records.append(_encode_part(part.cpu().numpy(), top, left, size))
     return RunLengthMasks(records, tuple(size))
 
 

@@ -73,6 +73,9 @@ class Predictor:
         self.models, self.threshold, self.options = dict(models), threshold, options
         self.trunk, self.tell = trunk, tell
         self.device = next(next(iter(self.models.values())).parameters()).device
+        if options.precision != "fp32":
+            for model in self.models.values():
+                _keep_coordinates(model)
         self._turn = threading.Lock() if self.device.type != "cpu" else nullcontext()
 
     def workers(self, count: int) -> int:
@@ -125,6 +128,29 @@ class Predictor:
                         mergers.setdefault(name, kind(grid)).add(index, found)
                     index += 1
         return {name: merger.finish() for name, merger in mergers.items()}
+
+
+def _keep_coordinates(model: nn.Module) -> None:
+    """Let torchvision's heads compute boxes in float32 under autocast.
+
+    They take the type of the features for anchors, and that of the offsets for boxes. In half
+    precision, coordinates would lose whole pixels.
+    """
+    heads, rpn = getattr(model, "roi_heads", None), getattr(model, "rpn", None)
+    names = [(model, "backbone"), (rpn, "head")]
+    names += [(heads, "box_predictor"), (heads, "mask_predictor")]
+    for part in (getattr(owner, name, None) for owner, name in names):
+        for module in part if isinstance(part, nn.ModuleList) else [part]:
+            if module is not None:
+                module.register_forward_hook(lambda _, inputs, output: _to_float(output))
+
+
+def _to_float(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _to_float(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_float(own) for own in value]
+    return value.float()
 
 
 @contextmanager

@@ -56,12 +56,12 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if self.size < SMALLEST:
-            raise UserError(f"tile {self.size}: expected at least {SMALLEST} pixels")
+            raise UserError(f"--tile {self.size}: expected at least {SMALLEST} pixels")
         if self.overlap is None:
             object.__setattr__(self, "overlap", self.size // 8)
         if not 0 <= self.overlap < self.size:
             raise UserError(
-                f"overlap {self.overlap} with tile {self.size}: expected an overlap from 0 to "
+                f"--overlap {self.overlap} with --tile {self.size}: expected an overlap from 0 to "
                 f"{self.size - 1} pixels"
             )
 
