@@ -66,17 +66,18 @@ def draw(number: int, count: int, width: int, height: int) -> dict[str, Any]:
     return entry | {"bbox": [x1, y1, *size], "area": size[0] * size[1], "segmentation": [polygon]}
 
 
-def torchvision_model(detections: int | None = None):
-    """Return a Mask R-CNN and its config; it finds ``detections`` objects if that is given."""
+def torchvision_model(detections: int | None = None, kind: str = "mask_rcnn"):
+    """Return a model and its config; a detector finds ``detections`` objects if that is given."""
     from e3va.torchvision import ModelConfig, build_model
 
     torch.manual_seed(0)
     sizes = {"size": 800, "max_size": 1333, "jitter": (1.0, 1.0), "heads": "standard"}
+    classes, ids = (("background", "thing"), ()) if kind == "semantic_fpn" else (("thing",), (1,))
     config = ModelConfig(
-        "mask_rcnn", ("thing",), get_preset("swin_nano"), "random", category_ids=(1,), **sizes
+        kind, classes, get_preset("swin_nano"), "random", category_ids=ids, **sizes
     )
     model = build_model(config)
-    if detections is not None:
+    if detections is not None and kind == "mask_rcnn":
         find = model.roi_heads
 
         def postprocess(logits, deltas, proposals, shapes):
@@ -94,6 +95,21 @@ def torchvision_predict(folder: Path, count: int) -> None:
 
     model, config = torchvision_model(detections=count)
     predict_images(model, config, [folder / PHOTO], folder / "predictions", 0.5)
+
+
+def torchvision_tiles(folder: Path, count: int, kind: str = "mask_rcnn") -> None:
+    """Predict tiles of at most 1024 pixels, each with ``count`` objects."""
+    from e3va.torchvision.predict import predict_images
+    from e3va.torchvision.predictor import PredictOptions
+    from e3va.torchvision.tiles import Tiling
+
+    model, config = torchvision_model(detections=count, kind=kind)
+    options = PredictOptions(tiling=Tiling(1024, 128))
+    predict_images(model.eval(), config, [folder / PHOTO], folder / "tiles", 0.5, options)
+
+
+def torchvision_label_tiles(folder: Path, count: int) -> None:
+    torchvision_tiles(folder, count, "semantic_fpn")
 
 
 def torchvision_data(folder: Path, count: int):
@@ -123,6 +139,8 @@ def torchvision_train(folder: Path, count: int) -> None:
 # A case runs in a process of its own with the folder of make_data and the number of objects.
 CASES: dict[str, tuple[Callable[[Path, int], None], tuple[int, ...]]] = {
     "torchvision predict": (torchvision_predict, (100,)),
+    "torchvision tiles": (torchvision_tiles, (100,)),
+    "torchvision label tiles": (torchvision_label_tiles, (0,)),
     "torchvision eval": (torchvision_eval, (100,)),
     "torchvision train": (torchvision_train, (100, 450)),
 }

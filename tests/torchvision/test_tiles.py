@@ -8,8 +8,8 @@ from torch import nn
 
 from e3va import UserError
 from e3va.torchvision.masks import RunLengthMasks, encode_masks
-from e3va.torchvision.predictor import Predictor, PredictOptions
-from e3va.torchvision.tiles import Grid, Tiling
+from e3va.torchvision.predictor import PredictOptions, Predictor
+from e3va.torchvision.tiles import Grid, ObjectMerger, Tiling
 from e3va.torchvision.transform import detect
 
 
@@ -69,8 +69,8 @@ def predict_tiles(model, picture, size=64, overlap=16, batch=1):
 def by_box(found):
     """Return what was found, sorted by the boxes, as plain values."""
     masks = [record["counts"] for record in found["masks"].records] if "masks" in found else None
-    rows = zip(found["boxes"].tolist(), found["labels"].tolist(), masks or found["labels"].tolist())
-    return sorted(rows)
+    boxes, labels = found["boxes"].tolist(), found["labels"].tolist()
+    return sorted(zip(boxes, labels, masks or labels, strict=True))
 
 
 # Of tiles of 64 with an overlap of 16 in a picture of 160 × 160: they begin at 0, 48 and 96, and
@@ -127,6 +127,51 @@ def test_a_part_at_an_inner_border_that_the_neighbour_does_not_find_is_dropped()
     assert found["boxes"].tolist() == [[0, 20, 5, 40]]  # only at the picture's own border
 
 
+# Objects (class, score, x1, y1, x2, y2) of two tiles, which begin at x = 0 and x = 48 and share
+# x = 48 to 64, and what is left of them.
+PAIRS = {
+    "other classes": ([(1, 0.9, 50, 10, 60, 30)], [(2, 0.8, 50, 10, 60, 30)], [(0, 0), (1, 0)]),
+    "little overlap": ([(1, 0.9, 50, 10, 60, 30)], [(1, 0.8, 50, 20, 60, 40)], [(0, 0), (1, 0)]),
+    "much overlap": ([(1, 0.7, 50, 10, 60, 30)], [(1, 0.8, 50, 12, 60, 32)], [(1, 0)]),
+    "two of one tile": (
+        [(1, 0.9, 50, 10, 60, 30), (1, 0.8, 50, 12, 60, 32)],
+        [(1, 0.7, 50, 10, 60, 30)],
+        [(0, 0), (0, 1)],
+    ),
+    "better part": ([(1, 0.9, 48.5, 10, 64, 30)], [(1, 0.5, 49.2, 10, 90, 30)], [(1, 0)]),
+    "only a part": ([(1, 0.9, 50, 10, 64, 30)], [], []),
+}
+
+
+def merge(*tiles, size=(64, 112)):
+    merger = ObjectMerger(Grid(Tiling(64, 16), size))
+    for index, rows in enumerate(tiles):
+        rows = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+        boxes = rows[:, 2:] - torch.tensor([48.0 * index, 0, 48 * index, 0])
+        merger.add(index, {"boxes": boxes, "labels": rows[:, 0].long(), "scores": rows[:, 1]})
+    found = merger.finish()
+    return torch.cat([found["labels"][:, None], found["scores"][:, None], found["boxes"]], 1)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_objects_of_two_tiles(name):
+    *tiles, kept = PAIRS[name]
+    expected = torch.tensor([tiles[tile][place] for tile, place in kept]).reshape(-1, 6)
+    assert torch.allclose(merge(*tiles), expected)
+
+
+def test_parts_that_end_shortly_before_the_borders_are_joined():
+    found = merge([(1, 0.7, 30, 10, 63.2, 30)], [(1, 0.9, 48.9, 11, 90, 31)])
+    assert torch.allclose(found, torch.tensor([[1, 0.9, 30, 10, 90, 31]]))
+
+
+def test_masks_decide_where_boxes_do_not():
+    line, steps = torch.zeros(3, 64, 112, dtype=torch.uint8), range(112)
+    for x in steps:  # in the shared area, the boxes of its parts have an IoU of less than a third
+        line[:, x // 4 : x // 4 + 6, x] = torch.tensor([20, 7, 0])[:, None]
+    assert by_box(predict_tiles(FindColors(), line)) == by_box(detect(FindColors(), line / 255))
+
+
 def test_an_empty_picture_has_no_objects():
     found = predict_tiles(FindColors(), draw(100, 100, []))
     assert len(found["boxes"]) == len(found["scores"]) == len(found["masks"]) == 0
@@ -141,18 +186,17 @@ def test_label_maps_equal_that_of_the_whole_picture(size):
 
 def test_each_pixel_is_of_the_tile_of_nearest_centre():
     grid = Grid(Tiling(64, 16), (100, 163))
-    centres = torch.tensor([(t.top + t.bottom, t.left + t.right) for t in grid.tiles]) / 2
     owner = torch.full((100, 163), -1)
     for index, part in enumerate(grid.own_parts()):
         assert (owner[part.place[1:]] == -1).all()
         owner[part.place[1:]] = index
-    y, x = torch.meshgrid(torch.arange(100) + 0.5, torch.arange(163) + 0.5, indexing="ij")
-    distances = (torch.stack([y, x], -1)[:, :, None] - centres).abs().amax(-1)
-    own = distances.gather(2, owner[..., None])[..., 0]
-    # Between four tiles, the rectangles that they own are nearest by each coordinate.
-    inside = grid.tiles[0].bottom
-    assert inside == 64 and (own <= 32).all()
-    assert ((own - distances.amin(2)) <= 0.5).float().mean() > 0.9
+    for low, high, places in (
+        (0, 2, torch.arange(100)[:, None] + 0.5),
+        (1, 3, torch.arange(163)[None] + 0.5),
+    ):
+        centres = torch.tensor([(tile[low] + tile[high]) / 2 for tile in grid.tiles])
+        distances = (places[..., None] - centres).abs()
+        assert torch.equal((places - centres[owner]).abs(), distances.amin(-1).expand(100, 163))
 
 
 @pytest.mark.parametrize("length", [64, 65, 100, 112, 113, 1000])
@@ -190,9 +234,9 @@ def test_impossible_tiles_are_one_line(given, values):
 def test_masks_are_placed_and_cropped_without_decoding_the_image():
     rng = np.random.default_rng(0)
     for share in [0, 0.3, 0.7, 1] * 10:
-        height, width = rng.integers(1, 9, 2).tolist()
+        mask_size = height, width = rng.integers(1, 9, 2).tolist()
         size = (height + int(rng.integers(5)), width + int(rng.integers(5)))
-        top, left = (int(rng.integers(s - o + 1)) for s, o in zip(size, (height, width)))
+        top, left = (int(rng.integers(s - o + 1)) for s, o in zip(size, mask_size, strict=True))
         mask, image = (rng.random((height, width)) < share).astype(np.uint8), np.zeros(size, "u1")
         image[top : top + height, left : left + width] = mask
         placed = encode_masks(torch.from_numpy(mask)[None]).place((top, left), size)
