@@ -274,14 +274,14 @@ def _mask_iou(one: RunLengthMasks, two: RunLengthMasks, boxes: Tensor, shared: T
     result = torch.zeros_like(boxes)
     x1, y1, x2, y2 = shared.box.tolist()
     (area,) = pycocotools.mask.frPyObjects([[x1, y1, x2, y1, x2, y2, x1, y2]], *one.size)
-    rows, columns = boxes.nonzero().T.tolist()
+    places = [torch.where((boxes > 0).any(dim))[0] for dim in (1, 0)]
     clipped = [
-        {n: pycocotools.mask.merge([own.records[n], area], intersect=True) for n in set(places)}
-        for own, places in ((one, rows), (two, columns))
+        [pycocotools.mask.merge([record, area], intersect=True) for record in own[chosen].records]
+        for own, chosen in zip((one, two), places, strict=True)
     ]
-    for row, column in zip(rows, columns, strict=True):
-        pair = [clipped[0][row]], [clipped[1][column]]
-        result[row, column] = float(pycocotools.mask.iou(*pair, [False])[0, 0])
+    if all(clipped):
+        ratios = pycocotools.mask.iou(*clipped, [False] * len(clipped[1]))
+        result[places[0][:, None], places[1]] = torch.from_numpy(ratios).to(result)
     return result
 
 

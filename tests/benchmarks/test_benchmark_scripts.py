@@ -234,3 +234,15 @@ def test_the_service_is_compared_with_direct_calls(script, make_trained, drawn, 
     )
     assert "| request / direct call | 1.25 |" in table
     assert "| 40 | 3 | 0 |" in table and "| 5.0 | 2 | +50.0% |" in table
+
+
+@pytest.mark.slow
+def test_predict_speed_compares_with_torchvisions_loop(script, tmp_path, capsys):
+    small = ("--presets", "swin_nano", "--images", 2, "--rounds", 1, "--size", 64)
+    _, status = script("predict_speed", *small, "--output", tmp_path)
+    assert status == 0
+    rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1].strip() for row in rows[:2]] == ["torchvision's loop", "e3va predict"]
+    assert rows[0][3:] == [" 1.00 ", " 1.00–1.00 "] and all(float(row[2]) > 0 for row in rows)
+    speeds = json.loads((tmp_path / "predict_speed.json").read_text())["speeds"]["swin_nano"]
+    assert {len(own) for own in speeds.values()} == {1} and len(speeds) == len(rows)
