@@ -40,6 +40,9 @@ DETECTRON2 = [
     "tensorboard>=2.12",
 ]
 
+# What hf:// addresses need.
+HUB = ["huggingface_hub>=1.31,<3"]
+
 # What e3va serve needs.
 SERVE = ["fastapi>=0.110", "uvicorn>=0.27"]
 
@@ -64,11 +67,13 @@ setup(
         "detectron2": DETECTRON2,
         "formats": FORMATS,
         "accuracy": ["matplotlib>=3.7", "scipy>=1.11,<2"],
+        "hub": HUB,
         "plot": ["matplotlib>=3.7"],
         "serve": SERVE,
         "tensorboard": ["tensorboard>=2.12"],
         "test": [
             *FORMATS,
+            *HUB,
             *SERVE,
             "build>=1.2",
             "hypothesis>=6.90",

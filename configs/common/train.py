@@ -4,7 +4,7 @@ import torch
 train = dict(
     output_dir="./output",
     # A pretrained Swin, a checkpoint of a whole model, or an adapter (its folder): a path or an
-    # address of the model zoo (e3va://...).
+    # address of the model zoo (e3va://...) or of the Hugging Face Hub (hf://...).
     init_checkpoint="",
     # E³VA: the trunk of an adapter in init_checkpoint, a path or an address. With "", the adapter's
     # description says where the trunk is.

@@ -1,6 +1,7 @@
 """Arguments that several subcommands have, and their types."""
 
 import argparse
+import re
 from argparse import ArgumentParser, _ArgumentGroup
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..model_zoo.trunks import SCHEME
+from ..model_zoo.rows import SCHEMES
 from ..torchvision.models import MOST_DETECTIONS
 from ..utils.errors import UserError, brief
 
@@ -58,7 +59,9 @@ READING = {
 
 def add_model(parser: Parser, several: bool = False) -> None:
     """Add the trained model, or ``several`` of them, and the trunk of an adapter."""
-    text = "model.pth, the folder of an adapter, or e3va://NAME for an adapter of the zoo"
+    text = (
+        "model.pth; or an adapter: its folder, e3va://NAME in the zoo, or hf://USER/NAME on the hub"
+    )
     if several:
         text += "; or several adapters"
     parser.add_argument("model", metavar="MODEL", nargs="+" if several else None, help=text)
@@ -124,7 +127,10 @@ def names_of(paths: list[str]) -> dict[str, str]:
     """
     named: dict[str, str] = {}
     for path in paths:
-        place = Path(path) if path.startswith(SCHEME) else Path(path).expanduser().resolve()
+        if path.startswith(SCHEMES):
+            place = Path(re.sub("@[^/]*", "", path))  # without a revision on the hub
+        else:
+            place = Path(path).expanduser().resolve()
         name = (place.parent if place.suffix in (".json", ".safetensors") else place).name
         if place.suffix == ".pth":
             raise UserError(

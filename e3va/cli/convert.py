@@ -34,7 +34,7 @@ _READERS = {"torchvision": "e3va", "detectron2": "Detectron2"}
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the subcommand, which sets ``run``."""
     parser.set_defaults(run=run)
-    text = "model.pth, the folder of an adapter, or e3va://NAME"
+    text = "model.pth, the folder of an adapter, e3va://NAME or hf://USER/NAME"
     parser.add_argument("input", metavar="INPUT", help=text)
     text = "folder for the adapter, or file for the whole model"
     parser.add_argument("--output", required=True, metavar="PATH", help=text)

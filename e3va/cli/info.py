@@ -14,7 +14,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="model.pth, the folder of an adapter, e3va://NAME, or pretrained weights",
+        help="model.pth, the folder of an adapter, an address (e3va://NAME, hf://USER/NAME), or "
+        "pretrained weights",
     )
     add_trunk(parser, "weights to compare with the trunk of an adapter's training")
 

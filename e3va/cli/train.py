@@ -9,7 +9,7 @@ from typing import Any
 from ..backbone import MEMORY
 from ..highway.config import DEFAULT_RECIPE, RECIPES
 from ..highway.registry import SETTINGS, adapter_kinds
-from ..model_zoo.trunks import SCHEME
+from ..model_zoo.rows import SCHEMES
 from ..report.page import write_report
 from ..swin.precision import PRECISIONS as TRUNK_PRECISIONS
 from ..torchvision import curves
@@ -85,9 +85,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "classes": {"metavar": "NAMES", "help": "class names for label maps, label 0 first: a,b,c"},
     "trunk": {
         "metavar": "FILE",
-        "help": f"pretrained weights: a file, a name of the zoo, {DEMO_TRUNK!r} or {RANDOM!r}",
+        "help": "pretrained weights: a file, a name of the zoo, hf://USER/NAME on the hub, "
+        f"{DEMO_TRUNK!r} or {RANDOM!r}",
     },
-    "adapter": {"metavar": "PATH", "help": "adapter to start from: its folder, or e3va://NAME"},
+    "adapter": {
+        "metavar": "PATH",
+        "help": "adapter to start from: its folder, e3va://NAME or hf://USER/NAME",
+    },
     "preset": {"metavar": "NAME", "help": "size and window of the Swin, such as swin_t"},
     "model": {"choices": MODELS, "help": "kind of model"},
     "val_split": {
@@ -181,7 +185,7 @@ def run(args: Namespace) -> None:
     if parts:  # several models predict together as adapters, which need their trunk
         trunk = next(iter(parts.values())).config.trunk
         models = " ".join(map(str, parts))
-        models += f" --trunk {trunk}" * (trunk != DEMO_TRUNK and not trunk.startswith(SCHEME))
+        models += f" --trunk {trunk}" * (trunk != DEMO_TRUNK and not trunk.startswith(SCHEMES))
     print(f"Next:\n  e3va predict {models} --input PHOTOS --output drawn")
     for place in parts or [folder]:
         print(f"  e3va info {place / MODEL}")

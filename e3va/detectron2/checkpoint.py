@@ -19,13 +19,21 @@ from ..adapter_files.files import FULL_KEY, apply_adapter, is_adapter, read_adap
 from ..adapter_files.heads import smallest_anchor
 from ..adapter_files.trunk import build_trunk
 from ..backbone import find_backbone, trunk_prefix
-from ..model_zoo.resolve import SCHEME, local_path
+from ..model_zoo.resolve import local_path, pinned
+from ..model_zoo.rows import SCHEMES
 from ..model_zoo.trunks import find_trunk_of
 from ..swin.trunk import SwinTrunk
 from ..utils.atomic import atomic_open, remove_leftovers, save_atomically
 from ..utils.errors import UserError, check_choice
 from ..weights.checkpoint import load_file, model_state
-from ..weights.loading import check_trunk, find_trunk, load_trunk, missing_trunk, trunk_state
+from ..weights.loading import (
+    check_trunk,
+    find_trunk,
+    load_trunk,
+    missing_trunk,
+    source_name,
+    trunk_state,
+)
 from ..weights.origin import TrunkOrigin, fingerprint
 from .describe import FRAMEWORK
 
@@ -33,12 +41,18 @@ logger = logging.getLogger(__name__)
 
 
 def local_weights(path: str | os.PathLike) -> str:
-    """Return the local path of weights and Detectron2's query; download an ``e3va://`` address."""
+    """Return the local path of weights and Detectron2's query; download what an address names."""
     path = str(path)
-    if not path.startswith(SCHEME):
+    if not path.startswith(SCHEMES):
         return path
     address, *query = path.partition("?")
     return str(local_path(address)) + "".join(query)
+
+
+def pinned_weights(path: str | os.PathLike) -> str:
+    """Return a path with its query; an address on the hub gets its commit."""
+    address, *query = str(path).partition("?")
+    return pinned(address) + "".join(query)
 
 
 def find_weights(path: str | os.PathLike) -> str:
@@ -63,7 +77,7 @@ class HighwayCheckpointer(DetectionCheckpointer):
         save_dir: folder of the checkpoints.
         about: description of the model for its checkpoints, see
             :func:`e3va.detectron2.describe.describe_config`.
-        trunk: file or ``e3va://`` address of an adapter's trunk; ``""`` to look for it where the
+        trunk: file or address of an adapter's trunk; ``""`` to look for it where the
             adapter says.
         adapter_parts: parts of an adapter to load: ``"all"``, or ``"backbone"`` for its highway
             without neck and heads.
@@ -122,15 +136,15 @@ class HighwayCheckpointer(DetectionCheckpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """Load a whole model, a pretrained Swin into the trunk, or an adapter with its trunk.
 
-        ``path`` is a file, an adapter's folder, an ``e3va://`` address, or another path that
+        ``path`` is a file, an adapter's folder, an ``e3va://`` or ``hf://`` address, or a path that
         Detectron2's path manager reads.
 
         Raises:
             UserError: the file is missing or damaged, has no trunk or one of another size, or is
                 an adapter that does not fit or lacks its trunk. The model does not change then.
         """
-        self._source = str(path)
-        local = find_weights(path)
+        self._source = pinned_weights(path)
+        local = find_weights(self._source)
         if local and is_adapter(local):
             self._load_adapter(Path(local))
             return {}
@@ -237,8 +251,8 @@ class HighwayCheckpointer(DetectionCheckpointer):
         origin = recorded_origin(checkpoint)
         incompatible = super()._load_model(checkpoint)
         if not any(key.startswith(self._prefix) for key in incompatible.missing_keys):
-            name = Path(self._source.partition("?")[0]).name
-            own = TrunkOrigin(name, fingerprint(self._trunk.state_dict()))
+            name = self._source.partition("?")[0]
+            own = TrunkOrigin(source_name(name), fingerprint(self._trunk.state_dict()))
             self._trunk.origin = origin or own
         return incompatible
 

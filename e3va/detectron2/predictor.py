@@ -18,7 +18,7 @@ from ..adapter_files.files import is_adapter, read_config
 from ..backbone import find_backbone
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError, check_choice
-from .checkpoint import HighwayCheckpointer, local_weights, warn_of_rounding
+from .checkpoint import HighwayCheckpointer, local_weights, pinned_weights, warn_of_rounding
 from .config import apply_overrides, bottom_up_node, load_config
 from .describe import FRAMEWORK, adopt, config_of_adapter, find_metadata, set_classes
 from .engine import adapter_options, check_device
@@ -36,7 +36,8 @@ class LazyPredictor(AdapterSet):
             ``config.yaml`` of an output folder. With None, the adapter in ``weights`` names a
             config of this project, and its own settings and classes apply.
         weights: a checkpoint of a whole model, an adapter (its folder or a file of it), or an
-            ``e3va://`` address of either; the config's ``train.init_checkpoint`` by default.
+            ``e3va://`` or ``hf://`` address of either; by default the config's
+            ``train.init_checkpoint``.
         overrides: ``key=value`` texts, see :func:`e3va.detectron2.apply_overrides`.
         device: device of the model; the config's ``train.device`` by default.
         trunk: file or address of the adapter's trunk; by default the adapter says where it is.
@@ -79,6 +80,7 @@ class LazyPredictor(AdapterSet):
             raise UserError(
                 "no weights: give a checkpoint or an adapter, or set train.init_checkpoint"
             )
+        weights = pinned_weights(weights)
         path = local_weights(weights)
         description = read_config(path) if is_adapter(path) else None
         if cfg is None:
@@ -190,7 +192,9 @@ class LazyPredictor(AdapterSet):
 def _find_adapter(path: str | os.PathLike) -> Path:
     local = Path(local_weights(path))
     if not is_adapter(local):
-        raise UserError(f"{path} is no adapter: expected its folder, or its e3va:// address")
+        raise UserError(
+            f"{path} is no adapter: expected its folder, or its address (e3va://NAME, hf://USER/NAME)"
+        )
     return local
 
 

@@ -27,10 +27,9 @@ DRAWABLE = 65000  # most pixels of a side that Matplotlib draws
 _HELP = {
     "--config-file": "a config file, a config's name, or config.yaml of an output folder (default: "
     "the config that the adapter names)",
-    "--weights": "a checkpoint, an adapter's folder, or an e3va:// address of the model zoo "
+    "--weights": "a checkpoint, an adapter's folder, or an e3va:// or hf:// address "
     "(default: the config's init_checkpoint)",
-    "--trunk": "the adapter's trunk: a file or an e3va:// address (default: the adapter says "
-    "where it is)",
+    "--trunk": "the adapter's trunk: a file or an address (default: the adapter says where it is)",
     "--any-trunk": "load an adapter on other trunk weights",
     "--input": "images, folders, globs",
     "--output": "folder of the drawn images",

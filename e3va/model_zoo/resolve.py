@@ -1,4 +1,7 @@
-"""``e3va://`` addresses: the files on this machine, and a handler for iopath's path managers."""
+"""``e3va://`` and ``hf://`` addresses: the files on this machine.
+
+A handler for iopath's path managers reads ``e3va://`` addresses.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +11,8 @@ from iopath.common.file_io import PathHandler, PathManager, g_pathmgr
 
 from ..utils.errors import UserError
 from .catalogue import find_row, mirror, table
-from .rows import ADAPTER_FILES, ADAPTERS, SCHEME, TRUNKS, AdapterRow, TrunkRow, is_name
+from .hub import fetch
+from .rows import ADAPTER_FILES, ADAPTERS, HUB, SCHEME, TRUNKS, AdapterRow, TrunkRow, is_name
 from .store import FULL_FILE, full_checkpoint, local_files, plain_copy, where
 
 
@@ -68,7 +72,8 @@ def local_path(address: str, force: bool = False, refresh: bool = False) -> Path
     checkpoint of the whole model in Detectron2's format, merged from the adapter and its trunk.
 
     Args:
-        address: ``e3va://trunks/FILE``, ``e3va://adapters/NAME`` or ``e3va://NAME``.
+        address: ``e3va://trunks/FILE``, ``e3va://adapters/NAME``, ``e3va://NAME``, or one on the
+            hub, see :func:`e3va.model_zoo.hub.fetch`.
         force: whether to download the files again even if they are on this machine.
         refresh: whether to download a web mirror's table again, to find adapters that were
             published again under the same name. This also happens before any download.
@@ -77,6 +82,8 @@ def local_path(address: str, force: bool = False, refresh: bool = False) -> Path
         UserError: the text is not an address of the zoo, the file cannot be downloaded, or it is
             not the file that the table describes.
     """
+    if address.startswith(HUB):
+        return fetch(address, force)[0]
     place = find_place(address, force or refresh)
     if place.row is None:
         first = ", ".join(place.below()[:3])
@@ -88,6 +95,11 @@ def local_path(address: str, force: bool = False, refresh: bool = False) -> Path
     named = tuple(file for file in place.row.files if Path(file.path).name == place.name)
     paths = local_files(named or place.row.files, force)
     return paths[0].parent if place.is_folder else paths[0]
+
+
+def pinned(name: str) -> str:
+    """Return an address on the hub with its commit, after a download; another text unchanged."""
+    return fetch(name)[1] if name.startswith(HUB) else name
 
 
 class E3VAPathHandler(PathHandler):

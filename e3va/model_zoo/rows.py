@@ -13,6 +13,8 @@ from ..utils.errors import UserError
 from .download import sha256_of
 
 SCHEME = "e3va://"
+HUB = "hf://"  # see e3va.model_zoo.hub
+SCHEMES = SCHEME, HUB
 FORMAT = 1
 SIZE_CAP = 2 << 30  # bytes; the largest published Swin has 0.9e9
 ADAPTER_FILES = (MODEL_FILE, CONFIG_FILE)

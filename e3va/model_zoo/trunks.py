@@ -9,12 +9,17 @@ from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
 from ..weights.loading import DEMO, DEMO_FILE
 from .catalogue import find_trunk_name
-from .resolve import local_path
-from .rows import SCHEME
+from .resolve import local_path, pinned
+from .rows import HUB, SCHEME, SCHEMES
 
 
 def as_address(name: str) -> str | None:
-    """Return the zoo's address for the name of a trunk or of its file; None for other files."""
+    """Return the address of a trunk for its name, its file's name or address; None for other files.
+
+    An address on the hub gets its commit.
+    """
+    if name.startswith(SCHEMES):
+        return pinned(name)
     path = Path(name).expanduser()
     if path.exists() or path.name != name:
         return None
@@ -25,14 +30,14 @@ def as_address(name: str) -> str | None:
 
 
 def read_trunk_file(name: str) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict in a file of pretrained weights, and the file's path for messages.
+    """Return the state dict in a file of pretrained weights, and its path or address on the hub.
 
-    ``name`` is ``"demo"``, an ``e3va://`` address, the path of a file, or the name of a trunk.
+    ``name`` is ``"demo"``, an address, the path of a file, or the name of a trunk.
     """
-    name = str(DEMO_FILE) if name == DEMO else name
-    address = name if name.startswith(SCHEME) else as_address(name)
+    address = as_address(str(DEMO_FILE) if name == DEMO else name)
     path = local_path(address) if address else Path(name).expanduser()
-    return model_state(load_file(path), str(path)), str(path)
+    source = address if address and address.startswith(HUB) else str(path)
+    return model_state(load_file(path), source), source
 
 
 def find_trunk_of(
@@ -49,7 +54,7 @@ def find_trunk_of(
         the state dict, and the file's path.
     """
     source = given or config.trunk.source
-    if given or source == DEMO or source.startswith(SCHEME):
+    if given or source == DEMO or source.startswith(SCHEMES):
         return read_trunk_file(source)
     name = Path(source).name
     folders = [*([near, near.resolve().parent] if near is not None else []), Path.cwd()]

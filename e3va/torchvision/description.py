@@ -13,7 +13,7 @@ from ..adapter_files.files import FULL_KEY, without_trunk
 from ..adapter_files.heads import to_framework
 from ..backbone import trunk_prefix
 from ..highway.config import OUTSIDE
-from ..model_zoo.trunks import SCHEME
+from ..model_zoo.rows import SCHEMES
 from ..utils.errors import UserError
 from .models import DEMO_TRUNK, HEADS, RANDOM, ModelConfig, build_model
 
@@ -47,7 +47,7 @@ _MARKS = {
 
 def _trunk_name(trunk: str) -> str:
     """Return the name of a trunk for files that leave this machine: a file without its folders."""
-    return trunk if trunk in (DEMO_TRUNK, RANDOM) or trunk.startswith(SCHEME) else Path(trunk).name
+    return trunk if trunk in (DEMO_TRUNK, RANDOM) or trunk.startswith(SCHEMES) else Path(trunk).name
 
 
 def adapter_fields(

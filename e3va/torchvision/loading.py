@@ -12,7 +12,8 @@ from ..adapter_files.description import AdapterConfig
 from ..adapter_files.files import FULL_KEY, is_adapter, read_adapter, read_config, recorded_origin
 from ..adapter_files.trunk import build_trunk
 from ..model_zoo.resolve import local_path
-from ..model_zoo.trunks import SCHEME, find_trunk_of
+from ..model_zoo.rows import SCHEMES
+from ..model_zoo.trunks import find_trunk_of
 from ..swin.trunk import SwinTrunk
 from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
@@ -22,9 +23,9 @@ from .models import ModelConfig, build_model, load_state
 
 
 def find_saved(path: str | Path) -> Path:
-    """Return the file or folder of a path or an ``e3va://`` address, which is downloaded."""
+    """Return the file or folder of a path or an address, which is downloaded."""
     path = str(path)
-    return local_path(path) if path.startswith(SCHEME) else Path(path).expanduser()
+    return local_path(path) if path.startswith(SCHEMES) else Path(path).expanduser()
 
 
 def load_model(
@@ -40,7 +41,8 @@ def load_model(
 
     Args:
         path: ``model.pth`` or ``training.pth`` of ``e3va train``; an adapter's folder or one of its
-            files, of either framework; or ``e3va://NAME``, an adapter of the zoo.
+            files, of either framework; ``e3va://NAME``, an adapter of the zoo; or
+            ``hf://USER/NAME``, one on the Hugging Face Hub.
         device: the model's device.
         trunk: trunk of an adapter, see :func:`e3va.torchvision.models.read_trunk`; None to search
             for the trunk of its training, see :func:`e3va.model_zoo.trunks.find_trunk_of`.
@@ -120,7 +122,7 @@ def load_adapters(
     for example, the weights are not rounded here, and results differ by the rounding.
 
     Args:
-        paths: folders, files or ``e3va://`` addresses of adapters, by the names to select them.
+        paths: folders, files or addresses of adapters, by the names to select them.
         trunk: the trunk, see :func:`load_model`.
         device: the models' device.
         any_trunk: whether to accept another trunk than that of the adapters' trainings.

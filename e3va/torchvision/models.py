@@ -173,7 +173,8 @@ def read_trunk(trunk: str) -> tuple[dict[str, Tensor], SwinPreset, str]:
     """Return tensors, geometry and file name of a pretrained Swin.
 
     ``trunk`` is ``"demo"``, which comes with the library, a weights file in any layout of
-    :data:`e3va.weights.layouts.LAYOUTS`, or a trunk of the zoo (its name or ``e3va://…``).
+    :data:`e3va.weights.layouts.LAYOUTS`, a trunk of the zoo (its name or ``e3va://…``),
+    or one on the hub (``hf://USER/NAME``).
     """
     state, source = read_trunk_file(trunk)
     prefix = find_trunk(state, source)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..highway.config import HighwayConfig, highway_config
-from ..model_zoo.trunks import SCHEME, as_address
+from ..model_zoo.rows import SCHEMES
+from ..model_zoo.trunks import as_address
 from ..utils.errors import UserError
 from .models import DEMO_TRUNK, RANDOM, ModelConfig
 from .settings import TrainSettings
@@ -43,7 +44,7 @@ def anywhere(name: str, value: Any) -> Any:
         value = as_address(value) or value
     elif name not in (*DATA, "adapter"):
         return value
-    return value if value.startswith(SCHEME) else str(Path(value).expanduser().resolve())
+    return value if value.startswith(SCHEMES) else str(Path(value).expanduser().resolve())
 
 
 def complete_options(given: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:

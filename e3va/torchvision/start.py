@@ -13,7 +13,8 @@ from ..adapter_files.files import apply_adapter, read_adapter, without_trunk
 from ..adapter_files.heads import to_framework
 from ..backbone import trunk_prefix
 from ..highway.config import HighwayConfig, highway_config
-from ..model_zoo.trunks import SCHEME, find_trunk_of
+from ..model_zoo.rows import SCHEMES
+from ..model_zoo.trunks import find_trunk_of
 from ..swin.presets import SwinPreset, get_preset
 from ..swin.trunk import SwinTrunk
 from ..utils.atomic import atomic_open, make_folder
@@ -188,7 +189,7 @@ def _read_start(source: str, trunk: str | None) -> Start:
     state, about = read_adapter(path)
     if trunk is None:
         trunk = about.trunk.source
-        if trunk != DEMO_TRUNK and not trunk.startswith(SCHEME):
+        if trunk != DEMO_TRUNK and not trunk.startswith(SCHEMES):
             folder = path if path.is_dir() else path.parent
             trunk = anywhere("trunk", find_trunk_of(about, None, folder)[1])
     mapped, unknown = to_framework(state, FRAMEWORK)

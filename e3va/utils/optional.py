@@ -13,6 +13,7 @@ HOW_TO_INSTALL = {
     "PIL": "pip install pillow",
     **dict.fromkeys(("defusedxml", "supervision", "yaml"), "pip install 'e3va[formats]'"),
     **dict.fromkeys(("fastapi", "uvicorn"), "pip install 'e3va[serve]'"),
+    "huggingface_hub": "pip install 'e3va[hub]'",
     "pillow_heif": "pip install pillow-heif",
 }
 

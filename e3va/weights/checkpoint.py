@@ -37,8 +37,7 @@ def load_file(path: str | os.PathLike) -> dict:
         )
     with open(path, "rb") as file:
         head = file.read(512)
-    # A length and JSON, with which no pickle or archive starts.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
+    if is_safetensors(head):
         return load_safetensors(path)[0]
     if not head.startswith(_ZIP) and not _PICKLE.match(head):
         raise UserError(f"{path} cannot be read as a checkpoint: {_recognize(head)}")
@@ -65,6 +64,12 @@ def load_file(path: str | os.PathLike) -> dict:
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}: expected a dict of tensors")
     return data
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Return whether a file that starts with ``head``, at least 9 bytes, is of safetensors."""
+    # A length and JSON, with which no pickle or archive starts.
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER
 
 
 def _recognize(head: bytes) -> str:

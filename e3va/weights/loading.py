@@ -163,11 +163,11 @@ def load_trunk(trunk: SwinTrunk, state: Mapping[str, Tensor], source: str) -> Lo
     notes = _interpolate(own, read_geometry(own, source), trunk.preset)
     check_trunk(trunk, own, source)
     trunk.load_state_dict(own)
-    trunk.origin = TrunkOrigin(_source_name(source), fingerprint(own))
+    trunk.origin = TrunkOrigin(source_name(source), fingerprint(own))
     return Loaded(len(own), layout.name, notes)
 
 
-def _source_name(source: str) -> str:
+def source_name(source: str) -> str:
     """Return a file's name without its folder, or another text such as a zoo address unchanged."""
     path = Path(source)
     if "://" in source or not (path.is_file() or path.suffix in _SUFFIXES):
