@@ -6,10 +6,13 @@ from pathlib import Path
 
 from ..model_zoo.catalogue import MIRROR_VARIABLE, TABLE_FILE, mirror, table
 from ..model_zoo.download import cache_root, say
+from ..model_zoo.hub import fetch
 from ..model_zoo.publish import publish
+from ..model_zoo.publish_hub import publish_on_hub
 from ..model_zoo.resolve import find_place, local_path
-from ..model_zoo.rows import ADAPTER_FILES, ADAPTERS, SCHEME, AdapterRow, TrunkRow
+from ..model_zoo.rows import ADAPTER_FILES, ADAPTERS, HUB, SCHEME, AdapterRow, TrunkRow
 from ..model_zoo.store import where
+from ..utils.errors import UserError
 from ..utils.tables import columns
 
 DESCRIPTION = f"""\
@@ -30,19 +33,29 @@ def add_commands(subparsers) -> None:
 
     add(_list, "list", "list all trunks and adapters, and where they are on this machine")
     option = add(_get, "get", "download a trunk or an adapter, and print the path of its files")
-    option("name", metavar="NAME", help="name that e3va zoo list shows, or e3va:// address")
+    option("name", metavar="NAME", help="name that e3va zoo list shows, or an address")
     option("--force", action="store_true", help="download even what is on this machine already")
-    option = add(_publish, "publish", "copy a finished training's adapter into a zoo's folder")
+    option = add(
+        _publish, "publish", "publish a finished training's adapter in a zoo or on the hub"
+    )
     option("output", metavar="OUTPUT", help="output folder of the training")
-    option("--name", required=True, help="name of the adapter in the zoo")
-    option("--to", required=True, metavar="FOLDER", help="folder of the zoo; created if missing")
-    option("--url", default="", help="public web address of FOLDER, to write into the zoo's table")
+    option("--name", default="", help="name of the adapter in the zoo")
+    option(
+        "--to",
+        required=True,
+        metavar="PLACE",
+        help="folder of the zoo, or hf://USER/NAME on the Hugging Face Hub; created if missing",
+    )
+    option(
+        "--url", default="", help="public web address of the folder, to write into the zoo's table"
+    )
     option(
         "--trunk",
         default="",
-        help="name of the trunk in the zoo, if it differs from the name of the trunk's file; or a "
-        "file to publish with the adapter",
+        help="name of the trunk in the zoo, if it differs from the name of the trunk's file; its "
+        "address on the hub; or a file to publish with the adapter",
     )
+    option("--license", default="", help="licence on the hub, such as apache-2.0")
     option("--replace", action="store_true", help="overwrite the adapter of this name")
 
 
@@ -81,6 +94,11 @@ def _mebibytes(size: int) -> str:
 
 
 def _get(args: argparse.Namespace) -> None:
+    if args.name.startswith(HUB):
+        path, address = fetch(args.name, args.force)
+        say(address)
+        print(path)
+        return
     address = SCHEME + args.name.removeprefix(SCHEME)
     path = local_path(address, force=args.force, refresh=True)
     known = all(file.is_verifiable for file in find_place(address).row.files)
@@ -89,6 +107,14 @@ def _get(args: argparse.Namespace) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
+    if args.to.startswith(HUB):
+        _publish_on_hub(args)
+        return
+    if not args.name or args.license:
+        wrong = f"--license {args.license}" if args.name else "without --name"
+        raise UserError(
+            f"--to {args.to} {wrong}: a folder needs --name; --license is for {HUB}USER/NAME"
+        )
     row = publish(
         args.output, args.name, args.to, url=args.url, trunk=args.trunk, replace=args.replace
     )
@@ -97,3 +123,14 @@ def _publish(args: argparse.Namespace) -> None:
         print(f"{path}: {_mebibytes(facts['size'])}, sha256 {facts['sha256']}")
     print(f"{Path(args.to, TABLE_FILE)}: row {args.name!r}, trunk {row['trunk']}")
     print(f"use it with {MIRROR_VARIABLE}={args.to}: {SCHEME}{args.name}")
+
+
+def _publish_on_hub(args: argparse.Namespace) -> None:
+    if args.name or args.url:
+        raise UserError(
+            f"--to {args.to} with {'--name' if args.name else '--url'}: the address is the name; "
+            "leave the option out"
+        )
+    options = {"license": args.license, "trunk": args.trunk, "replace": args.replace}
+    print(publish_on_hub(args.output, args.to, **options))
+    print(f"use it with e3va predict {args.to} --input PHOTOS")

@@ -116,12 +116,13 @@ def _download_all(place: HubPlace, force: bool) -> tuple[Path, list[str]]:
             raise
         with contextlib.suppress(FileNotFoundError, UserError):
             folder, names = _cached(place)
-            say(f"note: {_words(error)}: the cache's copy is used, {place.repo}@{folder.name}")
+            copy = HubPlace(place.repo, folder.name).address
+            say(f"note: {_explain(error)[0]}: the copy in the cache is used, {copy}")
             return folder, names
         raise
     names = _choose(place, [entry.rfilename for entry in listed])
     options = {"revision": place.revision, "force_download": force, "tqdm_class": _bar()}
-    folder = hub.snapshot_download(place.repo, allow_patterns=[*map(_literal, names)], **options)
+    folder = hub.snapshot_download(place.repo, allow_patterns=names, **options)
     return _complete(place, Path(folder), names)
 
 
@@ -162,7 +163,7 @@ def _complete(place: HubPlace, folder: Path, names: list[str]) -> tuple[Path, li
 
 
 def _choose(place: HubPlace, listed: Iterable[str]) -> list[str]:
-    """Return the names of an adapter's two files, or of one file of weights."""
+    """Return the names of an adapter's two files, or of one file of weights; none is a pattern."""
     names = sorted(name for name in listed if all(map(is_name, name.split("/"))))
     if {*ADAPTER_FILES} <= {*names}:
         return list(ADAPTER_FILES)
@@ -179,11 +180,6 @@ def _choose(place: HubPlace, listed: Iterable[str]) -> list[str]:
         f"{place.address} has neither an adapter ({' and '.join(ADAPTER_FILES)}) nor a {SUFFIX} "
         f"file (it has {held}): only these are read from the hub, because others can run code"
     )
-
-
-def _literal(name: str) -> str:
-    """Return a pattern that matches only the name."""
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _check(path: Path, address: str) -> None:
@@ -212,7 +208,7 @@ def hub_errors(address: str) -> Iterator[None]:
         raise
     # It passes on the errors of its HTTP library, which another version replaces, and of the disk.
     except Exception as error:
-        raise UserError(f"{address}: {_words(error)}") from None
+        raise UserError(f"{address}: {': '.join(_explain(error))}") from None
 
 
 def status_of(error: BaseException) -> int | None:
@@ -220,7 +216,7 @@ def status_of(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _words(error: BaseException) -> str:
+def _explain(error: BaseException) -> tuple[str, str]:
     """Return what is wrong, and what to do."""
     from huggingface_hub import constants, errors, get_token
 
@@ -228,21 +224,26 @@ def _words(error: BaseException) -> str:
         error = error.__cause__ or error
     status = status_of(error)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set"
+        return "HF_HUB_OFFLINE is set", "unset it, because the cache has no copy"
     if isinstance(error, errors.RevisionNotFoundError):
-        return "the repository has no such revision: give a branch, a tag or a commit after '@'"
+        return "the repository has no such revision", "give a branch, a tag or a commit after '@'"
     if isinstance(error, errors.EntryNotFoundError) and status:
-        return "the repository has no such file: check its name"
+        return "the repository has no such file", "check its name"
     if status in (401, 403):
         return (
-            "there is no such repository, or it needs a token: check the name; for access to a "
-            "private one log in with 'hf auth login', or set HF_TOKEN to a token that has it"
+            "there is no such repository, or it needs a token",
+            "check the name; for access to a private one log in with 'hf auth login', or set "
+            "HF_TOKEN to a token that has it",
         )
     if status == 404:
-        return "there is no such repository: check the name"
+        return "there is no such repository", "check the name"
     if status:
-        return f"the hub answered with status {status}: try again later"
+        said = brief(ValueError(getattr(error, "server_message", None) or "it gave no reason"))
+        return f"the hub answered with status {status} ({said})", "try again later"
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename} cannot be written or read ({error.strerror})"
+        return f"{error.filename} ({error.strerror})", "free some space, or get permission"
     text = brief(error).replace(get_token() or "\0", "...")
-    return f"{constants.ENDPOINT} cannot be reached, or gave no whole answer ({text})"
+    if isinstance(error, ValueError):
+        return f"huggingface_hub refuses it ({text})", "give what it expects"
+    what = f"{constants.ENDPOINT} cannot be reached, or gave no whole answer ({text})"
+    return what, "check the connection, and try again later"

@@ -47,13 +47,7 @@ def publish(
         raise UserError(f"--name {name!r}: expected letters, digits, '_', '-' and single dots")
     if url and not rows.is_web_address(url):
         raise UserError(f"--url {url!r}: expected an http or https address")
-    missing = [base for base in rows.ADAPTER_FILES if not (output / base).is_file()]
-    if missing:
-        raise UserError(
-            f"{output} has no {' and no '.join(missing)}: expected the output folder of a finished "
-            "training, which writes both at its end; continue the training with --resume"
-        )
-    trained = read_adapter(output)
+    trained = read_finished(output)
     folder, url = to / rows.ADAPTERS / name, url.rstrip("/")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,9 +55,9 @@ def publish(
             data, known = _read_table(to / TABLE_FILE)
             trunks = {**known.trunks, **packaged().trunks}
             _check_name(name, trunks, {**known.adapters, **packaged().adapters}, replace)
-            trunk_name = _trunk_name(trained[1], trunk, trunks)
+            trunk_name = find_trunk_name(trained[1], trunk, trunks)
             new = {} if trunk_name else _trunk_row(trained[1], Path(trunk), url)
-            _check_trunk(trained, Path(trunk) if new else _find(trunks[trunk_name].file, to))
+            check_trunk(trained, Path(trunk) if new else find_file(trunks[trunk_name].file, to))
             if new:
                 trunk_name = Path(trunk).stem
                 _copy(Path(trunk), to / new["file"])
@@ -86,6 +80,21 @@ def publish(
     return row
 
 
+def read_finished(output: Path) -> tuple[dict[str, Tensor], AdapterConfig]:
+    """Read the adapter in the output folder of a training; see :func:`read_adapter`.
+
+    Raises:
+        UserError: the training is not finished, or a file is broken.
+    """
+    missing = [base for base in rows.ADAPTER_FILES if not (output / base).is_file()]
+    if missing:
+        raise UserError(
+            f"{output} has no {' and no '.join(missing)}: expected the output folder of a finished "
+            "training, which writes both at its end; continue the training with --resume"
+        )
+    return read_adapter(output)
+
+
 def _read_table(file: Path) -> tuple[dict[str, Any], rows.Table]:
     if not file.is_file():
         return {"format": rows.FORMAT}, rows.Table()
@@ -103,7 +112,9 @@ def _check_name(name: str, trunks: dict, adapters: dict, replace: bool) -> None:
         )
 
 
-def _trunk_name(config: AdapterConfig, given: str, trunks: dict[str, rows.TrunkRow]) -> str | None:
+def find_trunk_name(
+    config: AdapterConfig, given: str, trunks: dict[str, rows.TrunkRow]
+) -> str | None:
     """Return the trunk's name in the zoo; None if ``given`` is a file to publish."""
     source = given or config.trunk.source
     source = source.removeprefix(rows.SCHEME).removeprefix(f"{rows.TRUNKS}/")
@@ -135,14 +146,20 @@ def _trunk_row(config: AdapterConfig, path: Path, url: str) -> dict[str, Any]:
     return {**row, "url": f"{url}/{row['file']}"} if url else row
 
 
-def _find(file: rows.ZooFile, to: Path) -> Path:
+def find_file(file: rows.ZooFile, to: Path) -> Path:
+    """Return the path of a trunk's file: in the package, in the folder ``to`` or in the cache."""
     if file.asset:
         return ASSETS / file.asset
     path = to / file.path
     return path if path.is_file() else cache_root() / file.path
 
 
-def _check_trunk(trained: tuple[dict[str, Tensor], AdapterConfig], file: Path) -> None:
+def check_trunk(trained: tuple[dict[str, Tensor], AdapterConfig], file: Path) -> None:
+    """Check that an adapter was trained on the trunk in a file, if the file exists.
+
+    Raises:
+        UserError: the training had another trunk.
+    """
     if file.is_file():
         merge(*trained, model_state(load_file(file), str(file)), str(file))
     else:

@@ -34,7 +34,8 @@ def read_trunk_file(name: str) -> tuple[dict[str, Tensor], str]:
 
     ``name`` is ``"demo"``, an address, the path of a file, or the name of a trunk.
     """
-    address = as_address(str(DEMO_FILE) if name == DEMO else name)
+    name = str(DEMO_FILE) if name == DEMO else name
+    address = as_address(name)
     path = local_path(address) if address else Path(name).expanduser()
     source = address if address and address.startswith(HUB) else str(path)
     return model_state(load_file(path), source), source

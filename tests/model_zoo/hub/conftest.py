@@ -164,7 +164,9 @@ class _Answers(BaseHTTPRequestHandler):
             self.state.repos.setdefault(name, Repo())
             self._say(409 if known else 200, {"url": f"{self.state.address}/{name}"})
         elif self.route == "/api/validate-yaml":
-            self._say(200, {"warnings": [], "errors": []})
+            wrong = 'license: "unlicensed"' in json.loads(self.body)["content"]
+            errors = [{"message": '"license" must be one of [mit]'}] if wrong else []
+            self._say(400 if wrong else 200, {"warnings": [], "errors": errors})
         elif "/preupload/" in self.route:
             modes = [
                 {**file, "uploadMode": _mode(file["path"]), "shouldIgnore": False}
