@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..adapter_files.files import MODEL_FILE
 from ..utils.errors import UserError, brief
@@ -78,7 +77,7 @@ def fetch(address: str, force: bool = False) -> tuple[Path, str]:
     """
     place = parse_hub_address(address)
     require("huggingface_hub", address)
-    with hub_errors(address):
+    with calling_hub(address):
         if place.file:
             folder, names = _download_file(place, force), [place.file]
         else:
@@ -95,7 +94,7 @@ def _download_file(place: HubPlace, force: bool) -> Path:
     """Return the folder of the snapshot with the file of ``place``."""
     import huggingface_hub as hub
 
-    options = {"revision": place.revision, "force_download": force, "tqdm_class": _bar()}
+    options = {"revision": place.revision, "force_download": force}
     path = hub.hf_hub_download(place.repo, place.file, **options)
     return Path(path).parents[place.file.count("/")]
 
@@ -121,21 +120,9 @@ def _download_all(place: HubPlace, force: bool) -> tuple[Path, list[str]]:
             return folder, names
         raise
     names = _choose(place, [entry.rfilename for entry in listed])
-    options = {"revision": place.revision, "force_download": force, "tqdm_class": _bar()}
+    options = {"revision": place.revision, "force_download": force}
     folder = hub.snapshot_download(place.repo, allow_patterns=names, **options)
     return _complete(place, Path(folder), names)
-
-
-def _bar() -> type:
-    """Return the class of progress bars, which are only drawn in a terminal."""
-    from huggingface_hub.utils import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, disable: bool | None = False, **options: Any):
-            hidden = disable or not sys.stderr.isatty()
-            super().__init__(*args, disable=hidden, **options)
-
-    return Bar
 
 
 def _cached(place: HubPlace) -> tuple[Path, list[str]]:
@@ -200,8 +187,17 @@ def _check(path: Path, address: str) -> None:
 
 
 @contextlib.contextmanager
-def hub_errors(address: str) -> Iterator[None]:
-    """Turn an error of huggingface_hub into a UserError of one line, which has no token in it."""
+def calling_hub(address: str) -> Iterator[None]:
+    """Turn an error of huggingface_hub into a UserError of one line, which has no token in it.
+
+    Its progress bars are only drawn in a terminal.
+    """
+    from huggingface_hub import constants, utils
+
+    asked = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or utils.are_progress_bars_disabled()
+    hide = not asked and not sys.stderr.isatty()
+    if hide:
+        utils.disable_progress_bars()
     try:
         yield
     except UserError:
@@ -209,6 +205,9 @@ def hub_errors(address: str) -> Iterator[None]:
     # It passes on the errors of its HTTP library, which another version replaces, and of the disk.
     except Exception as error:
         raise UserError(f"{address}: {': '.join(_explain(error))}") from None
+    finally:
+        if hide:
+            utils.enable_progress_bars()
 
 
 def status_of(error: BaseException) -> int | None:
@@ -224,7 +223,7 @@ def _explain(error: BaseException) -> tuple[str, str]:
         error = error.__cause__ or error
     status = status_of(error)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set", "unset it, because the cache has no copy"
+        return "HF_HUB_OFFLINE is set", "unset it to reach the hub"
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision", "give a branch, a tag or a commit after '@'"
     if isinstance(error, errors.EntryNotFoundError) and status:

@@ -55,7 +55,7 @@ def publish(
             data, known = _read_table(to / TABLE_FILE)
             trunks = {**known.trunks, **packaged().trunks}
             _check_name(name, trunks, {**known.adapters, **packaged().adapters}, replace)
-            trunk_name = find_trunk_name(trained[1], trunk, trunks)
+            trunk_name = name_in_zoo(trained[1], trunk, trunks)
             new = {} if trunk_name else _trunk_row(trained[1], Path(trunk), url)
             check_trunk(trained, Path(trunk) if new else find_file(trunks[trunk_name].file, to))
             if new:
@@ -112,9 +112,7 @@ def _check_name(name: str, trunks: dict, adapters: dict, replace: bool) -> None:
         )
 
 
-def find_trunk_name(
-    config: AdapterConfig, given: str, trunks: dict[str, rows.TrunkRow]
-) -> str | None:
+def name_in_zoo(config: AdapterConfig, given: str, trunks: dict[str, rows.TrunkRow]) -> str | None:
     """Return the trunk's name in the zoo; None if ``given`` is a file to publish."""
     source = given or config.trunk.source
     source = source.removeprefix(rows.SCHEME).removeprefix(f"{rows.TRUNKS}/")

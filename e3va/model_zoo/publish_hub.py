@@ -18,8 +18,8 @@ from ..weights.loading import DEMO, DEMO_FILE
 from .card import model_card
 from .catalogue import packaged
 from .download import cache_root
-from .hub import SUFFIX, HubPlace, hub_errors, parse_hub_address, status_of
-from .publish import check_trunk, find_file, find_trunk_name, read_finished
+from .hub import SUFFIX, HubPlace, calling_hub, parse_hub_address, status_of
+from .publish import check_trunk, find_file, name_in_zoo, read_finished
 from .rows import HUB, SCHEME
 from .trunks import read_trunk_file
 
@@ -64,7 +64,7 @@ def publish_on_hub(
         if weights:
             torch_file = require("safetensors.torch", to)
             torch_file.save_file(weights, folder / Path(source).name)
-        with hub_errors(to):
+        with calling_hub(to):
             if not hub.get_token():
                 raise UserError(
                     f"--to {to}: publishing needs a token that may write: log in with 'hf auth "
@@ -104,7 +104,7 @@ def _find_trunk(
         merge(*trained, weights, address)
         return address, None
     known = packaged().trunks
-    name = find_trunk_name(config, given, known)
+    name = name_in_zoo(config, given, known)
     if name:
         check_trunk(trained, find_file(known[name].file, cache_root()))
         return (DEMO if name == DEMO_FILE.stem else SCHEME + name), None

@@ -9,6 +9,7 @@ from ..utils.errors import UserError
 from ..weights.checkpoint import load_file, model_state
 from ..weights.loading import DEMO, DEMO_FILE
 from .catalogue import find_trunk_name
+from .hub import fetch
 from .resolve import local_path, pinned
 from .rows import HUB, SCHEME, SCHEMES
 
@@ -35,9 +36,12 @@ def read_trunk_file(name: str) -> tuple[dict[str, Tensor], str]:
     ``name`` is ``"demo"``, an address, the path of a file, or the name of a trunk.
     """
     name = str(DEMO_FILE) if name == DEMO else name
-    address = as_address(name)
-    path = local_path(address) if address else Path(name).expanduser()
-    source = address if address and address.startswith(HUB) else str(path)
+    if name.startswith(HUB):
+        path, source = fetch(name)
+    else:
+        address = as_address(name)
+        path = local_path(address) if address else Path(name).expanduser()
+        source = str(path)
     return model_state(load_file(path), source), source
 
 

@@ -22,7 +22,7 @@ class TrunkOrigin:
     """Origin of a trunk's weights.
 
     Attributes:
-        source: name of the file, address in the zoo, ``"demo"`` or ``UNKNOWN``.
+        source: name of the file, address in the zoo or on the hub, ``"demo"`` or ``UNKNOWN``.
         fingerprint: fingerprint of the weights when they were loaded; rounding does not change it.
         stored: rounding of the weights since then: ``"fp32"`` (none), ``"bf16"`` or ``"fp16"``,
             after ``"int8 "`` if the blocks' matrices were rounded to 8 bits. A training that was

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 from e3va import UserError
 from e3va.adapter_files.files import CONFIG_FILE, MODEL_FILE, read_adapter
@@ -206,6 +206,20 @@ def test_repositories_without_one_choice(hub, weights):
     hub.add("user/half", {MODEL_FILE: weights})
     with one_line("hf://user/half", CONFIG_FILE):
         fetch("hf://user/half")
+
+
+def test_a_repository_that_changes_between_two_requests(hub, weights, monkeypatch):
+    hub.add(NAME, {"first.safetensors": weights})
+    ask = HfApi.model_info
+
+    def ask_and_change(*args, **options):
+        answer = ask(*args, **options)
+        hub.add(NAME, {"second.safetensors": weights})
+        return answer
+
+    monkeypatch.setattr(HfApi, "model_info", ask_and_change)
+    with one_line(NAME, "first.safetensors"):
+        fetch(f"hf://{NAME}")
 
 
 def test_a_pickle_of_another_name_is_refused(hub):
