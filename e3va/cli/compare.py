@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ..report.page import write_comparison
 from ..torchvision.report import read_costs
+from ..utils.atomic import make_folder
+from ..utils.errors import UserError
 
 DESCRIPTION = """\
 Write a page on several trainings side by side: scores, learning curves, what trained and at which
@@ -28,5 +30,8 @@ def run(args: Namespace) -> None:
     if len({training.name for training in trainings}) < len(trainings):
         for training, folder in zip(trainings, args.trainings, strict=True):
             training.name = folder
+    if len({training.name for training in trainings}) < len(trainings):
+        raise UserError("a folder is given twice: expected different trainings")
+    make_folder(Path(args.output).expanduser().parent)
     write_comparison(trainings, Path(args.output).expanduser())
     print(f"wrote {args.output}")

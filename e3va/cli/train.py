@@ -1,6 +1,7 @@
 """``e3va train``: fine-tune a model on the user's own images."""
 
 import ast
+import shlex
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from dataclasses import Field, fields
 from pathlib import Path
@@ -13,7 +14,8 @@ from ..model_zoo.rows import SCHEMES
 from ..report.page import write_report
 from ..swin.precision import PRECISIONS as TRUNK_PRECISIONS
 from ..torchvision import curves
-from ..torchvision.models import DEMO_TRUNK, HEADS, MODELS, RANDOM
+from ..torchvision.description import why_no_adapter
+from ..torchvision.models import DEMO_TRUNK, HEADS, MODELS, RANDOM, ModelConfig
 from ..torchvision.options import DEFAULTS
 from ..torchvision.report import REPORT, read_training
 from ..torchvision.settings import TrainSettings
@@ -181,14 +183,21 @@ def run(args: Namespace) -> None:
         _report(place, part)
         if part.scores.values:
             print(f"{place.name}:\n{part.scores.table()}" if parts else part.scores.table())
-    models = str(folder / MODEL)
-    if parts:  # several models predict together as adapters, which need their trunk
-        trunk = next(iter(parts.values())).config.trunk
-        models = " ".join(map(str, parts))
-        models += f" --trunk {trunk}" * (trunk != DEMO_TRUNK and not trunk.startswith(SCHEMES))
-    print(f"Next:\n  e3va predict {models} --input PHOTOS --output drawn")
-    for place in parts or [folder]:
-        print(f"  e3va info {place / MODEL}")
+    print("Next:")
+    for words in _next_steps(list(parts) or [folder], next(iter(parts.values()), trainer).config):
+        print(f"  {shlex.join(words)}")
+
+
+def _next_steps(places: list[Path], config: ModelConfig) -> list[list[str]]:
+    """Return the commands for the models in these folders."""
+    models = [[str(place / MODEL)] for place in places]
+    if len(places) > 1 and not why_no_adapter(config):  # adapters predict together
+        models = [[str(place) for place in places]]
+        if config.trunk != DEMO_TRUNK and not config.trunk.startswith(SCHEMES):
+            models[0] += ["--trunk", config.trunk]
+    predict = ["e3va", "predict"]
+    steps = [[*predict, *own, "--input", "PHOTOS", "--output", "drawn"] for own in models]
+    return steps + [["e3va", "info", str(place / MODEL)] for place in places]
 
 
 def _report(folder: Path, trainer: Trainer) -> None:

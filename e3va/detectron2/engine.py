@@ -57,6 +57,7 @@ from .together import (
     common_loaders,
     folder_of,
     load_tasks,
+    naming,
 )
 from .trainer import HighwayTrainer
 
@@ -80,7 +81,7 @@ def run(args: Namespace) -> None:
             agree(tasks)
         with contextlib.ExitStack() as held:
             for name, cfg in tasks.items():
-                with _named(name):
+                with naming(name):
                     _prepare_alone(cfg, args, held)
             first = next(iter(tasks.values()))
             launch(_work, (tasks, args), args, first.train.device)
@@ -95,15 +96,6 @@ def _prepare_alone(cfg: DictConfig, args: Namespace, held: contextlib.ExitStack)
     prepare(cfg, resume=args.resume, eval_only=args.eval_only)
     if not exists:
         held.enter_context(_sole_use(folder, args))
-
-
-@contextlib.contextmanager
-def _named(task: str) -> Iterator[None]:
-    """Put the name of a task before the message of a mistake."""
-    try:
-        yield
-    except UserError as error:
-        raise (UserError(f"{task}: {error.line}") if task else error) from None
 
 
 @contextlib.contextmanager

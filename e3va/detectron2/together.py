@@ -1,8 +1,8 @@
 """Training of several models over one trunk, each with its own config, folder and adapter."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,16 +58,33 @@ def load_tasks(config: str | os.PathLike, overrides: Sequence[str] = ()) -> Conf
     given: dict[str, list[str]] = {name: [] for name in plain}
     for override in overrides:
         first, _, rest = override.partition(".")
+        key = rest.partition("=")[0]
+        if first in list(plain)[1:] and any(f"{key}.".startswith(f"{own}.") for own in _OF_FIRST):
+            raise UserError(
+                f"{override}: all tasks take {key} from the first one, {next(iter(plain))}; set "
+                f"{key} there, or leave it out"
+            )
         takers = [name for name, cfg in plain.items() if has_key(cfg, override.partition("=")[0])]
         if first in plain and rest:
             given[first].append(rest)
         else:  # a key of no config gets its error there
             for name in takers or plain:
                 given[name].append(override)
-    tasks = {name: apply_overrides(cfg, given[name]) for name, cfg in plain.items()}
-    for name, cfg in tasks.items():
+    tasks = {}
+    for name, cfg in plain.items():
+        with naming(name):
+            tasks[name] = apply_overrides(cfg, given[name])
         cfg.train.output_dir = os.path.join(cfg.train.output_dir, name)
     return tasks
+
+
+@contextmanager
+def naming(task: str) -> Iterator[None]:
+    """Put the name of a task before the message of a mistake."""
+    try:
+        yield
+    except UserError as error:
+        raise (UserError(f"{task}: {error.line}") if task else error) from None
 
 
 def agree(tasks: Configs) -> None:

@@ -34,6 +34,7 @@ class Training:
         command: the command that repeats the training.
         findings: what the model finds in the validation data; None without validation data.
         images: names of the validation images, in the order of ``findings.quality``.
+        without: why there are no findings, if that is not for lack of validation data.
         draw: function from an image's place to two pictures, the truth and what was found.
     """
 
@@ -48,6 +49,7 @@ class Training:
     command: str = ""
     findings: Findings | None = None
     images: Sequence[str] = ()
+    without: str = ""
     draw: Callable[[int], tuple[Image.Image, Image.Image]] | None = None
 
 
@@ -100,10 +102,10 @@ def write_comparison(trainings: Sequence[Training], path: Path) -> None:
     named = {training.name: training for training in trainings}
     names = list(dict.fromkeys(name for training in trainings for name in training.scores))
     facts = list(dict.fromkeys(name for training in trainings for name in training.facts))
-    classes = {
-        name: {run: own.per_class[name] for run, own in named.items() if name in own.per_class}
-        for name in dict.fromkeys(name for own in trainings for name in own.per_class)
-    }
+    classes: dict[str, dict[str, float]] = {}
+    for run, own in named.items():
+        for name, value in own.per_class.items():
+            classes.setdefault(f"{own.score}: {name}", {})[run] = value
     _render(
         "compare.html",
         path,

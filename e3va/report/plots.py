@@ -19,11 +19,19 @@ def address(content: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
+# Fonts with the letters of many languages, of which a system has some or none.
+_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei")
+_FONTS += ("PingFang SC", "Hiragino Sans GB", "Arial Unicode MS", "Noto Sans Arabic")
+
+
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     matplotlib = require("matplotlib", "a report")
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import font_manager, pyplot
 
+    known = {font.name for font in font_manager.fontManager.ttflist}
+    pyplot.rcParams["font.family"] = ["DejaVu Sans", *(name for name in _FONTS if name in known)]
+    pyplot.rcParams["text.parse_math"] = False  # a class may be called "$x$"
     return pyplot.subplots(figsize=(width, height))
 
 
@@ -40,14 +48,14 @@ def _finish(figure: Any) -> str:
 def curve(runs: Mapping[str, Sequence[tuple[float, float]]], title: str) -> str:
     """Draw (step, value) points of runs; short ones with a mark at each point."""
     figure, axis = _figure(5, 3.2)
-    for name, points in runs.items():
+    for points in runs.values():
         marker = "o" if len(points) < 20 else None
-        axis.plot(*zip(*points, strict=True), marker=marker, label=name)
+        axis.plot(*zip(*points, strict=True), marker=marker)
     axis.set(xlabel="step", title=title)
     axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
     if len(runs) > 1:
-        axis.legend(fontsize=8)
+        axis.legend(axis.lines, runs, fontsize=8)  # of labels it leaves out "_x"
     return _finish(figure)
 
 
@@ -68,13 +76,13 @@ def bars(values: Mapping[str, float], title: str) -> str:
 def precision_recall(findings: Findings) -> str:
     """Draw the precision of each class over the recall, at IoU 0.5."""
     figure, axis = _figure(5, 3.6)
-    for name, precision in findings.precision.items():
-        axis.plot(np.linspace(0, 1, len(precision)), precision, label=name)
+    for precision in findings.precision.values():
+        axis.plot(np.linspace(0, 1, len(precision)), precision)
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axis.set_title("precision and recall, IoU 0.5")
     axis.grid(alpha=0.3)
     if len(findings.precision) <= MOST_NAMED:
-        axis.legend(fontsize=8)
+        axis.legend(axis.lines, findings.precision, fontsize=8)
     return _finish(figure)
 
 

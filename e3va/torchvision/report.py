@@ -47,14 +47,20 @@ def read_training(
         device: device on which the model predicts.
         predictions: predictions of its last evaluation; None to predict the validation data again.
 
+    Returns:
+        The training; if its data cannot be read, ``without`` says why it has no findings.
+
     Raises:
-        UserError: the folder holds no such training, or its validation data cannot be read.
+        UserError: the folder holds no such training.
     """
     found, data = read_costs(folder), load_file(folder / MODEL)
     config = ModelConfig.from_dict(data["config"], str(folder / MODEL))
-    validation = _open_validation(data.get("data") or {}, config)
-    if validation is not None:
-        _add_findings(found, _Validation(folder, device, validation), predictions)
+    try:
+        validation = _open_validation(data.get("data") or {}, config)
+        if validation is not None:
+            _add_findings(found, _Validation(folder, device, validation), predictions)
+    except UserError as error:  # the data have moved; what the folder has is worth a page
+        found.without = f"The data of the training cannot be read any more: {error.line}"
     return found
 
 
@@ -81,7 +87,7 @@ def read_costs(folder: Path) -> Training:
         losses=[(m["step"], m["loss"]) for m in metrics if "loss" in m],
         progress={name: points for name, points in progress.items() if points},
         parts=part_rows(summary["parameters"]),
-        command=_command(stored.get("options") or {}, folder),
+        command=_command(stored, folder),
     )
 
 
@@ -160,10 +166,18 @@ def _facts(
     backbone = [summary["parameters"][part] for part in ("trunk", "highway")]
     share = sum(row["trained"] for row in backbone) / sum(row["all"] for row in backbone)
     kept, seconds = summary["kept_for_backward_bytes"], summary["seconds_a_step"]
+    together = {}
+    if stored.get("together"):
+        text = (
+            "with another model over the same trunk, which ran once for both: peak memory is that "
+            "of both, and the trunk's seconds are in those of the first model"
+        )
+        together = {"trained together": "; ".join(filter(None, (text, stored.get("note"))))}
     return {
         "model": config.model,
         "classes": ", ".join(config.classes),
         "training data": str(stored.get("summary", "unknown")),
+        **together,
         "trunk": config.trunk,
         "recipe": f"{highway.recipe}, adapters: {highway.adapter or 'none'}",
         "of the backbone trains": f"{share:.2%}",
@@ -180,9 +194,11 @@ def _facts(
     }
 
 
-def _command(options: Mapping[str, Any], folder: Path) -> str:
+def _command(stored: Mapping[str, Any], folder: Path) -> str:
     """Return the command line of a training, as far as its options differ from the defaults."""
-    words = ["e3va", "train"]
+    options, words = stored.get("options") or {}, ["e3va", "train"]
+    if stored.get("together"):  # with the training of another model
+        options, folder = stored["together"], folder.parent
     for name, value in options.items():
         if value == DEFAULTS.get(name) or name == "highway":
             continue

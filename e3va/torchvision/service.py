@@ -177,6 +177,10 @@ class Service:
         Raises:
             Refused: the request is wrong, or the service is busy.
         """
+        unknown = {*request.query_params} - {"tasks", "threshold", "drawn"}
+        if unknown:
+            line = unknown_choice("parameter", min(unknown), ("tasks", "threshold", "drawn")).line
+            raise Refused(422, line)
         names = self._tasks(tasks)
         if self._places.locked():
             raise Refused(503, f"{self.limits.waiting} requests are in work: try again later")

@@ -76,6 +76,7 @@ class Run:
     state: dict[str, Any] | None = None  # the checkpoint to continue from
     start: Start | None = None
     together: dict[str, Any] = field(default_factory=dict)  # see e3va.torchvision.together
+    note: str = ""  # what the report says of the data
 
 
 def start_training(
@@ -116,6 +117,12 @@ def open_run(
             "--output"
         )
     else:
+        for part in folder.glob(f"*/{STATE}"):
+            if read_state(part.parent)["data"].get("together"):
+                raise UserError(
+                    f"{folder} holds a run of several models ({part.parent.name}): give another "
+                    "--output"
+                )
         start = _read_start(given["adapter"], given.get("trunk")) if "adapter" in given else None
         options = complete_options(given, start.options if start else {})
         run = Run(folder, device, options, *_begin(options, given, start, device), start=start)
@@ -173,7 +180,7 @@ def build_trainer(
         tensorboard=writer,
     )
     if run.together:
-        trainer.data["together"] = run.together
+        trainer.data |= {"together": run.together, "note": run.note}
     if chosen:
         with atomic_open(folder / SPLIT, "w") as file:
             json.dump({"validation": chosen}, file, indent=1)

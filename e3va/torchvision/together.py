@@ -1,5 +1,6 @@
 """Training of two models over one trunk: one on objects, one on label maps of the same images."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from ..utils.counts import counted
 from ..utils.errors import UserError
 from ..utils.progress import Progress
 from .data import Dataset, Record, Target, flip_target, read_record_image, to_tensor
-from .options import READING, anywhere
+from .options import DEFAULTS, READING, anywhere
 from .start import Run, build_trainer, open_run
 from .trainer import STATE, Trainer, stop_signals
 
@@ -73,8 +74,17 @@ def start_together(
     its name in ``folder``. If one of them was stopped before its first checkpoint, it starts anew.
     """
     given = {name: anywhere(name, value) for name, value in given.items()}
+    if (folder / STATE).exists():
+        raise UserError(
+            f"{folder} already holds the run of one model ({STATE}): give another --output"
+        )
     runs: dict[str, Run] = {}
     saved = [task for task in TASKS if resume and (folder / task / STATE).is_file()]
+    if resume and not saved:
+        raise UserError(
+            f"--resume: {folder} holds no run of {' and '.join(TASKS)}; expected the --output "
+            "folder of an earlier run"
+        )
     for task in sorted(
         TASKS, key=lambda name: name not in saved
     ):  # the saved ones tell the options
@@ -89,7 +99,10 @@ def start_together(
                 )
         else:
             before = next((run.together for run in runs.values() if saved), {})
-            own = split_options({**before, **given})[task]
+            if before:
+                print("it has no checkpoint: it starts anew")
+                _check_same(given, before, folder)
+            own = split_options(before or given)[task]
             runs[task] = open_run(own, folder / task, device)
             runs[task].together = before or dict(given)
         _check_highway(runs[task].config.highway)
@@ -100,6 +113,17 @@ def start_together(
         trunk = trainers[INSTANCES].trunk if trainers else None
         trainers[task] = build_trainer(run, trunk=trunk, **options)
     return TogetherTrainer(trainers)
+
+
+def _check_same(given: Mapping[str, Any], before: Mapping[str, Any], folder: Path) -> None:
+    """Check that a run is continued with its own options."""
+    for name, value in given.items():
+        own = before.get(name, DEFAULTS[name])
+        if value != own:
+            raise UserError(
+                f"--resume with --{name.replace('_', '-')} {value}, but the run in {folder} has "
+                f"{'the default' if own is None else own}: leave the option out"
+            )
 
 
 def _check_highway(highway: HighwayConfig) -> None:
@@ -118,7 +142,7 @@ def keep_common_images(runs: Mapping[str, Run]) -> str:
         UserError: there are no such images.
     """
     records = [
-        {str(Path(record["path"]).resolve()): record for record in run.data.training.records}
+        {os.path.abspath(record["path"]): record for record in run.data.training.records}
         for run in runs.values()
     ]
     common = [path for path in records[0] if all(path in own for own in records)]
@@ -130,12 +154,14 @@ def keep_common_images(runs: Mapping[str, Run]) -> str:
     for run, own in zip(runs.values(), records, strict=True):
         training = replace(run.data.training, records=[own[path] for path in common])
         run.data = replace(run.data, training=training)
+        if len(own) > len(common):
+            run.note = f"{len(common)} of the images were trained on"
     left_out = [
-        f"{counted(len(own) - len(common), 'other image')} with only {what}"
-        for own, what in zip(records, ("objects", "a label map"), strict=True)
+        f"{counted(len(own) - len(common), 'other image')} of the {what}"
+        for own, what in zip(records, ("objects", "label maps"), strict=True)
         if len(own) > len(common)
     ]
-    text = f"{counted(len(common), 'image')} with objects and a label map to train on"
+    text = f"{counted(len(common), 'image')} to train both models on"
     return text + (f", without {' and '.join(left_out)}" if left_out else "")
 
 
@@ -193,6 +219,7 @@ class TogetherTrainer:
                     if received:
                         self._save()
                         raise KeyboardInterrupt
+            self._save()  # before the first one is scored, which may take long or fail
             for trainer in trainers:
                 trainer.finish()
         finally:

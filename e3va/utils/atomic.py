@@ -74,6 +74,8 @@ def rename_atomically(path: str | os.PathLike, needed: int = 0) -> Iterator[Path
         WriteError: the disk is full, or the folder cannot be written; see :func:`writing`.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is no ordinary file, such as a device: give another name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path, needed):
         try:
@@ -90,8 +92,15 @@ def rename_atomically(path: str | os.PathLike, needed: int = 0) -> Iterator[Path
 
 @contextmanager
 def atomic_open(path: str | os.PathLike, mode: str = "wb", needed: int = 0):
-    """Open a file for writing that becomes ``path`` at the end, see :func:`rename_atomically`."""
-    with rename_atomically(path, needed) as temporary, open(temporary, mode) as file:
+    """Open a file for writing that becomes ``path`` at the end, see :func:`rename_atomically`.
+
+    Text is UTF-8.
+    """
+    encoding = None if "b" in mode else "utf-8"
+    with (
+        rename_atomically(path, needed) as temporary,
+        open(temporary, mode, encoding=encoding) as file,
+    ):
         yield file
 
 

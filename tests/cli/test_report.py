@@ -111,10 +111,39 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, drawn, tmp_path, capsy
     assert "expected the output folder of e3va train" in fails("report", tmp_path / "empty")
     assert "expected the output folder" in fails("compare", folder, tmp_path / "none")
     fails("report", folder, "--output", tmp_path / "none" / "x" / "report.html")
+    assert "no ordinary file" in fails("report", folder, "--output", "/dev/null")
     (folder / "report.html").unlink()
+    assert "given twice" in fails("compare", folder, folder)
     drawn.json.unlink()
-    assert "annotations.json" in fails("report", folder)
-    assert not (folder / "report.html").exists()
+    assert main(["report", str(folder)]) == 0
+    assert "annotations.json" in capsys.readouterr().out
+    page = Page(folder / "report.html")
+    assert page.ids == {"scores", "classes", "curves", "parts", "facts", "command"}
+    assert "cannot be read any more" in page.text
+
+
+def test_class_names_are_text_and_no_markup(trained, drawn, capsys):
+    names = ['<b>x</b> "q"', r"$\foo$"]
+    for category, name in zip(drawn.data["categories"], names, strict=True):
+        category["name"] = name
+    drawn.save()
+    page = Page(trained("out") / "report.html")
+    assert "b" not in page.tags and "&lt;b&gt;x&lt;/b&gt;" in page.text
+    assert r"$\foo$" in page.text and "precision" in page.ids
+
+
+def test_the_pages_of_models_that_were_trained_together(trained, drawn_labels, tmp_path, capsys):
+    both = ("--labels", drawn_labels, "--val-labels", drawn_labels)
+    folder = trained("both", *both)
+    assert main(["report", str(folder)]) == 0
+    for task in ("instances", "labels"):
+        page = Page(folder / task / "report.html")
+        assert "trained together" in page.text and "worst" in page.ids
+        command = re.search(r"<pre>(.*)</pre>", page.text, re.DOTALL)[1]
+        assert "--annotations" in command and "--labels" in command
+        assert f"--output {folder}" in command and f"{task}" not in command.split("--output")[1]
+    assert main(["report", str(folder), "--output", str(tmp_path / "x.html")]) == 1
+    assert "give one of their folders" in capsys.readouterr().err
 
 
 def test_a_browser_shows_it_on_a_phone_without_scripts(trained, tmp_path):

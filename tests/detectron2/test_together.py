@@ -133,6 +133,10 @@ def test_overrides_reach_the_tasks_that_they_are_for(overrides):
     assert instances.data.max_detections == 50 and "max_detections" not in labels.data
     assert instances.data.train.images == labels.data.train.images
     assert instances.train.output_dir.endswith("both/instances")
+    with pytest.raises(UserError, match="labels: no config key 'optimizer.lrr': nearest"):
+        load_tasks(CONFIG, [*overrides, "labels.optimizer.lrr=3e-4"])
+    with pytest.raises(UserError, match="all tasks take train.max_iter from .* instances"):
+        load_tasks(CONFIG, [*overrides, "labels.train.max_iter=8"])
     with pytest.raises(UserError, match="no config key 'train.max_iterations': nearest"):
         load_tasks(CONFIG, [*overrides, "train.max_iterations=3"])
     assert list(load_tasks("custom/semantic_fpn_e3va_swin_t.py")) == [""]

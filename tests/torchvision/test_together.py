@@ -1,6 +1,7 @@
 """Two models that train together over one trunk: equal to two trainings, with half the passes."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -119,8 +120,8 @@ def test_only_images_with_both_are_trained_on(train, drawn, drawn_labels, tmp_pa
     said = capsys.readouterr().out
     assert lonely == 6
     assert (
-        "4 images with objects and a label map to train on, without 1 other image with only "
-        "objects and 1 other image with only a label map" in said
+        "4 images to train both models on, without 1 other image of the objects and 1 other image "
+        "of the label maps" in said
     )
 
 
@@ -173,3 +174,38 @@ def test_an_unreadable_image_leaves_both_checkpoints(train, drawn, tmp_path, cap
     for task in ("instances", "labels"):
         saved = torch.load(tmp_path / "both" / task / "training.pth", weights_only=True)
         assert saved["step"] == 1
+
+
+def test_what_is_continued_is_the_same_run(train, tmp_path, capsys):
+    train("both")
+    capsys.readouterr()
+
+    def refused(folder, *options):
+        train(folder, "--resume", *options, status=1)
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    assert "expected the --output folder" in refused(
+        "none", *("--annotations", "a", "--labels", "b")
+    )
+    shutil.rmtree(tmp_path / "both" / "labels")
+    assert "--classes a,b,c, but the run" in refused("both", "--classes", "a,b,c")
+    train("both", kinds=("--annotations",), status=1)
+    assert "holds a run of several models" in capsys.readouterr().err
+    train("both", "--resume")
+    assert "it has no checkpoint: it starts anew" in capsys.readouterr().out
+    train("one", kinds=("--annotations",))
+    train("one", status=1)
+    assert "holds the run of one model" in capsys.readouterr().err
+
+
+def test_both_are_saved_before_the_first_is_scored(train, tmp_path, monkeypatch):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_evaluate", stop)
+    train("both", status=130)
+    for task in ("instances", "labels"):
+        saved = torch.load(tmp_path / "both" / task / "training.pth", weights_only=True)
+        assert saved["step"] == 3
