@@ -241,7 +241,7 @@ def _explain(error: BaseException) -> tuple[str, str]:
         return f"the hub answered with status {status} ({said})", "try again later"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename} ({error.strerror})", "free some space, or get permission"
-    text = brief(error).replace(get_token() or "\0", "...")
+    text = brief(RuntimeError(str(error).replace(get_token() or "\0", "...")))
     if isinstance(error, ValueError):
         return f"huggingface_hub refuses it ({text})", "give what it expects"
     what = f"{constants.ENDPOINT} cannot be reached, or gave no whole answer ({text})"

@@ -83,7 +83,7 @@ def _check_free(api: Any, to: str, repo: str, replace: bool) -> None:
     try:
         files = [entry.rfilename for entry in api.model_info(repo).siblings or ()]
     except Exception as error:
-        if status_of(error) not in (401, 404):
+        if status_of(error) != 404:
             raise
         files = []  # no such repository
     if MODEL_FILE in files and not replace:
