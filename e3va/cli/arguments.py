@@ -132,7 +132,7 @@ def names_of(paths: list[str]) -> dict[str, str]:
         else:
             place = Path(path).expanduser().resolve()
         name = (place.parent if place.suffix in (".json", ".safetensors") else place).name
-        if place.suffix == ".pth":
+        if place.suffix in (".pth", ".onnx"):
             raise UserError(
                 f"{path} is a whole model: several models predict together only as adapters over "
                 "one trunk; give their folders, or predict with one model at a time"

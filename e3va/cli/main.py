@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "draw the predictions of a trained model",
     "serve": "predict over HTTP, with several adapters over one trunk",
     "info": "describe a trained model, an adapter or a weights file",
+    "export": "write a trained model as an ONNX file, or as a program of torch.export",
     "convert": "convert a whole model to its adapter, or back",
     "zoo": "list, download and publish trunks and adapters",
 }

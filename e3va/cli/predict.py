@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ..swin.precision import DTYPES
+from ..torchvision.exported import is_exported, load_onnx
 from ..torchvision.loading import load_adapters, load_model
 from ..torchvision.models import limit_detections
 from ..torchvision.predict import predict_images
@@ -66,7 +67,12 @@ def run(args: Namespace) -> None:
     options = PredictOptions(args.batch_size, args.precision, _tiling(args))
     device, folder = pick_device(args.device), Path(args.output).expanduser()
     images = find_images(args.input)
-    if len(args.model) == 1:
+    exported = len(args.model) == 1 and is_exported(args.model[0])
+    if exported:
+        _check_exported(args)
+        model, config = load_onnx(args.model[0], args.max_detections)
+        models = []
+    elif len(args.model) == 1:
         model, config = load_model(args.model[0], device, args.trunk, args.any_trunk)
         models = [model]
     else:
@@ -76,7 +82,7 @@ def run(args: Namespace) -> None:
     for model in models if args.max_detections else ():
         limit_detections(model, args.max_detections)
     if len(args.model) == 1:
-        failed = predict_images(models[0], config, images, folder, args.threshold, options)
+        failed = predict_images(model, config, images, folder, args.threshold, options)
     else:
         failed = predict_tasks(adapters, images, folder, args.threshold, options)
     print(f"{len(images) - len(failed)} of {len(images)} images drawn into {folder}")
@@ -90,3 +96,12 @@ def _tiling(args: Namespace) -> Tiling | None:
     if args.overlap is not None:
         raise UserError(f"--overlap {args.overlap} without --tile: expected the size of the tiles")
     return None
+
+
+def _check_exported(args: Namespace) -> None:
+    if args.trunk:
+        raise UserError(f"{args.model[0]} is a whole model with its trunk: --trunk is for adapters")
+    if args.device not in (None, "cpu"):
+        raise UserError(
+            f"--device {args.device}: {args.model[0]} runs on the CPU; expected no --device"
+        )

@@ -72,14 +72,14 @@ def store_as(trunk: nn.Module, dtype: torch.dtype) -> None:
 
 def store_in_8_bits(trunk: nn.Module) -> None:
     """Replace the blocks' linear layers, which hold nearly all of a Swin's weights."""
-    for owner, name, linear in _matrices(trunk):
+    for owner, name, linear in matrices(trunk):
         if not isinstance(linear, Int8Linear):
             setattr(owner, name, Int8Linear(linear))
 
 
 def widen(trunk: nn.Module) -> None:
     """Convert a trunk's weights to float32; saving and loading them has the same effect."""
-    for owner, name, stored in _matrices(trunk):
+    for owner, name, stored in matrices(trunk):
         if isinstance(stored, Int8Linear):
             linear = nn.Linear(stored.in_features, stored.out_features, device="meta")
             linear.weight = nn.Parameter(stored.weight, requires_grad=False)
@@ -88,7 +88,8 @@ def widen(trunk: nn.Module) -> None:
     store_as(trunk, torch.float32)
 
 
-def _matrices(trunk: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def matrices(trunk: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Yield the owner, the name and the module of each linear layer of the trunk's blocks."""
     for block in (block for layer in trunk.layers for block in layer.blocks):
         attn, mlp = block.attn, block.mlp
         for owner, name in ((attn, "qkv"), (attn, "proj"), (mlp, "fc1"), (mlp, "fc2")):

@@ -17,7 +17,7 @@ from .windows import shift_mask
 
 TAPS = ("block", "residual", "sublayer")
 # Which of a block's values, see SwinBlock.forward, are the taps of its attention and its MLP.
-_TAPPED = {
+TAPPED = {
     "block": (None, "after_mlp"),
     "residual": ("after_msa", "after_mlp"),
     "sublayer": ("attended", "projected"),
@@ -79,7 +79,7 @@ class SwinStage(nn.Module):
         ``changes`` holds a function for each block, see :func:`e3va.swin.modules.unchanged`.
         """
         height, width = x.shape[1:3]
-        msa, mlp = _TAPPED[taps]
+        msa, mlp = TAPPED[taps]
         kept: dict[str, list[Tensor]] = {name: [] for name in (msa, mlp) if name}
         mask = None if fast else shift_mask(height, width, self.window, self.shift, x.device)
         changes = changes or [unchanged] * len(self.blocks)
@@ -230,12 +230,16 @@ class SwinTrunk(nn.Module):
             x = self.patch_embed(images)
         else:
             x = fast_trunk.embed(self.patch_embed, images, dtype)
+        return self.add_position(x)
+
+    def add_position(self, x: Tensor) -> Tensor:
+        """Add the absolute position embedding, if there is one, to tokens [B, H, W, C]."""
         if self.absolute_pos_embed is None:
             return x
         grid = self.absolute_pos_embed
         grid = grid.to(torch.promote_types(grid.dtype, torch.float32))  # may be stored in half
         grid = F.interpolate(grid, size=x.shape[1:3], mode="bicubic").permute(0, 2, 3, 1)
-        return x + grid.to(dtype or grid.dtype)
+        return x + grid.to(x.dtype)
 
     def _compute_dtype(self, images: Tensor) -> torch.dtype:
         own = self.patch_embed.proj.weight.dtype

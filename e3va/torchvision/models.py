@@ -275,7 +275,8 @@ def model_parts(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _transform(config: ModelConfig) -> Transform:
+def make_transform(config: ModelConfig) -> Transform:
+    """Return the transform that resizes and normalizes a model's images."""
     least, most = (round(config.size * factor) for factor in config.jitter)
     sizes = sorted({round(least + (most - least) * i / 8) for i in range(9)})
     # In evaluation torchvision uses the last size.
@@ -335,13 +336,13 @@ def _rcnn(config: ModelConfig, backbone: PyramidBackbone) -> GeneralizedRCNN:
     else:
         heads = MaskRoIHeads if config.model in MASK_MODELS else RoIHeads
         roi_heads = heads(pooler, *box_heads, *predictors, **settings)
-    return GeneralizedRCNN(backbone, _rpn(config, channels), roi_heads, _transform(config))
+    return GeneralizedRCNN(backbone, _rpn(config, channels), roi_heads, make_transform(config))
 
 
 def _retinanet(config: ModelConfig, backbone: PyramidBackbone) -> LabeledRetinaNet:
     anchors = retinanet_anchors(smallest_anchor(config.size))
     model = LabeledRetinaNet(backbone, len(config.classes), anchor_generator=anchors)
-    model.transform = _transform(config)
+    model.transform = make_transform(config)
     if config.heads == "light":
         # With torchvision's initial weights, for 256 channels, the signal of 64 channels vanishes.
         for tower in (model.head.classification_head.conv, model.head.regression_head.conv):
@@ -353,13 +354,13 @@ def _retinanet(config: ModelConfig, backbone: PyramidBackbone) -> LabeledRetinaN
 
 def _fcos(config: ModelConfig, backbone: PyramidBackbone) -> LabeledFCOS:
     model = LabeledFCOS(backbone, len(config.classes), anchor_generator=fcos_anchors())
-    model.transform = _transform(config)
+    model.transform = make_transform(config)
     return model
 
 
 def _semantic_fpn(config: ModelConfig, backbone: PyramidBackbone) -> SemanticFPN:
     channels = HEADS[config.heads].semantic
-    return SemanticFPN(backbone, len(config.classes), _transform(config), channels)
+    return SemanticFPN(backbone, len(config.classes), make_transform(config), channels)
 
 
 MODELS = {

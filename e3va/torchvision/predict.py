@@ -237,8 +237,9 @@ def predict_images(
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model."""
-    return next(model.parameters()).device
+    """Return the device of a model; the CPU for one without parameters."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _write_coco(images: list, found: list[dict], config: ModelConfig, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Semantic FPN: semantic segmentation (Kirillov et al., arXiv 1901.02446, section 3)."""
 
+from collections.abc import Sequence
 from math import gcd
 
 import torch
@@ -78,22 +79,23 @@ class SemanticFPN(nn.Module):
             labels = [target["labels"] for target in targets]
             wanted = _pad_labels(labels, batch.image_sizes, batch.tensors.shape[-2:])
             return {"loss_sem_seg": self._loss(logits, wanted)}
-        logits = _resize(logits.float(), batch.tensors.shape[-2:])
+        logits = resize(logits.float(), batch.tensors.shape[-2:])
         results = []
         for scores, (height, width), size in zip(logits, batch.image_sizes, sizes, strict=True):
-            own = _resize(scores[None, :, :height, :width], size)[0]
+            own = resize(scores[None, :, :height, :width], size)[0]
             results.append({"labels": own.argmax(0)})
         return results
 
     def _loss(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """Return the mean loss of logits [B, num_classes, h, w] against labels [B, H, W]."""
         count = (wanted != IGNORED).sum().clamp(min=1)  # there may be only ignored pixels
-        logits = _resize(logits.float(), wanted.shape[-2:])
+        logits = resize(logits.float(), wanted.shape[-2:])
         loss = F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
         return loss / count
 
 
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize [B, C, H, W] to ``size``, bilinearly."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 

@@ -14,6 +14,7 @@ HOW_TO_INSTALL = {
     **dict.fromkeys(("defusedxml", "supervision", "yaml"), "pip install 'e3va[formats]'"),
     **dict.fromkeys(("fastapi", "uvicorn"), "pip install 'e3va[serve]'"),
     "huggingface_hub": "pip install 'e3va[hub]'",
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "pip install 'e3va[export]'"),
     "pillow_heif": "pip install pillow-heif",
 }
 
