@@ -43,6 +43,9 @@ DETECTRON2 = [
 # What hf:// addresses need.
 HUB = ["huggingface_hub>=1.31,<3"]
 
+# What e3va export needs, and e3va predict for an exported model.
+EXPORT = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"]
+
 # What e3va serve needs.
 SERVE = ["fastapi>=0.110", "uvicorn>=0.27"]
 
@@ -65,6 +68,7 @@ setup(
     install_requires=COMMAND,
     extras_require={
         "detectron2": DETECTRON2,
+        "export": EXPORT,
         "formats": FORMATS,
         "accuracy": ["matplotlib>=3.7", "scipy>=1.11,<2"],
         "hub": HUB,
@@ -72,6 +76,7 @@ setup(
         "serve": SERVE,
         "tensorboard": ["tensorboard>=2.12"],
         "test": [
+            *EXPORT,
             *FORMATS,
             *HUB,
             *SERVE,

@@ -43,7 +43,7 @@ def pad_to(images: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class Windows:
-    """The windows of maps [H, W], shifted by ``shift`` tokens.
+    """The windows of maps [H, W] with ``side`` tokens on each side, moved by ``shift``.
 
     Attributes:
         gather: token of each place of the windows [nW · side²]; H · W for padding.
@@ -52,18 +52,23 @@ class Windows:
     """
 
     def __init__(self, counts: Sequence[int], size: Sequence[int], side: int, shift: int):
-        within, sources, targets, regions = torch.arange(side), [], [], []
+        sources, targets, regions = [], [], []
         for length, count in zip(size, counts, strict=True):
             padded = count * side
-            index = torch.arange(count)[:, None] * side + within
-            sources.append(_wrap(index + shift, padded))
-            targets.append(_wrap(torch.arange(length) + (padded - shift), padded))
-            regions.append((index >= padded - side).int() + (index >= padded - shift).int())
+            place = torch.arange(padded)
+            # % by a symbol cannot be exported to ONNX.
+            moved = torch.cat([place[shift:], place[:shift]]) if shift else place
+            sources.append(moved.reshape(count, side))
+            back = torch.arange(length) - shift
+            targets.append(torch.where(back < 0, back + padded, back) if shift else back)
+            if shift:
+                last = (place >= padded - side).long() + (place >= padded - shift)
+                regions.append(last.reshape(count, side))
         rows, columns = _grid(sources)
         is_token = (rows < size[0]) & (columns < size[1])
         tokens = torch.where(is_token, rows * size[1] + columns, size[0] * size[1])
         self.gather = tokens.reshape(-1)
-        rows, columns = targets[0][:, None], targets[1][None]
+        rows, columns = targets[0][:, None], targets[1]
         window = rows // side * counts[1] + columns // side
         self.scatter = (window * side**2 + rows % side * side + columns % side).reshape(-1)
         self.mask = None
@@ -73,13 +78,9 @@ class Windows:
             self.mask = (region[:, :, None] != region[:, None, :]) * -100.0
 
 
-def _wrap(index: Tensor, length: int) -> Tensor:
-    return torch.where(index >= length, index - length, index)  # % by a symbol cannot be exported
-
-
 def _grid(axes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return rows and columns [windows, side] so that they broadcast in the order of windows."""
-    return axes[0][:, None, :, None], axes[1][None, :, None, :]
+    return axes[0][:, None, :, None], axes[1][:, None]
 
 
 def _window_attention(
@@ -93,17 +94,19 @@ def _window_attention(
     return out.index_select(1, windows.scatter).reshape(batch, height, width, channels)
 
 
-def _corners(half: Sequence[int], x: Tensor, height: int, width: int) -> Tensor:
-    """Compute :meth:`PatchMerging.corners` to a map of the size ``half``."""
-    rows, columns = (2 * torch.arange(size) for size in half)
-    joined = []
-    for right in (0, 1):
-        for below in (0, 1):
-            r, c = rows[:, None] + below, columns[None] + right
-            is_token = (r < height) & (c < width)
-            tokens = torch.where(is_token, r * width + c, height * width)
-            joined.append(place_in(x, 1, tokens.reshape(-1)))
-    return torch.cat(joined, dim=-1)
+def _corner_places(size: Sequence[int], half: Sequence[int]) -> Tensor:
+    """Return the tokens of each 2×2 tokens of a map, in the order of ``PatchMerging.corners``."""
+    inside = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
+    rows = (2 * torch.arange(half[0]))[:, None, None] + inside[:, 0]
+    columns = (2 * torch.arange(half[1]))[:, None] + inside[:, 1]
+    is_token = (rows < size[0]) & (columns < size[1])
+    tokens = torch.where(is_token, rows * size[1] + columns, size[0] * size[1])
+    return tokens.reshape(-1)
+
+
+def _corners(places: Tensor, x: Tensor, height: int, width: int) -> Tensor:
+    """Compute :meth:`PatchMerging.corners`."""
+    return place_in(x, 1, places).reshape(x.shape[0], -1, 4 * x.shape[2])
 
 
 def _stages(
@@ -139,7 +142,7 @@ def _stages(
         out, merged, half = x.flatten(1, 2), None, size
         if layer.downsample is not None:
             half = divide(size, 2)
-            layer.downsample.corners = partial(_corners, half)
+            layer.downsample.corners = partial(_corners, _corner_places(size, half))
             merged = layer.downsample(out, *size)
             x = merged.unflatten(1, half)
         yield StageOutput(index, kept.get(msa, []), kept.get(mlp, []), out, merged, *size)

@@ -21,15 +21,14 @@ from ..utils.atomic import make_folder, rename_atomically
 from ..utils.errors import UserError, brief, check_choice
 from ..utils.optional import require
 from .export_heads import detect_in_one_step, detect_in_two_steps
+from .exported import FORMAT_VERSION, KEY, SUFFIX
 from .models import MEAN, STD, ModelConfig
 from .semantic import SemanticFPN, resize
 
-FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+FORMATS = {"onnx": SUFFIX, "torch": ".pt2"}
 WEIGHTS = ("fp32", "fp16", "int8")
 OPSETS = range(18, 24)  # 18 is the first in which PyTorch's exporter writes
 OPSET = 18
-KEY = "e3va"  # of the description in the file's metadata
-FORMAT_VERSION = 1
 LARGEST = 2**14  # pixels of an image's side
 STRIDE = 32  # of the last level: the models pad images to multiples of it
 

@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from ..utils.errors import UserError, brief
 from ..utils.optional import require
-from .export import FORMAT_VERSION, FORMATS, KEY
 from .models import ModelConfig, make_transform
 from .semantic import resize
+
+SUFFIX = ".onnx"
+KEY = "e3va"  # of the description in a file's metadata
+FORMAT_VERSION = 1
 
 
 def is_exported(path: str | Path) -> bool:
     """Return whether a path has the suffix of ONNX files."""
-    return Path(path).suffix.lower() == FORMATS["onnx"]
+    return Path(path).suffix.lower() == SUFFIX
 
 
 class OnnxModel(nn.Module):
