@@ -19,20 +19,15 @@ Found = dict[str, Tensor]
 STRIDES = (4, 8, 16, 32)
 
 
-def _known(size: int) -> int:
-    """Return a size that depends on the data, with the bounds that the exporter needs."""
-    torch._check(size >= 0)
-    return size
+def _counted(places: Tensor) -> Tensor:
+    """Return places whose number depends on the image; the exporter needs a bound of it."""
+    torch._check(places.shape[0] >= 0)
+    return places
 
 
 def _select(mask: Tensor, *tensors: Tensor) -> list[Tensor]:
-    places = torch.where(mask)[0]
-    _known(places.shape[0])
+    places = _counted(torch.where(mask)[0])
     return [tensor.index_select(0, places) for tensor in tensors]
-
-
-def _first(count: int, size: int) -> int:
-    return torch.sym_min(count, size)
 
 
 def _clip(boxes: Tensor, size: Sequence[int]) -> Tensor:
@@ -46,12 +41,13 @@ def _sides(boxes: Tensor) -> Tensor:
     return boxes[:, 2:] - boxes[:, :2]
 
 
-def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, size, count: int):
+def _suppress(
+    boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, size: Sequence[int], count: int
+) -> Tensor:
     """Return the places of at most ``count`` boxes after NMS inside each group, best first."""
     apart = torch.scalar_tensor(torch.sym_max(*size) + 1, dtype=boxes.dtype)
     kept = nms(boxes + (groups.to(boxes.dtype) * apart)[:, None], scores, iou)
-    _known(kept.shape[0])
-    return kept[:count]
+    return _counted(kept)[:count]
 
 
 def _by_place(x: Tensor, channels: int) -> Tensor:
@@ -59,21 +55,23 @@ def _by_place(x: Tensor, channels: int) -> Tensor:
     return x[0].unflatten(0, (-1, channels)).permute(2, 3, 0, 1).flatten(0, 2)
 
 
-def _anchors(generator: nn.Module, levels: Sequence[Tensor], padded) -> list[Tensor]:
+def _anchors(generator: nn.Module, levels: Sequence[Tensor], padded: Sequence[int]) -> list[Tensor]:
     sizes = [level.shape[-2:] for level in levels]
     generator.set_cell_anchors(torch.float32, levels[0].device)
     strides = [[side // own for side, own in zip(padded, size, strict=True)] for size in sizes]
     return generator.grid_anchors(sizes, strides)
 
 
-def propose(rpn: nn.Module, levels: Sequence[Tensor], size, padded) -> Tensor:
+def propose(
+    rpn: nn.Module, levels: Sequence[Tensor], size: Sequence[int], padded: Sequence[int]
+) -> Tensor:
     """Compute torchvision's region proposals [N, 4] of one image from its levels [1, C, H, W]."""
     objectness, deltas = rpn.head(list(levels))
     boxes, scores, groups = [], [], []
     parts = zip(objectness, deltas, _anchors(rpn.anchor_generator, levels, padded), strict=True)
     for number, (logits, delta, anchors) in enumerate(parts):
         own = _by_place(logits, 1)[:, 0]
-        own, best = own.topk(_first(rpn.pre_nms_top_n(), own.shape[0]))
+        own, best = own.topk(torch.sym_min(rpn.pre_nms_top_n(), own.shape[0]))
         delta = _by_place(delta, 4).index_select(0, best)
         boxes.append(rpn.box_coder.decode_single(delta, anchors.index_select(0, best)))
         scores.append(own)
@@ -94,15 +92,14 @@ def pool(pooler: nn.Module, levels: Sequence[Tensor], boxes: Tensor) -> Tensor:
     level_of = LevelMapper(2, 5)([boxes])
     pooled = boxes.new_zeros(boxes.shape[0], levels[0].shape[1], *pooler.output_size)
     for number, (level, stride) in enumerate(zip(levels, STRIDES, strict=False)):
-        places = torch.where(level_of == number)[0]
-        _known(places.shape[0])
+        places = _counted(torch.where(level_of == number)[0])
         own = rois.index_select(0, places)
         out = roi_align(level, own, pooler.output_size, 1 / stride, ratio, aligned)
         pooled = pooled.index_put((places,), out)
     return pooled
 
 
-def _choose(heads: nn.Module, boxes: Tensor, probabilities: Tensor, size) -> Found:
+def _choose(heads: nn.Module, boxes: Tensor, probabilities: Tensor, size: Sequence[int]) -> Found:
     """Choose detections from boxes [N, classes or 1, 4] and probabilities [N, 1 + classes]."""
     scores = probabilities[:, 1:]
     labels = torch.arange(1, probabilities.shape[1]).expand_as(scores).reshape(-1)
@@ -115,7 +112,9 @@ def _choose(heads: nn.Module, boxes: Tensor, probabilities: Tensor, size) -> Fou
     return {name: value.index_select(0, kept) for name, value in named.items()}
 
 
-def _cascade(heads: CascadeRoIHeads, levels: Sequence[Tensor], boxes: Tensor, size) -> Found:
+def _cascade(
+    heads: CascadeRoIHeads, levels: Sequence[Tensor], boxes: Tensor, size: Sequence[int]
+) -> Found:
     total = 0
     for predictor, head, coder in zip(
         heads.box_predictor, heads.box_head, heads.box_coders, strict=True
@@ -176,7 +175,7 @@ def detect_in_one_step(
         if centred:
             probabilities = (probabilities * outputs["bbox_ctrness"][0].sigmoid()).sqrt()
         classes, flat = probabilities.shape[1], probabilities.flatten()
-        best, place = flat.topk(_first(model.topk_candidates, flat.shape[0]))
+        best, place = flat.topk(torch.sym_min(model.topk_candidates, flat.shape[0]))
         anchor = place // classes
         deltas = outputs["bbox_regression"][0].index_select(0, anchor)
         boxes.append(decode(deltas, own.index_select(0, anchor)))
