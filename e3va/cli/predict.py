@@ -26,7 +26,7 @@ from .arguments import (
 
 DESCRIPTION = """\
 Draw the predictions of a trained model, and write them for other programs: instances as a
-COCO-format file, label maps as PNG files.
+COCO-format file, label maps as PNG files. The model may also be an ONNX file of e3va export.
 
 Several adapters over one trunk predict together: each image passes the trunk once for all adapters
 that resize it in the same way.
