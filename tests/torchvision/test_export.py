@@ -92,15 +92,14 @@ def test_onnxruntime_equals_pytorch(kind, tmp_path):
     if kind == "semantic_fpn":
         batch = torch.randn(3, 3, 40, 75)
         (logits,) = loaded.session.run(None, {"images": batch.numpy()})
-        expected = [exported(image[None])["logits"][0] for image in batch]
-        torch.testing.assert_close(
-            torch.from_numpy(logits), torch.stack(expected), rtol=1e-4, atol=1e-4
-        )
+        expected = torch.stack([exported(image[None])["logits"][0] for image in batch])
+        close = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(torch.from_numpy(logits), expected, **close)
         write_program(program, exported.outputs, {"version": 1}, tmp_path / "model.pt2")
         described = {f"{KEY}.json": ""}
         program = torch.export.load(tmp_path / "model.pt2", extra_files=described)
         assert json.loads(described[f"{KEY}.json"]) == {"version": 1}
-        torch.testing.assert_close(program.module()(batch)["logits"], torch.stack(expected))
+        torch.testing.assert_close(program.module()(batch)["logits"], expected, **close)
 
 
 @pytest.mark.slow
