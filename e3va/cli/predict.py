@@ -101,6 +101,11 @@ def _tiling(args: Namespace) -> Tiling | None:
 def _check_exported(args: Namespace) -> None:
     if args.trunk:
         raise UserError(f"{args.model[0]} is a whole model with its trunk: --trunk is for adapters")
+    if args.precision != "fp32":
+        raise UserError(
+            f"--precision {args.precision}: {args.model[0]} computes as it was exported; expected "
+            "no --precision"
+        )
     if args.device not in (None, "cpu"):
         raise UserError(
             f"--device {args.device}: {args.model[0]} runs on the CPU; expected no --device"

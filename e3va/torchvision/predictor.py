@@ -72,7 +72,9 @@ class Predictor:
     ):
         self.models, self.threshold, self.options = dict(models), threshold, options
         self.trunk, self.tell = trunk, tell
-        self.device = next(next(iter(self.models.values())).parameters()).device
+        parameter = next(next(iter(self.models.values())).parameters(), None)
+        self.exported = parameter is None  # it runs in onnxruntime, which has its own threads
+        self.device = torch.device("cpu") if self.exported else parameter.device
         if options.precision != "fp32":
             for model in self.models.values():
                 _keep_coordinates(model)
@@ -80,6 +82,8 @@ class Predictor:
 
     def workers(self, count: int) -> int:
         """Return how many of ``count`` batches are worth being in work at once."""
+        if self.exported:
+            return 1
         if self.device.type != "cpu":  # it computes one batch while others are read and written
             return max(1, min(WORKERS, os.cpu_count() or 1, count))
         modes = set()
