@@ -39,7 +39,7 @@ demo: $(VENV)/.ready
 
 # Each worker and each program that a test starts computes with one thread.
 test: $(VENV)/.ready-to-test lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --nbmake tests docs/tutorial.ipynb
 	@echo "All tests passed. Next: make demo, or README.md for your own images and for Detectron2."
 
 lint: $(VENV)/.ready-to-test
