@@ -89,6 +89,9 @@ def test_onnxruntime_equals_pytorch(kind, tmp_path):
     with unpasted_masks():
         for found, image in zip(loaded(images()), images(), strict=True):
             assert_same(found, model([image])[0])
+    if kind == "mask_rcnn":  # an image without any box
+        (nothing,) = loaded([torch.full((3, 64, 64), torch.nan)])
+        assert nothing["masks"].shape == (0, 1, 64, 64) and nothing["boxes"].shape == (0, 4)
     if kind == "semantic_fpn":
         batch = torch.randn(3, 3, 40, 75)
         (logits,) = loaded.session.run(None, {"images": batch.numpy()})
