@@ -76,7 +76,8 @@ def test_the_exported_heads_equal_those_of_the_models(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", MODELS)
+# Each takes half a minute; a mask_rcnn has all of a faster_rcnn.
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "faster_rcnn"])
 def test_onnxruntime_equals_pytorch(kind, tmp_path):
     config, model = make_model(kind)
     exported = ExportableModel(model)
