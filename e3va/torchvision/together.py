@@ -35,6 +35,8 @@ _VALIDATED_BY = {INSTANCES: "val_annotations", LABELS: "val_labels"}
 
 def wants_together(given: Mapping[str, Any], folder: Path, resume: bool) -> bool:
     """Return whether the user's options ask for both tasks, or a run of both is to be resumed."""
+    if resume and (folder / STATE).is_file():
+        return False
     if resume and any((folder / task / STATE).is_file() for task in TASKS):
         return True
     return bool(given.get("annotations") and given.get("labels"))
