@@ -60,7 +60,7 @@ def run(args: Namespace) -> None:
         for package in ("onnx", "onnxscript"):
             require(package, "e3va export")
     model, config = load_model(args.model, trunk=args.trunk, any_trunk=args.any_trunk)
-    make_folder(output.parent)
+    make_folder(output.parent)  # a wrong one is refused before the export, which takes minutes
     if args.max_detections:
         limit_detections(model, args.max_detections)
         config = replace(config, detections=args.max_detections)

@@ -20,7 +20,7 @@ from ..torchvision.options import DEFAULTS
 from ..torchvision.report import REPORT, read_training
 from ..torchvision.settings import TrainSettings
 from ..torchvision.start import start_training
-from ..torchvision.together import TASKS, start_together, wants_together
+from ..torchvision.together import places_of, start_together, wants_together
 from ..torchvision.trainer import MODEL, STATE, Trainer
 from ..utils.errors import UserError
 from ..utils.training import PRECISIONS
@@ -233,6 +233,6 @@ def _highway_settings(args: Namespace) -> dict[str, Any]:
 
 def _interrupted(args: Namespace) -> str:
     folder = Path(args.output).expanduser()
-    if not any((place / STATE).is_file() for place in (folder, *(folder / name for name in TASKS))):
+    if not any((place / STATE).is_file() for place in places_of(folder)):
         return " before anything was saved"
     return f": the run is saved; continue it with e3va train --output {folder} --resume"

@@ -306,7 +306,7 @@ def in_order(
 
     Args:
         work: function that may run beside itself.
-        items: arguments for ``work``; they are drawn as they are needed.
+        items: arguments for ``work``, each taken only when it is needed.
         threads: number of threads; with 1 there is no other thread than the caller's.
         waiting: number of items for each thread that are in work, or whose results wait.
     """

@@ -1,7 +1,8 @@
 """The report of a training along Detectron2, see :mod:`e3va.report`."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from omegaconf import DictConfig
+from torch import Tensor
 
 from .._version import __version__
 from ..backbone import find_backbone
-from ..data.label_maps import IGNORED, read_label_map
-from ..report.findings import Findings, label_findings, object_findings
-from ..report.page import Training, part_rows
+from ..data.label_maps import read_label_map
+from ..data.scores import confusion_matrix
+from ..report.findings import Findings, image_quality, label_findings, object_findings
+from ..report.page import Training, moved, part_rows
 from ..report.pictures import Pair, draw_label_maps, draw_objects
 from ..utils.errors import UserError
 from ..utils.measure import count_parameters
@@ -41,7 +44,7 @@ def read_training(folder: Path, device: str | None = None) -> Training:
         device: device on which the model predicts; the config's by default.
 
     Raises:
-        UserError: the folder holds no such training, or its validation data cannot be read.
+        UserError: the folder holds no such training.
     """
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
@@ -51,9 +54,8 @@ def read_training(folder: Path, device: str | None = None) -> Training:
         )
     predictor = LazyPredictor(folder / CONFIG, folder / WEIGHTS, device=device)
     cfg = predictor.cfg
-    lines = [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
     points: dict[str, list[tuple[float, float]]] = {}
-    for line in lines:
+    for line in _read_lines(folder / METRICS):
         for name, value in line.items():
             if isinstance(value, (int, float)) and name != "iteration":
                 points.setdefault(name, []).append((line["iteration"] + 1, value))
@@ -64,7 +66,7 @@ def read_training(folder: Path, device: str | None = None) -> Training:
         name=folder.resolve().name,
         facts=_facts(cfg, predictor, last),
         scores={name: last[key] for key, name in SCORES.items() if key in last},
-        per_class=_starting(last, _OF_CLASS.get(score, "")) if score in _OF_CLASS else {},
+        per_class=_starting(last, _OF_CLASS[score]) if score in _OF_CLASS else {},
         score=score,
         losses=points.get("total_loss", []),
         progress={name: points[key] for key, name in SCORES.items() if key in points},
@@ -72,8 +74,17 @@ def read_training(folder: Path, device: str | None = None) -> Training:
         command=f"python lazyconfig_train_net.py --config-file {folder / CONFIG}",
     )
     if "data" in cfg and has_validation_data(cfg.data):
-        _add_findings(found, predictor, cfg)
+        try:
+            _add_findings(found, predictor, cfg)
+        except UserError as error:  # the data have moved; what the folder has is worth a page
+            found.without = moved(error)
     return found
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text("utf-8").splitlines():
+        with suppress(ValueError):  # a killed run may have left half a line
+            yield json.loads(line)
 
 
 def _starting(values: Mapping[str, float], start: str) -> dict[str, float]:
@@ -107,6 +118,7 @@ def _add_findings(found: Training, predictor: LazyPredictor, cfg: DictConfig) ->
     options = DataOptions(
         skip_missing=cfg.data.get("skip_missing", False),
         use_crowds=cfg.data.get("use_crowds", False),
+        max_detections=cfg.data.get("max_detections", 100),
         val_split=cfg.data.get("val_split", 0.0),
         seed=cfg.train.get("seed", 0),
         classes=cfg.data.classes,
@@ -130,7 +142,7 @@ def _objects(
         for result in instances_to_coco_json(own, image["id"]):
             category = data.categories[result["category_id"]]["id"]
             results.append({**result, "category_id": category})
-    findings = object_findings(data, results, masks)
+    findings = object_findings(data, results, masks, options.max_detections)
     names = [Path(image["path"]).name for image in data.images]
     return findings, names, lambda place: draw_objects(data, data.images[place], results)
 
@@ -143,25 +155,26 @@ def _labels(
         places.images, places.labels, training=False, classes=classes, options=options
     )
 
-    def predict(record: Mapping[str, Any]) -> np.ndarray:
-        return predictor(_bgr(record["file_name"]))["sem_seg"].argmax(0).cpu().numpy()
+    def predict(record: Mapping[str, Any]) -> Tensor:
+        return predictor(_bgr(record["file_name"]))["sem_seg"].argmax(0).cpu()
 
-    confusions = []
+    quality, total = [], torch.zeros(len(classes), len(classes), dtype=torch.int64)
     for record in track(records, "predicting", "image"):
         first = record.get("first_label", 0)
-        truth = read_label_map(record["sem_seg_file_name"], first, len(classes)).numpy()
-        known = truth != IGNORED
-        index = truth[known].astype(np.int64) * len(classes) + predict(record)[known]
-        counts = np.bincount(index, minlength=len(classes) ** 2)
-        confusions.append(counts.reshape(len(classes), -1))
+        truth = read_label_map(record["sem_seg_file_name"], first, len(classes)).long()
+        confusion = confusion_matrix(truth, predict(record), len(classes))
+        quality.append(image_quality(confusion))
+        total += confusion
 
     def draw(place: int) -> Pair:
         record = records[place]
         files = record["file_name"], record["sem_seg_file_name"]
-        return draw_label_maps(*files, predict(record), classes, record.get("first_label", 0))
+        return draw_label_maps(
+            *files, predict(record).numpy(), classes, record.get("first_label", 0)
+        )
 
     names = [Path(record["file_name"]).name for record in records]
-    return label_findings(classes, confusions), names, draw
+    return label_findings(classes, quality, total), names, draw
 
 
 def _bgr(path: str) -> np.ndarray:

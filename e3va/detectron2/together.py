@@ -99,8 +99,8 @@ def agree(tasks: Configs) -> None:
         if highway.train_trunk or highway.inside:
             what = f"recipe={highway.recipe}" if highway.train_trunk else "placement=inside"
             raise UserError(
-                f"the task {other} has a highway with {what}: expected a frozen trunk, which the "
-                "tasks share; change it, or train the task alone"
+                f"the task {other} has a highway with {what}, but the tasks share a frozen trunk: "
+                "give it another highway, or train it alone"
             )
         for key in _OF_TRUNK:
             ours, own = (str(bottom_up_node(config).get(key)) for config in (first, cfg))

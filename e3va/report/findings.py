@@ -1,22 +1,19 @@
 """What a model finds in a data set beside the truth: confusion, and the quality of each image."""
 
-import contextlib
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pycocotools.mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from torch import Tensor
 
 from ..data.coco import CocoData
 from ..data.masks import to_rle
+from ..data.scores import SIZES, class_iou, find_precision, mean_percent
 
 LEAST_SCORE, LEAST_IOU = 0.5, 0.5  # of objects that count in confusion and F1
 NOTHING = "nothing"  # the row and column of the confusion for objects without a partner
-SIZES = ("small", "medium", "large")  # COCO's: areas up to 32², 96², and more
 
 
 @dataclass
@@ -45,13 +42,16 @@ class Findings:
         return sorted(range(len(self.quality)), key=self.quality.__getitem__)
 
 
-def object_findings(data: CocoData, results: Sequence[dict], masks: bool) -> Findings:
+def object_findings(
+    data: CocoData, results: Sequence[dict], masks: bool, limit: int = 100
+) -> Findings:
     """Compare detections with the true objects.
 
     Args:
         data: the true objects.
         results: detections of all images in COCO's format.
         masks: whether masks are compared, or else boxes.
+        limit: largest number of detections of a class in an image that count for AP.
     """
     count = len(data.categories)
     confusion = np.zeros((count + 1, count + 1), np.int64)
@@ -65,16 +65,14 @@ def object_findings(data: CocoData, results: Sequence[dict], masks: bool) -> Fin
         for true, found in pairs:
             confusion[true, found] += 1
         quality.append(_f1(pairs, count))
-    evaluated = _evaluate(data, results, masks)
-    precision = evaluated.eval["precision"]  # [IoU, recall, class, size, detections]
+    kind = "mask" if masks else "box"
+    precision = find_precision(data, results, [kind], limit, by_size=True)[kind]
     curves = {
-        name: precision[0, :, index, 0, -1]
+        name: precision[0, :, index, 0]
         for index, name in enumerate(data.class_names)
-        if (precision[0, :, index, 0, -1] > -1).any()
+        if (precision[0, :, index, 0] > -1).any()
     }
-    by_size = {
-        name: _mean_percent(precision[:, :, :, place, -1]) for place, name in enumerate(SIZES, 1)
-    }
+    by_size = {name: mean_percent(precision[..., place]) for place, name in enumerate(SIZES, 1)}
     return Findings(
         f"F1 of the objects with a score of at least {LEAST_SCORE:g}, matched with an IoU of at "
         f"least {LEAST_IOU:g} and the right class",
@@ -139,43 +137,19 @@ def _f1(pairs: Sequence[tuple[int, int]], nothing: int) -> float:
     return 2 * right / objects if objects else 1.0
 
 
-def _evaluate(data: CocoData, results: Sequence[dict], masks: bool) -> COCOeval:
-    truth = COCO()
-    listed = [a for image in data.images for a in data.annotations[image["id"]]]
-    # pycocotools changes the records that it gets, and takes id 0 for "no object".
-    annotations = [{**annotation, "id": number} for number, annotation in enumerate(listed, 1)]
-    truth.dataset = {"images": data.images, "categories": data.categories}
-    truth.dataset["annotations"] = annotations
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints tables of its own
-        truth.createIndex()
-        if results:
-            found = truth.loadRes([dict(result) for result in results])
-        else:
-            found = COCO()
-            found.dataset = {**truth.dataset, "annotations": []}
-            found.createIndex()
-        run = COCOeval(truth, found, "segm" if masks else "bbox")
-        run.evaluate()
-        run.accumulate()
-    return run
+def image_quality(confusion: Tensor) -> float:
+    """Return the mean IoU of the classes in one label map, 0 to 1; 1 if all pixels are ignored."""
+    mean = float(class_iou(confusion).nanmean())
+    return 1.0 if math.isnan(mean) else mean
 
 
-def _mean_percent(precision: np.ndarray) -> float:
-    known = precision[precision > -1]
-    return 100 * float(known.mean()) if known.size else math.nan
-
-
-def label_findings(classes: Sequence[str], confusions: Sequence[np.ndarray]) -> Findings:
-    """Compare label maps.
+def label_findings(classes: Sequence[str], quality: Sequence[float], confusion: Tensor) -> Findings:
+    """Return the findings of label maps.
 
     Args:
         classes: class names.
-        confusions: the confusion [classes, classes] of each image, counts of pixels.
+        quality: :func:`image_quality` of each image.
+        confusion: the confusion of all images, counts of pixels [classes, classes].
     """
-    quality = []
-    for confusion in confusions:
-        right = np.diag(confusion).astype(float)
-        union = confusion.sum(0) + confusion.sum(1) - right
-        quality.append(float((right[union > 0] / union[union > 0]).mean()) if union.any() else 1.0)
-    total = np.sum(confusions, axis=0, dtype=np.int64)
-    return Findings("mean IoU of the classes in the image", quality, list(classes), total)
+    measure = "mean IoU of the classes in the image"
+    return Findings(measure, list(quality), list(classes), confusion.numpy())

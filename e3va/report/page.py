@@ -10,6 +10,7 @@ import jinja2
 from PIL import Image
 
 from ..utils.atomic import atomic_open
+from ..utils.errors import UserError
 from . import plots
 from .findings import LEAST_SCORE, Findings
 
@@ -58,6 +59,11 @@ def part_rows(parts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str, st
     rows = [(part, row["all"], row["trained"]) for part, row in parts.items()]
     rows.append(("all", *(sum(row[place] for row in rows) for place in (1, 2))))
     return [(part, f"{a:,}", f"{t:,}", f"{t / a if a else 0:.2%}") for part, a, t in rows]
+
+
+def moved(error: UserError) -> str:
+    """Return the text of ``Training.without`` for an error while the data were read."""
+    return f"The data of the training cannot be read any more: {error.line}"
 
 
 @dataclass

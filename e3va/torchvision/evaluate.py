@@ -1,19 +1,14 @@
 """Box and mask AP by pycocotools; intersection over union of label maps."""
 
-import contextlib
-import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from ..data.coco import CocoData
-from ..data.label_maps import IGNORED
+from ..data.scores import class_iou, confusion_matrix, find_precision, mean_percent
+from ..report.findings import image_quality
 from ..utils.progress import track
 from .data import Dataset, read_record_image, to_tensor
 from .masks import encode_masks
@@ -26,8 +21,8 @@ class Predictions:
 
     objects: list[dict] = field(default_factory=list)  # detections in COCO's format
     masks: bool = False  # whether masks count besides boxes
-    # For label maps, the result of confusion_matrix for each image.
-    confusions: list[Tensor] = field(default_factory=list)
+    confusion: Tensor | None = None  # of the pixels of all label maps
+    quality: list[float] = field(default_factory=list)  # mean IoU of each label map, 0 to 1
 
 
 @dataclass
@@ -75,7 +70,7 @@ def evaluate(model: nn.Module, dataset: Dataset, device: torch.device) -> Scores
         limit = largest_number(model)
         scores = coco_scores(predictions.objects, dataset, predictions.masks, limit)
     else:
-        scores = label_scores(sum(predictions.confusions), dataset.classes)
+        scores = label_scores(predictions.confusion, dataset.classes)
     scores.predictions = predictions
     return scores
 
@@ -83,7 +78,8 @@ def evaluate(model: nn.Module, dataset: Dataset, device: torch.device) -> Scores
 @torch.no_grad()
 def predict_dataset(model: nn.Module, dataset: Dataset, device: torch.device) -> Predictions:
     """Predict all images of a data set; the model's mode is restored afterwards."""
-    was_training, found = model.training, Predictions()
+    was_training, count = model.training, len(dataset.classes)
+    found = Predictions(confusion=torch.zeros(count, count, dtype=torch.int64))
     found.masks = dataset.coco is not None and dataset.coco.masks
     model.eval()
     try:
@@ -94,8 +90,9 @@ def predict_dataset(model: nn.Module, dataset: Dataset, device: torch.device) ->
                 found.objects += to_coco(own, record["id"], dataset.category_ids)
             else:
                 truth = dataset.read_target(record)["labels"]
-                count = len(dataset.classes)
-                found.confusions.append(confusion_matrix(truth, own["labels"], count))
+                confusion = confusion_matrix(truth, own["labels"], count)
+                found.confusion += confusion
+                found.quality.append(image_quality(confusion))
     finally:
         model.train(was_training)
     return found
@@ -135,40 +132,15 @@ def coco_scores(
         masks: whether to score masks besides boxes.
         limit: largest number of detections of a class in an image that count.
     """
-    scores, data = Scores(), dataset.coco
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own tables
-        listed = (a for image in data.images for a in data.annotations[image["id"]])
-        # pycocotools changes the records that it gets, and takes id 0 for "no object".
-        own = [{**annotation, "id": number} for number, annotation in enumerate(listed, 1)]
-        truth = _index(data, own)
-        found = truth.loadRes([dict(r) for r in results]) if results else _index(data, [])
-        for kind, name in (("bbox", "box"), ("segm", "mask"))[: 1 + masks]:
-            run = COCOeval(truth, found, kind)
-            run.params.maxDets = [limit]
-            run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], ["all"]
-            run.evaluate()
-            run.accumulate()
-            precision = run.eval["precision"][..., 0, 0]  # [IoU from 0.5 to 0.95, recall, class]
-            chosen = {f"AP {name}": precision, f"AP50 {name}": precision[0]}
-            chosen[f"AP75 {name}"] = precision[5]
-            scores.values |= {key: _percent(values) for key, values in chosen.items()}
-            classes = (precision[..., index] for index in range(len(dataset.classes)))
-            scores.per_class = _by_name(dataset.classes, map(_percent, classes))
+    scores, classes = Scores(), range(len(dataset.classes))
+    kinds = ("box", "mask")[: 1 + masks]
+    for kind, found in find_precision(dataset.coco, results, kinds, limit).items():
+        precision = found[..., 0]
+        chosen = {"AP": precision, "AP50": precision[0], "AP75": precision[5]}
+        scores.values |= {f"{name} {kind}": mean_percent(own) for name, own in chosen.items()}
+        values = (mean_percent(precision[..., index]) for index in classes)
+        scores.per_class = _by_name(dataset.classes, values)
     return scores
-
-
-def _index(data: CocoData, annotations: list[dict]) -> COCO:
-    result = COCO()
-    result.dataset = {"images": data.images, "categories": data.categories}
-    result.dataset["annotations"] = annotations
-    result.createIndex()
-    return result
-
-
-def _percent(precision: np.ndarray) -> float:
-    """Return the mean of the precisions in percent; -1 stands for a class without objects."""
-    known = precision[precision > -1]
-    return 100 * float(known.mean()) if known.size else math.nan
 
 
 def _by_name(classes: tuple[str, ...], values: Iterable[float]) -> dict[str, float]:
@@ -179,20 +151,11 @@ def _by_name(classes: tuple[str, ...], values: Iterable[float]) -> dict[str, flo
     return result
 
 
-def confusion_matrix(truth: Tensor, predicted: Tensor, count: int) -> Tensor:
-    """Count the pixels of each true (row) and predicted (column) class, without ignored ones."""
-    known = truth != IGNORED
-    index = truth[known] * count + predicted[known]
-    return torch.bincount(index, minlength=count**2).view(count, count)
-
-
 def label_scores(confusion: Tensor, classes: tuple[str, ...]) -> Scores:
     """Return mIoU, over the classes in truth or prediction, and the share of correct pixels."""
-    right = confusion.diag().double()
-    union = confusion.sum(0) + confusion.sum(1) - right
-    iou = torch.where(union > 0, 100 * right / union, torch.nan)
+    iou = 100 * class_iou(confusion)
     values = {
         "mIoU": float(iou.nanmean()),
-        "pixel accuracy": float(100 * right.sum() / confusion.sum().clamp(min=1)),
+        "pixel accuracy": float(100 * confusion.trace() / confusion.sum().clamp(min=1)),
     }
     return Scores(values, _by_name(classes, iou.tolist()))

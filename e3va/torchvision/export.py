@@ -147,8 +147,8 @@ def write_program(
             be written.
     """
     text = json.dumps(description)
+    make_folder(output.parent)
     if output.suffix == FORMATS["torch"]:
-        make_folder(output.parent)
         with rename_atomically(output) as temporary, open(temporary, "wb") as file:
             torch.export.save(program, file, extra_files={f"{KEY}.json": text})
         return
@@ -166,7 +166,6 @@ def write_program(
         except torch.onnx.OnnxExporterError as error:
             raise _not_exported(f"ONNX opset {opset}", error) from None
     exported.model.metadata_props[KEY] = text
-    make_folder(output.parent)
     with rename_atomically(output) as temporary:
         exported.save(temporary)
 

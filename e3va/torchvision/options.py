@@ -18,6 +18,8 @@ DATA_OF_MODEL = {
     False: "needs --annotations, not --labels",
 }
 DATA = ("images", "annotations", "labels", "val_images", "val_annotations", "val_labels")
+# Two models that train together: their names and folders, see e3va.torchvision.together.
+INSTANCES, LABELS = TASKS = ("instances", "labels")
 # Options that say how annotations of instances are read; they are off by default.
 READING = ("skip_missing", "use_crowds", "keep_empty")
 SETTINGS = {

@@ -19,7 +19,7 @@ from .tiles import Found
 
 READABLE = 480  # pixels of the shorter side; labels would cover smaller pictures
 BAND = 256  # rows of a label map that are worked on at once
-LEVEL = 2  # of PNG: the default, 6, takes up to six times as long for a tenth fewer bytes
+LEVEL = 2  # of PNG: the default, 6, takes several times as long for files hardly smaller
 LARGEST = 2000  # pixels of the longer side, to which small images are enlarged at most
 
 

@@ -35,7 +35,7 @@ class PredictOptions:
     Args:
         batch_size: largest number of images of equal size, or of tiles, in one call of the model.
         precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for mixed precision.
-        tiling: how larger images are cut into tiles; None to predict all images as they are.
+        tiling: how images larger than a tile are cut; None to cut none.
 
     Raises:
         UserError: the batch size is below 1, or the precision is unknown.

@@ -19,7 +19,7 @@ from torch import nn
 
 from .._version import __version__
 from ..report.findings import label_findings, object_findings
-from ..report.page import Training, part_rows
+from ..report.page import Training, moved, part_rows
 from ..report.pictures import Pair, draw_label_maps, draw_objects
 from ..utils.errors import UserError
 from ..utils.measure import MIB
@@ -58,9 +58,11 @@ def read_training(
     try:
         validation = _open_validation(data.get("data") or {}, config)
         if validation is not None:
-            _add_findings(found, _Validation(folder, device, validation), predictions)
+            _add_findings(
+                found, _Validation(folder, device, validation, config.detections), predictions
+            )
     except UserError as error:  # the data have moved; what the folder has is worth a page
-        found.without = f"The data of the training cannot be read any more: {error.line}"
+        found.without = moved(error)
     return found
 
 
@@ -122,6 +124,7 @@ class _Validation:
     folder: Path
     device: torch.device
     dataset: Dataset
+    detections: int  # largest number in an image
 
     @cached_property
     def model(self) -> nn.Module:
@@ -145,10 +148,11 @@ def _add_findings(found: Training, own: _Validation, predictions: Predictions | 
         )
     found.images = [Path(record["path"]).name for record in dataset.records]
     if dataset.coco:
-        found.findings = object_findings(dataset.coco, predictions.objects, predictions.masks)
+        found.findings = object_findings(
+            dataset.coco, predictions.objects, predictions.masks, own.detections
+        )
     else:
-        counts = [confusion.numpy() for confusion in predictions.confusions]
-        found.findings = label_findings(dataset.classes, counts)
+        found.findings = label_findings(dataset.classes, predictions.quality, predictions.confusion)
     found.draw = lambda place: _draw(own, predictions, place)
 
 

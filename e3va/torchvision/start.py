@@ -40,6 +40,7 @@ from .models import (
 from .options import (
     FROM_CONFIG,
     SETTINGS,
+    TASKS,
     anywhere,
     complete_options,
     resumed_options,
@@ -117,11 +118,11 @@ def open_run(
             "--output"
         )
     else:
-        for part in folder.glob(f"*/{STATE}"):
-            if read_state(part.parent)["data"].get("together"):
+        for task in TASKS:
+            if (folder / task / STATE).is_file():
                 raise UserError(
-                    f"{folder} holds a run of several models ({part.parent.name}): give another "
-                    "--output"
+                    f"{folder} holds the run in {task}, which --resume would continue: give "
+                    "another --output"
                 )
         start = _read_start(given["adapter"], given.get("trunk")) if "adapter" in given else None
         options = complete_options(given, start.options if start else {})

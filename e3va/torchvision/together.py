@@ -17,11 +17,10 @@ from ..utils.counts import counted
 from ..utils.errors import UserError
 from ..utils.progress import Progress
 from .data import Dataset, Record, Target, flip_target, read_record_image, to_tensor
-from .options import DEFAULTS, READING, anywhere
+from .options import DEFAULTS, INSTANCES, LABELS, READING, TASKS, anywhere
 from .start import Run, build_trainer, open_run
 from .trainer import STATE, Trainer, stop_signals
 
-INSTANCES, LABELS = TASKS = ("instances", "labels")  # names of the tasks and of their folders
 # The options of one task only.
 _OWN = {
     INSTANCES: {
@@ -35,11 +34,16 @@ _VALIDATED_BY = {INSTANCES: "val_annotations", LABELS: "val_labels"}
 
 def wants_together(given: Mapping[str, Any], folder: Path, resume: bool) -> bool:
     """Return whether the user's options ask for both tasks, or a run of both is to be resumed."""
-    if resume and (folder / STATE).is_file():
-        return False
-    if resume and any((folder / task / STATE).is_file() for task in TASKS):
-        return True
+    if resume:
+        single, *parts = ((place / STATE).is_file() for place in places_of(folder))
+        if single or any(parts):
+            return not single
     return bool(given.get("annotations") and given.get("labels"))
+
+
+def places_of(folder: Path) -> list[Path]:
+    """Return the folder of a single run, and those of two that train together."""
+    return [folder, *(folder / task for task in TASKS)]
 
 
 def split_options(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -87,9 +91,8 @@ def start_together(
             f"--resume: {folder} holds no run of {' and '.join(TASKS)}; expected the --output "
             "folder of an earlier run"
         )
-    for task in sorted(
-        TASKS, key=lambda name: name not in saved
-    ):  # the saved ones tell the options
+    # A saved run has the options of both.
+    for task in sorted(TASKS, key=lambda name: name not in saved):
         print(f"{task}:")
         if task in saved:
             own = split_options(given)[task]

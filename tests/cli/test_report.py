@@ -1,4 +1,4 @@
-"""The page on a training: every part is there, it stands alone, and mistakes are one line."""
+"""The page on a training has every part and needs no other file; mistakes give one line."""
 
 import re
 import shlex

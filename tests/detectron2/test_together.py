@@ -161,7 +161,7 @@ def test_only_images_with_both_are_trained_on(tasks, drawn, drawn_labels):
     [
         ("labels.model.backbone.bottom_up.memory=lean", "memory=lean, the task instances standard"),
         ("labels.model.backbone.bottom_up.preset=swin_t", "expected the same trunk"),
-        ("labels.model.backbone.bottom_up.highway.recipe=full", "expected a frozen trunk"),
+        ("labels.model.backbone.bottom_up.highway.recipe=full", "the tasks share a frozen trunk"),
         ("labels.train.init_checkpoint=other.pth", "expected one train.init_checkpoint"),
     ],
 )

@@ -101,14 +101,16 @@ class _Answers(BaseHTTPRequestHandler):
             pass  # the client closed the connection
 
 
-@pytest.fixture
-def start_web():
-    """Starts web servers; they are stopped at the end of the test, or by ``stop``."""
+def servers(make_state, answers):
+    """Yield a function that starts a server with a new state; all are stopped at the end.
+
+    A server's ``state`` gets its ``address``, and ``stop``, which stops it earlier.
+    """
     running = []
 
-    def start() -> WebServer:
-        state = WebServer()
-        handler = type("Answers", (_Answers,), {"state": state})
+    def start():
+        state = make_state()
+        handler = type("Answers", (answers,), {"state": state})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         server.daemon_threads = True
         state.address = f"http://127.0.0.1:{server.server_address[1]}"
@@ -120,6 +122,12 @@ def start_web():
     yield start
     for state in running:
         state.stop()
+
+
+@pytest.fixture
+def start_web():
+    """Starts web servers, see :func:`servers`."""
+    yield from servers(WebServer, _Answers)
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 import math
 
-import numpy as np
 import pytest
+import torch
 
 from e3va.data.coco import CocoData
-from e3va.report.findings import label_findings, match, object_findings
+from e3va.report.findings import image_quality, label_findings, match, object_findings
 
 
 def data(*annotations, images=1) -> CocoData:
@@ -97,10 +97,19 @@ def test_nothing_found_at_all():
 
 
 def test_label_maps_are_sorted_by_the_mean_of_the_classes_that_occur():
-    first = np.array([[6, 2], [0, 2]])  # IoU 6/8 and 2/4
-    other = np.array([[9, 0], [0, 0]])  # only the first class occurs
-    empty = np.zeros((2, 2), int)  # everything is ignored
-    findings = label_findings(("no", "yes"), [first, other, empty])
-    assert findings.quality == [pytest.approx((6 / 8 + 2 / 4) / 2), 1.0, 1.0]
-    assert findings.confusion.tolist() == [[15, 2], [0, 2]]
+    first = torch.tensor([[6, 2], [0, 2]])  # IoU 6/8 and 2/4
+    other = torch.tensor([[9, 0], [0, 0]])  # only the first class occurs
+    empty = torch.zeros(2, 2, dtype=torch.int64)  # everything is ignored
+    quality = [image_quality(confusion) for confusion in (first, other, empty)]
+    assert quality == [pytest.approx((6 / 8 + 2 / 4) / 2), 1.0, 1.0]
+    findings = label_findings(("no", "yes"), quality, first + other)
+    assert findings.order()[0] == 0 and findings.confusion.tolist() == [[15, 2], [0, 2]]
     assert findings.by_size == {} and findings.precision == {}
+
+
+def test_as_many_detections_count_as_for_the_score():
+    truth = data(*((1, 3, (20 * n, 0, 15, 15), 0) for n in range(4)))
+    found = [result(1, 3, (20 * n, 0, 15, 15)) for n in range(4)]
+    assert object_findings(truth, found, True, limit=4).by_size["small"] == pytest.approx(100)
+    half = object_findings(truth, found, True, limit=2).by_size["small"]
+    assert half == pytest.approx(100 * 51 / 101)  # precision 1 up to the recall 0.50

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e3va.data.scores import confusion_matrix
 from e3va.torchvision.data import read_example
-from e3va.torchvision.evaluate import coco_scores, confusion_matrix, evaluate, label_scores, to_coco
+from e3va.torchvision.evaluate import coco_scores, evaluate, label_scores, to_coco
 
 
 class Oracle(torch.nn.Module):

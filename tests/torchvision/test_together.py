@@ -62,8 +62,8 @@ def test_the_weights_are_those_of_trainings_apart(options, train, tmp_path, monk
     train("both", *options)
     together = len(passes)
     train("one", *options, kinds=("--annotations",))
-    alone = tuple(o for o in options if o not in ("--model", "fcos"))
-    train("two", *alone, kinds=("--labels",))
+    for_labels = tuple(o for o in options if o not in ("--model", "fcos"))  # which is for objects
+    train("two", *for_labels, kinds=("--labels",))
     assert len(passes) - together == together + 3  # one more in each of the three steps
     for task, folder in (("instances", "one"), ("labels", "two")):
         assert equal(weights(tmp_path / "both" / task), weights(tmp_path / folder))
@@ -192,7 +192,7 @@ def test_what_is_continued_is_the_same_run(train, tmp_path, capsys):
     shutil.rmtree(tmp_path / "both" / "labels")
     assert "--classes a,b,c, but the run" in refused("both", "--classes", "a,b,c")
     train("both", kinds=("--annotations",), status=1)
-    assert "holds a run of several models" in capsys.readouterr().err
+    assert "holds the run in instances" in capsys.readouterr().err
     train("both", "--resume")
     assert "it has no checkpoint: it starts anew" in capsys.readouterr().out
     train("one", kinds=("--annotations",))

@@ -7,9 +7,8 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -20,6 +19,8 @@ from torch import nn
 
 from e3va import E3VABackbone
 from e3va.adapter_files.files import save_adapter
+
+from ..conftest import servers
 
 constants = pytest.importorskip("huggingface_hub.constants")
 TOKEN = "hf_secretsecretsecret"
@@ -214,23 +215,8 @@ def _entry(path: str, data: bytes) -> dict:
 
 @pytest.fixture
 def start_hub():
-    """Starts servers, which are stopped at the end of the test or by ``stop``."""
-    running = []
-
-    def start() -> HubServer:
-        state = HubServer()
-        handler = type("Answers", (_Answers,), {"state": state})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
-        state.address = f"http://127.0.0.1:{server.server_address[1]}"
-        state.stop = lambda: (server.shutdown(), server.server_close())
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        running.append(state)
-        return state
-
-    yield start
-    for state in running:
-        state.stop()
+    """Starts servers, see :func:`servers`."""
+    yield from servers(HubServer, _Answers)
 
 
 @pytest.fixture
